@@ -1,0 +1,127 @@
+"""
+Helpers that every other module may use: the base directory, ranks, durable files, hashes, git.
+
+Torch-free on purpose: the lab, the command line and the tests of both start in milliseconds.
+Anything that needs torch (device, dtype, seeding) lives in nanochat/device.py.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+from pathlib import Path
+
+REPO_ROOT = Path(__file__).resolve().parent.parent
+CODE_DIRS = ("nanochat", "scripts")  # what decides the numbers of a run, and so its hash
+TRACKED_DIRS = (*CODE_DIRS, "patches")  # uncommitted changes here make a run "dirty"
+
+
+def get_base_dir() -> Path:
+    """Root of all artifacts: NANOCHAT_BASE_DIR, or ~/.cache/nanochat. Created on first use."""
+    base = os.environ.get("NANOCHAT_BASE_DIR")
+    path = Path(base).expanduser() if base else Path.home() / ".cache" / "nanochat"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def get_dist_info() -> tuple[int, int, int]:
+    """(rank, local rank, world size) as torchrun sets them; (0, 0, 1) outside torchrun."""
+    return tuple(int(os.environ.get(name, default)) for name, default in
+                 (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
+
+
+def print0(*args, **kwargs):
+    """print on rank 0, flushed, so that a log file grows while a run is going on."""
+    if get_dist_info()[0] == 0:
+        print(*args, **{"flush": True, **kwargs})
+
+
+# -----------------------------------------------------------------------------
+# Durable files. The order is always: write, fsync, rename, fsync of the folder. A reader sees the
+# old file or the new one, whole, whenever the machine stops.
+
+def fsync_dir(path: Path):
+    if os.name == "nt":  # a directory cannot be opened there; NTFS journals the rename itself
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def atomic_writer(path):
+    """A binary file object whose content appears under `path` whole, or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(tmp, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def atomic_write(path, text: str):
+    with atomic_writer(path) as f:
+        f.write(text.encode("utf-8"))
+
+
+def write_json(path, obj):
+    """Strict JSON (NaN and Infinity raise ValueError: what was not measured is null)."""
+    atomic_write(path, json.dumps(obj, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path):
+    with open(path, encoding="utf-8") as f:
+        return json.load(f)
+
+
+# -----------------------------------------------------------------------------
+# Hashes and provenance
+
+def sha256_file(path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") \
+            else _sha256_stream(f)
+
+
+def _sha256_stream(f) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := f.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_json(obj) -> str:
+    """Content hash of a JSON value, the same for any key order."""
+    return hashlib.sha256(json.dumps(obj, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def tree_hash(root=REPO_ROOT) -> str:
+    """Content hash of the Python files that decide a run's numbers (CODE_DIRS under root)."""
+    root = Path(root)
+    files = sorted(p for d in CODE_DIRS for p in (root / d).rglob("*.py"))
+    return hash_json({p.relative_to(root).as_posix(): sha256_file(p) for p in files})
+
+
+def git_state(root=REPO_ROOT) -> dict:
+    """{"git_commit": str | None, "dirty": bool | None}; None where there is no git or no commit."""
+    def git(*args):
+        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout
+    try:
+        top = Path(git("rev-parse", "--show-toplevel").strip()).resolve()
+        if top != Path(root).resolve():  # somebody else's repository around an unpacked copy of ours
+            return {"git_commit": None, "dirty": None}
+        commit = git("rev-parse", "HEAD").strip()
+        dirty = bool(git("status", "--porcelain", "--", *TRACKED_DIRS).strip())
+    except (OSError, subprocess.CalledProcessError):
+        return {"git_commit": None, "dirty": None}
+    return {"git_commit": commit, "dirty": dirty}

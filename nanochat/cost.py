@@ -1,0 +1,106 @@
+"""
+What a configuration costs: parameters, FLOPs, bytes. And resolve(), which replaces every -1.
+
+Parameters are counted on the real modules, built on the meta device: the calculator is the model.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+
+from nanochat.config import TrainConfig, grad_accum_steps, model_shape
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.schedule import batch_lr_scale, ema_time_scale, optimal_batch_size, scaled_weight_decay
+
+
+def gpt_config(config: TrainConfig, vocab_size: int, depth: int | None = None) -> GPTConfig:
+    """Model configuration of a training configuration; `depth` overrides it (the d12 reference of the scaling laws)."""
+    n_embd, n_head, n_kv_head = model_shape(config)
+    if depth is not None:  # the reference has the shape that depth alone gives, whatever --model-dim says
+        n_embd = -(-depth * config.aspect_ratio // config.head_dim) * config.head_dim
+        n_head = n_kv_head = n_embd // config.head_dim
+    gate = {name: getattr(config, name) for name in vars(config) if name.startswith("symplectic_gate_")}
+    return GPTConfig(sequence_len=config.max_seq_len, vocab_size=vocab_size, n_layer=depth or config.depth, n_head=n_head,
+                     n_kv_head=n_kv_head, n_embd=n_embd, window_pattern=config.window_pattern,
+                     **(dict(residual="symplectic", **gate) if config.symplectic_gate else {}))
+
+
+def meta_model(config: GPTConfig) -> GPT:
+    with torch.device("meta"):
+        return GPT(config)
+
+
+def count_params(model: GPT) -> dict[str, int]:
+    """Parameters by kind, under upstream's names; they add up to all of them."""
+    kinds = {"wte": "transformer.wte.", "value_embeds": "value_embeds.", "lm_head": "lm_head.", "transformer_matrices": "transformer.h."}
+    counts = {kind: sum(p.numel() for name, p in model.named_parameters() if name.startswith(prefix)) for kind, prefix in kinds.items()}
+    total = sum(p.numel() for p in model.parameters())
+    return {**counts, "scalars": total - sum(counts.values()), "total": total}
+
+
+def scaling_params(model: GPT) -> int:
+    """What the scaling laws call N: the matrices of the blocks and lm_head."""
+    counts = count_params(model)
+    return counts["transformer_matrices"] + counts["lm_head"]
+
+
+def flops_per_token(model: GPT) -> int:
+    """Forward and backward: 6 per weight of every matmul, plus 12 H D min(window, T) per layer of attention
+    (causality not halved; arXiv:2204.02311, appendix B)."""
+    config = model.config
+    matmul = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    attention = sum(12 * config.n_embd * min(config.window(i), config.sequence_len) for i in range(config.n_layer))
+    return 6 * matmul + attention
+
+
+@dataclass
+class Resolved:
+    """A configuration with nothing left to choose: what a run does, and what its record says."""
+    vocab_size: int
+    n_embd: int
+    n_head: int
+    n_kv_head: int
+    num_params: int
+    num_scaling_params: int
+    flops_per_token: int
+    num_iterations: int
+    horizon: str  # which option decided num_iterations
+    total_batch_size: int
+    grad_accum_steps: int
+    total_tokens: int
+    effective_ratio: float  # total_tokens / num_scaling_params
+    batch_lr_scale: float
+    weight_decay: float
+    tau: float | None
+    dtype: str
+    compile: bool
+
+
+def resolve(config: TrainConfig, vocab_size: int, world_size: int = 1, dtype: str = "float32", compile: bool = False) -> Resolved:
+    """Replace every -1 by upstream's rules. Raises ValueError where what results cannot be run."""
+    model_config = gpt_config(config, vocab_size)
+    model = meta_model(model_config)
+    n = scaling_params(model)
+    n_ref = scaling_params(meta_model(gpt_config(config, vocab_size, depth=12)))
+    # The laws read only D / D_ref, in which the ratio cancels: with --num-iterations they still follow N.
+    ratio = config.target_param_data_ratio if config.target_param_data_ratio > 0 else 1.0
+    target_tokens, ref_tokens = int(ratio * n), ratio * n_ref
+    batch = config.total_batch_size if config.total_batch_size != -1 else optimal_batch_size(target_tokens, ref_tokens)
+    accum = grad_accum_steps(batch, config.device_batch_size, config.max_seq_len, world_size)
+    flops = flops_per_token(model)
+    if config.num_iterations > 0:
+        horizon, num_iterations = "num_iterations", config.num_iterations
+    elif config.target_flops > 0:
+        horizon, num_iterations = "target_flops", round(config.target_flops / (flops * batch))
+    else:
+        horizon, num_iterations = "target_param_data_ratio", target_tokens // batch
+    if num_iterations < 1:
+        raise ValueError(f"--{horizon.replace('_', '-')} gives less than one step of {batch} tokens; raise it, or lower --total-batch-size")
+    decay, lr_scale = scaled_weight_decay(config.weight_decay, batch, target_tokens, ref_tokens), batch_lr_scale(batch)
+    return Resolved(
+        vocab_size=vocab_size, n_embd=model_config.n_embd, n_head=model_config.n_head, n_kv_head=model_config.n_kv_head,
+        num_params=count_params(model)["total"], num_scaling_params=n, flops_per_token=flops, num_iterations=num_iterations,
+        horizon=horizon, total_batch_size=batch, grad_accum_steps=accum, total_tokens=batch * num_iterations,
+        effective_ratio=batch * num_iterations / n, batch_lr_scale=lr_scale, weight_decay=decay,
+        tau=ema_time_scale(batch, config.matrix_lr * lr_scale, decay, batch * num_iterations), dtype=dtype, compile=compile)

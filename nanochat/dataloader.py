@@ -1,0 +1,178 @@
+"""
+Documents -> packed rows -> batches, with exact resume.
+
+Rows start with BOS and are filled by best fit, as upstream does it: from a buffer of documents take the
+largest that still fits; when none fits, crop the shortest to fill the row. No padding. The buffer is kept
+sorted, so a row costs O(log n) searches where a scan would cost O(n), and the result is the same.
+
+Order of documents. "file": upstream's stream, to the last token. "seed": per epoch, the row groups are
+permuted and read in blocks, and the documents of a block are permuted; both permutations are functions of
+(seed, epoch, block), so that a position is three numbers and not a history.
+
+Resume: the state names the position in the order and the documents that wait in the buffer. They are read
+and tokenized again; nothing is skipped and nothing is seen twice.
+"""
+
+import bisect
+import random
+from collections import deque
+
+import torch
+
+from nanochat.dataset import read_row_group, row_groups, split_paths
+
+BUFFER_DOCUMENTS = 1000
+CHUNK_DOCUMENTS = 128  # documents tokenized at a time
+BLOCK_ROW_GROUPS = 16  # row groups whose documents are shuffled together in "seed" order
+
+
+class DocumentOrder:
+    """The endless order of documents as references (row group number, row), by epoch and offset."""
+
+    def __init__(self, groups, data_order: str, seed: int):
+        self.groups = groups  # [(path, index in file, rows)]
+        self.data_order = data_order
+        self.seed = seed
+        self.num_documents = sum(rows for _, _, rows in groups)
+        if self.num_documents == 0:
+            raise ValueError("the split has no documents; rebuild it with python -m nanochat.dataset")
+        self._key, self._block = None, None
+
+    def blocks(self, epoch: int) -> list[list[int]]:
+        order = list(range(len(self.groups)))
+        if self.data_order == "file":
+            return [[g] for g in order]
+        random.Random(f"{self.seed}/{epoch}").shuffle(order)
+        return [order[i:i + BLOCK_ROW_GROUPS] for i in range(0, len(order), BLOCK_ROW_GROUPS)]
+
+    def block(self, epoch: int, number: int) -> list[tuple[int, int]] | None:
+        """References of one block in order; None past the last block of the epoch. The last answer is kept."""
+        if self._key != (epoch, number):
+            blocks = self.blocks(epoch)
+            refs = None
+            if number < len(blocks):
+                refs = [(g, row) for g in blocks[number] for row in range(self.groups[g][2])]
+                if self.data_order == "seed":
+                    random.Random(f"{self.seed}/{epoch}/{number}").shuffle(refs)
+            self._key, self._block = (epoch, number), refs
+        return self._block
+
+
+class DataLoader:
+    """Iterator of (x, y), each int64 [B, T] on `device`; y is x shifted by one token.
+
+    `state` describes the stream right AFTER the batch returned last; give it to a new loader to go on from there.
+    """
+
+    def __init__(self, tokenizer, B: int, T: int, split: str, device="cpu", data_order="file", seed=0, state=None, data_dir=None):
+        assert data_order in ("file", "seed"), data_order
+        self.tokenizer, self.B, self.T = tokenizer, B, T
+        self.device = torch.device(device)
+        self.shards = split_paths(split, data_dir)
+        self.groups = row_groups(self.shards)
+        self.order = DocumentOrder(self.groups, data_order, seed)
+        self.bos = tokenizer.get_bos_token_id()
+        self.chunk, self.low_water = CHUNK_DOCUMENTS, BUFFER_DOCUMENTS
+        if data_order == "seed":  # a buffer that holds much of the corpus would undo the shuffle by sorting it
+            most = max(1, min(BUFFER_DOCUMENTS + CHUNK_DOCUMENTS, self.order.num_documents // 20))
+            self.chunk = max(1, min(CHUNK_DOCUMENTS, most // 8))
+            self.low_water = most - self.chunk + 1
+        self.texts: dict[int, list[str]] = {}  # row groups in use
+        self.recent = deque()  # the order in which they came in, oldest first
+        self.buffer = []  # sorted [(length, arrival, reference, tokens)]
+        self.arrivals = 0
+        self.epoch, self.block, self.offset = 1, 0, 0
+        if state is not None:
+            self._restore(state)
+
+    # -- documents
+
+    def _text(self, ref) -> str:
+        group, row = ref
+        if group not in self.texts:
+            path, index, _ = self.groups[group]
+            self.texts[group] = read_row_group(path, index)
+            self.recent.append(group)
+            while len(self.recent) > BLOCK_ROW_GROUPS:
+                del self.texts[self.recent.popleft()]
+        return self.texts[group][row]
+
+    def _add(self, refs):
+        tokens = self.tokenizer.encode([self._text(ref) for ref in refs], prepend=self.bos)
+        for ref, doc in zip(refs, tokens, strict=True):
+            bisect.insort(self.buffer, (len(doc), self.arrivals, ref, doc))
+            self.arrivals += 1
+
+    def _refill(self):
+        """Tokenize the next chunk. Chunks end with their row group in "file" order, as upstream's do."""
+        refs = self.order.block(self.epoch, self.block)
+        while refs is None or self.offset >= len(refs):
+            self.epoch, self.block = (self.epoch + 1, 0) if refs is None else (self.epoch, self.block + 1)
+            self.offset = 0
+            refs = self.order.block(self.epoch, self.block)
+        self._add(refs[self.offset:self.offset + self.chunk])
+        self.offset = min(self.offset + self.chunk, len(refs))
+
+    # -- rows
+
+    def _take(self, room: int) -> list[int]:
+        """Tokens for at most `room` places: the largest document that fits, else the shortest, cropped. First come, first served."""
+        while len(self.buffer) < self.low_water:
+            self._refill()
+        i = bisect.bisect_right(self.buffer, (room, float("inf")))
+        if i == 0:
+            return self.buffer.pop(0)[3][:room]
+        length = self.buffer[i - 1][0]
+        return self.buffer.pop(bisect.bisect_left(self.buffer, (length,)))[3]
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        rows = []
+        for _ in range(self.B):
+            row = []
+            while len(row) <= self.T:
+                row += self._take(self.T + 1 - len(row))
+            rows.append(row)
+        batch = torch.tensor(rows, dtype=torch.long, pin_memory=self.device.type == "cuda")  # a new one: the last may still be copied
+        batch = batch.to(self.device, non_blocking=True)
+        return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+
+    # -- state
+
+    @property
+    def position(self) -> dict:
+        """Upstream's three numbers: shard, row group in it and epoch of the document read last."""
+        group = self.order.block(self.epoch, self.block)[max(self.offset, 1) - 1][0]
+        path, rg_idx, _ = self.groups[group]
+        return dict(pq_idx=self.shards.index(path), rg_idx=rg_idx, epoch=self.epoch)
+
+    @property
+    def state(self) -> dict:
+        """JSON-able. The order of arrival breaks ties in the buffer, so it is part of the state."""
+        waiting = sorted(self.buffer, key=lambda entry: entry[1])
+        return dict(**self.position, block=self.block, offset=self.offset,
+                    buffer=[list(ref) for _, _, ref, _ in waiting], data_order=self.order.data_order, seed=self.order.seed)
+
+    def _restore(self, state):
+        if "buffer" not in state:
+            raise ValueError("this checkpoint's data position is upstream's (a row group, no buffer): an exact resume is not "
+                             "possible; load its weights under a new --model-tag instead")
+        for name in ("data_order", "seed"):
+            if state[name] != getattr(self.order, name):
+                raise ValueError(f"the checkpoint was trained with {name} {state[name]}, this run asks for {getattr(self.order, name)}; "
+                                 "resume with the same value")
+        self.epoch, self.block, self.offset = state["epoch"], state["block"], state["offset"]
+        by_group = sorted(range(len(state["buffer"])), key=lambda i: state["buffer"][i])  # each row group is read once
+        texts = {i: self._text(tuple(state["buffer"][i])) for i in by_group}
+        refs = [tuple(ref) for ref in state["buffer"]]
+        tokens = self.tokenizer.encode([texts[i] for i in range(len(refs))], prepend=self.bos) if refs else []
+        for ref, doc in zip(refs, tokens, strict=True):
+            bisect.insort(self.buffer, (len(doc), self.arrivals, ref, doc))
+            self.arrivals += 1
+
+    def epochs_used(self) -> float:
+        """Passes over the split so far, by documents read (those waiting in the buffer included)."""
+        sizes = [sum(self.groups[g][2] for g in block) for block in self.order.blocks(self.epoch)]
+        return self.epoch - 1 + (sum(sizes[:self.block]) + self.offset) / self.order.num_documents

@@ -1,0 +1,101 @@
+"""
+Causal attention with grouped queries, sliding windows, rotary embeddings, QK norm and value embeddings.
+
+B batch, T tokens, C channels, H heads, G key/value heads, D head size.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from nanochat.layers.linear import Linear, norm
+
+QK_SCALE = 1.2  # on q and on k after their norm: sharper attention, as upstream has it
+VE_GATE_CHANNELS = 12
+
+
+def rotary_table(seq_len: int, head_dim: int, base: float, device, dtype):
+    """cos and sin [1, T, 1, D/2] of the angles t * base^(-2i/D)."""
+    inv_freq = 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+    angles = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), inv_freq)
+    return angles.cos().to(dtype)[None, :, None, :], angles.sin().to(dtype)[None, :, None, :]
+
+
+def rotate(x, cos, sin):
+    """Turn the pairs (x_i, x_{i+D/2}) by MINUS their angle: upstream's convention, kept because checkpoints hold it."""
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1)
+
+
+def attend(q, k, v, window: int):
+    """Softmax attention of the last q.size(1) positions over all of k. q [B,T,H,D], k and v [B,S,G,D] -> [B,T,H,D].
+
+    Position t sees s with 0 <= t - s <= window, positions counted from the end of k; scale 1/sqrt(D).
+    """
+    T, S = q.size(1), k.size(1)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    gqa = q.size(1) != k.size(1)
+    if T == 1:  # decode: everything cached is in the past, so cut instead of masking
+        k, v = k[:, :, -(window + 1):], v[:, :, -(window + 1):]
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=gqa)
+    elif T == S and window >= S - 1:
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+    else:
+        distance = torch.arange(S - T, S, device=q.device)[:, None] - torch.arange(S, device=q.device)[None, :]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=(distance >= 0) & (distance <= window), enable_gqa=gqa)
+    return y.transpose(1, 2)
+
+
+class CausalSelfAttention(nn.Module):
+    """y = W_o attend(q, k, v + gated value embedding). `has_ve` layers own the gate of their value embedding."""
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__()
+        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.n_embd // config.n_head
+        self.qk_norm = config.qk_norm
+        self.c_q = Linear(config.n_embd, self.n_head * self.head_dim)
+        self.c_k = Linear(config.n_embd, self.n_kv_head * self.head_dim)
+        self.c_v = Linear(config.n_embd, self.n_kv_head * self.head_dim)
+        self.c_proj = Linear(self.n_head * self.head_dim, config.n_embd)
+        self.ve_gate = Linear(VE_GATE_CHANNELS, self.n_kv_head) if config.has_ve(layer_idx) else None
+
+    @torch.no_grad()
+    def init_weights(self):
+        bound = (3 / self.c_q.in_features) ** 0.5  # uniform with standard deviation 1/sqrt(C)
+        for linear in (self.c_q, self.c_k, self.c_v):
+            linear.weight.uniform_(-bound, bound)
+        self.c_proj.weight.zero_()
+
+    @torch.no_grad()
+    def init_gate(self):  # apart from init_weights: upstream draws all gates last, and one seed must give its weights
+        if self.ve_gate is not None:
+            self.ve_gate.weight.uniform_(0.0, 0.02)
+
+    def forward(self, x, ctx):
+        """x [B,T,C], already normed. ctx: see gpt.Context. Returns (y [B,T,C], no auxiliary loss)."""
+        B, T, _ = x.shape
+        q = self.c_q(x).view(B, T, self.n_head, self.head_dim)
+        k = self.c_k(x).view(B, T, self.n_kv_head, self.head_dim)
+        v = self.c_v(x).view(B, T, self.n_kv_head, self.head_dim)
+        if ctx.ve is not None:
+            gate = 3 * torch.sigmoid(self.ve_gate(x[..., :VE_GATE_CHANNELS]))  # [B,T,G] in (0, 3)
+            v = v + gate.unsqueeze(-1) * ctx.ve.view(B, T, self.n_kv_head, self.head_dim)
+        q, k = rotate(q, *ctx.cos_sin), rotate(k, *ctx.cos_sin)
+        if self.qk_norm:
+            q, k = norm(q) * QK_SCALE, norm(k) * QK_SCALE
+        if ctx.cache is not None:
+            k, v = self._remember(k, v, ctx.cache)
+        y = attend(q, k, v, ctx.window)
+        return self.c_proj(y.reshape(B, T, -1)), None
+
+    def _remember(self, k, v, cache):
+        """Append k and v to the cache; return all keys and values so far."""
+        state = cache.of(self)
+        if not state:
+            shape = (k.size(0), cache.max_seq_len, *k.shape[2:])
+            state["k"], state["v"] = k.new_empty(shape), v.new_empty(shape)
+        end = cache.pos + k.size(1)
+        if end > cache.max_seq_len:
+            raise ValueError(f"the decode cache holds {cache.max_seq_len} tokens, {end} were asked for")
+        state["k"][:, cache.pos:end], state["v"][:, cache.pos:end] = k, v
+        return state["k"][:, :end], state["v"][:, :end]

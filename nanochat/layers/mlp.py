@@ -1,0 +1,25 @@
+"""The feed-forward sublayer."""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from nanochat.layers.linear import Linear
+
+
+class ReluSquaredMLP(nn.Module):
+    """y = W_proj relu(W_fc x)^2, four times as wide inside (arXiv:2109.08668)."""
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__()
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
+
+    @torch.no_grad()
+    def init_weights(self):
+        bound = 0.4 * (3 / self.c_fc.in_features) ** 0.5
+        self.c_fc.weight.uniform_(-bound, bound)
+        self.c_proj.weight.zero_()
+
+    def forward(self, x, ctx):
+        return self.c_proj(F.relu(self.c_fc(x)).square()), None

@@ -1,0 +1,85 @@
+"""
+Next-token cross-entropy from hidden states. Evaluation always uses this plain loss.
+
+The logits [N, V] are the largest tensor of a small model, and soft cap, log-softmax and their backwards are
+a dozen passes over memory that no cache holds. So rows are taken a few hundred at a time: a chunk's logits
+stay in cache, are worked on in place, and are gone before the next; gradients are made in the forward pass,
+while the probabilities are at hand. (The idea of Liger-Kernel, arXiv:2410.10989, section 3.2, in plain torch.)
+"""
+
+import torch
+import torch.nn.functional as F
+
+CHUNK_LOGITS = 2 ** 20  # logits per chunk: 4 MiB in fp32, about an L2 cache
+
+
+def softcap(logits, cap: float):
+    """cap * tanh(logits / cap): logits squashed into (-cap, cap). 0 = off."""
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def plain_cross_entropy(x, weight, targets, cap: float, reduction: str):
+    """x [N,C], weight [V,C], targets [N] with -1 ignored -> nats, a scalar for "mean", [N] for "none"."""
+    logits = F.linear(x, weight.to(x.dtype)).float()
+    return F.cross_entropy(softcap(logits, cap), targets, ignore_index=-1, reduction=reduction)
+
+
+def _chunk_losses(z, targets, cap: float):
+    """Logits z [n,V] fp32, overwritten -> (losses [n], 0 where ignored; softmax [n,V]; tanh(z/cap) [n,V] or None)."""
+    t = z.div_(cap).tanh_() if cap else None
+    picked = (cap * t if cap else z).gather(1, targets.clamp_min(0)[:, None])[:, 0]
+    if cap:  # capped logits cannot overflow exp, so no maximum is subtracted
+        p = t.mul(cap).exp_()
+        total = p.sum(dim=1)
+        lse = total.log()
+    else:
+        top = z.amax(dim=1)
+        p = z.sub_(top[:, None]).exp_()
+        total = p.sum(dim=1)
+        lse = total.log() + top
+    return torch.where(targets >= 0, lse - picked, 0), p.div_(total[:, None]), t
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """plain_cross_entropy with "mean" for training, "none" for evaluation, a chunk of rows at a time."""
+
+    @staticmethod
+    def forward(ctx, x, weight, targets, cap, reduction):
+        rows = max(1, CHUNK_LOGITS // weight.size(0))
+        w = weight.to(x.dtype)
+        losses = torch.empty(x.size(0), device=x.device)
+        needs_grad = reduction == "mean" and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
+        if needs_grad:
+            grad_x, grad_w = torch.empty_like(x), torch.zeros_like(weight)
+            scale = 1 / (targets >= 0).sum().clamp_min(1)
+        for start in range(0, x.size(0), rows):
+            part = slice(start, start + rows)
+            losses[part], p, t = _chunk_losses(F.linear(x[part], w).float(), targets[part], cap)
+            if needs_grad:
+                p[torch.arange(p.size(0), device=p.device), targets[part].clamp_min(0)] -= 1
+                p.mul_(torch.where(targets[part] >= 0, scale, 0)[:, None])
+                if t is not None:
+                    p.mul_(t.square_().neg_().add_(1))
+                grad_z = p.to(x.dtype)
+                torch.mm(grad_z, w, out=grad_x[part])
+                if grad_w.dtype == grad_z.dtype:
+                    grad_w.addmm_(grad_z.T, x[part])
+                else:
+                    grad_w += grad_z.T @ x[part]
+        if needs_grad:
+            ctx.save_for_backward(grad_x, grad_w)
+            return losses.sum() * scale
+        return losses.sum() / (targets >= 0).sum() if reduction == "mean" else losses
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad_x, grad_w = ctx.saved_tensors
+        return grad_x * grad.to(grad_x.dtype), grad_w * grad, None, None, None
+
+
+def cross_entropy(x, weight, targets, vocab_size: int, cap: float, reduction: str):
+    """Cross-entropy in nats of targets [B,T] under lm_head of x [B,T,C]; "mean" is a scalar, "none" is [B*T]."""
+    flat = x.reshape(-1, x.size(-1)), weight[:vocab_size], targets.reshape(-1)
+    if torch.compiler.is_compiling() or (reduction == "none" and torch.is_grad_enabled()):
+        return plain_cross_entropy(*flat, cap, reduction)
+    return ChunkedCrossEntropy.apply(*flat, cap, reduction)

@@ -1,0 +1,119 @@
+"""
+What a run leaves behind: records/<run_id>/run.json and metrics.jsonl. Programs read these, never log text.
+
+run.json is replaced whole at start, at each checkpoint and at the end; its `status` is "running" until
+it is one of STATUSES. metrics.jsonl gets one line a training step and one a validation:
+
+    {"step": 7, "train/loss": 6.1, "train/lrm": 1.0, "train/dt": 0.31, "train/tok_per_sec": 6600, ...}
+    {"step": 10, "val/bpb": 2.91, "total_training_time": 0.0, "total_training_flops": 2.9e11}
+
+Keys are upstream's wandb keys. A validation line at step s is of the weights before step s is taken.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from nanochat.common import read_json, write_json
+
+SCHEMA_VERSION = 1
+STATUSES = ("ok", "diverged", "oom", "crash", "timeout", "interrupted")
+
+
+def record_dir(base_dir, run_id) -> Path:
+    return Path(base_dir) / "records" / run_id
+
+
+def read_record(base_dir, run_id) -> dict | None:
+    """run.json as a dict, or None where there is none that can be read."""
+    try:
+        return read_json(record_dir(base_dir, run_id) / "run.json")
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+
+
+def read_metrics(path) -> list[dict]:
+    """Lines of a metrics.jsonl; a torn last line (a kill in the middle of a write) is left out."""
+    rows = []
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return rows
+    for line in text.splitlines(keepends=True):
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows
+
+
+def last_metrics_row(path, window=4096) -> dict | None:
+    """The last whole line, read from the end: cheap however long the run is."""
+    try:
+        with open(path, "rb") as f:
+            f.seek(max(0, f.seek(0, os.SEEK_END) - window))
+            lines = f.read().rpartition(b"\n")[0].splitlines()
+    except FileNotFoundError:
+        return None
+    return json.loads(lines[-1]) if lines else None
+
+
+class RunRecord:
+    """Writer of one run's record; also feeds the sinks (wandb, TensorBoard), which are off unless asked for."""
+
+    def __init__(self, base_dir, run_id: str, facts: dict, sinks=()):
+        self.dir = record_dir(base_dir, run_id)
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self.metrics_path = self.dir / "metrics.jsonl"
+        self.sinks = list(sinks)
+        self.facts = {"schema_version": SCHEMA_VERSION, "run_id": run_id, "status": "running", **facts}
+
+    def cut_back(self, step: int):
+        """Drop metrics from `step` on: a run resumed there writes them again."""
+        kept = [row for row in read_metrics(self.metrics_path) if row["step"] < step]
+        tmp = self.metrics_path.with_suffix(".tmp")
+        with open(tmp, "w", encoding="utf-8") as f:
+            f.writelines(json.dumps(row, allow_nan=False) + "\n" for row in kept)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(tmp, self.metrics_path)
+
+    def log(self, row: dict):
+        with open(self.metrics_path, "a", encoding="utf-8") as f:
+            f.write(json.dumps(row, allow_nan=False) + "\n")
+        for sink in self.sinks:
+            sink.log(row)
+
+    def update(self, **facts):
+        self.facts.update(facts)
+        write_json(self.dir / "run.json", self.facts)
+
+    def finish(self, status: str, **facts):
+        assert status in STATUSES, status
+        self.update(status=status, **facts)
+        for sink in self.sinks:
+            sink.finish()
+
+
+class WandbSink:
+    def __init__(self, name: str, config: dict):
+        import wandb  # costs a second and writes to disk: only when a run name asks for it
+        self.run = wandb.init(project="nanochat", name=name, config=config)
+
+    def log(self, row):
+        self.run.log(row)
+
+    def finish(self):
+        self.run.finish()
+
+
+class TensorBoardSink:
+    def __init__(self, folder):
+        from torch.utils.tensorboard import SummaryWriter
+        self.writer = SummaryWriter(str(folder))
+
+    def log(self, row):
+        for key, value in row.items():
+            if key != "step" and isinstance(value, (int, float)):
+                self.writer.add_scalar(key, value, row["step"])
+
+    def finish(self):
+        self.writer.close()

@@ -1,0 +1,76 @@
+"""What run.json says of a run: where it came from, what it ran on, and its results."""
+
+import platform
+import shlex
+import statistics
+import sys
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from nanochat import device as dev
+from nanochat.common import git_state, tree_hash
+from nanochat.config import config_hash, profile_hash
+from nanochat.dataset import get_dataset_id
+from nanochat.record import RunRecord, TensorBoardSink, WandbSink, read_metrics, record_dir
+from nanochat.schedule import TIMED_FROM_STEP
+
+PACKAGES = ("torch", "numpy", "tiktoken", "pyarrow")
+
+
+def versions() -> dict:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def open_record(config, argv, base_dir, run_id, resolved, device, tokenizer_id, resumed_from) -> RunRecord:
+    """A started record: run.json written, metrics cut back to the step the run goes on from."""
+    dataset_id, tree = get_dataset_id(base_dir), tree_hash()
+    facts = dict(
+        model_tag=run_id, config=asdict(config), argv=argv, command=shlex.join(["python", "-m", "scripts.base_train", *argv]),
+        config_hash=config_hash(config, dataset_id, tokenizer_id, tree), dataset_id=dataset_id, tokenizer_id=tokenizer_id,
+        profile_hash=profile_hash(config, device.type, dataset_id, tokenizer_id), tree_hash=tree, **git_state(), versions=versions(),
+        device={"kind": device.type, "name": dev.device_name(device)}, threads=torch.get_num_threads(), load_start=dev.load_average(),
+        load_end=None, started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"), resumed_from_step=resumed_from,
+        error=None, resolved=asdict(resolved))
+    sinks = []
+    if config.run != "dummy":
+        sinks.append(WandbSink(config.run, asdict(config)))
+    if config.tensorboard:
+        sinks.append(TensorBoardSink(record_dir(base_dir, run_id) / "tensorboard"))
+    record = RunRecord(base_dir, run_id, facts, sinks)
+    record.cut_back(resumed_from or 0)
+    record.update()
+    return record
+
+
+def summarize(run) -> dict:
+    """Clocks and results so far; what was not measured is None."""
+    state, tokens_per_step = run.state, run.resolved.total_batch_size
+    rows = [row for row in read_metrics(run.record.metrics_path) if "train/loss" in row]
+    timed = [row["train/dt"] for row in rows if row["step"] >= TIMED_FROM_STEP]
+    dt = statistics.median(timed) if timed else None
+    results = dict(
+        val_bpb=state.val_bpb, min_val_bpb=state.min_val_bpb, final_train_loss=rows[-1]["train/smooth_loss"] if rows else None,
+        tok_per_sec_median=tokens_per_step / dt if dt else None, dt_median_ms=1000 * dt if dt else None,
+        avg_tok_per_sec=tokens_per_step * state.timed_steps / state.total_training_time if state.timed_steps else None,
+        peak_mem_mib=dev.peak_memory_mib(run.device), trained_tokens=tokens_per_step * run.step, steps=run.step,
+        epochs_used=run.loader.epochs_used())
+    return dict(clocks={**state.clocks, "total_training_time": state.total_training_time}, results=results)
+
+
+def print_summary(facts: dict):
+    """Upstream's closing lines."""
+    results, clocks = facts["results"], facts["clocks"]
+    print(f"Peak memory usage: {results['peak_mem_mib'] or 0:.2f}MiB")
+    print(f"Total training time: {clocks['total_training_time'] / 60:.2f}m")
+    if results["min_val_bpb"] is not None:
+        print(f"Minimum validation bpb: {results['min_val_bpb']:.6f}")
+    sys.stdout.flush()

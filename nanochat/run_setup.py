@@ -1,0 +1,155 @@
+"""
+Everything before the first step: choose, check, build, load. What comes out is a Run, all that the loop touches.
+"""
+
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from nanochat import device as dev
+from nanochat.checkpoint_manager import find_last_step, load_checkpoint
+from nanochat.common import print0
+from nanochat.config import TrainConfig, hashed_options
+from nanochat.cost import Resolved, count_params, gpt_config, meta_model, resolve
+from nanochat.dataloader import DataLoader
+from nanochat.gpt import GPT, build_model
+from nanochat.optim import MuonAdamW, setup_optimizer
+from nanochat.record import RunRecord
+from nanochat.run_facts import open_record
+from nanochat.schedule import B_REF
+from nanochat.tokenizer import get_token_bytes, get_tokenizer, get_tokenizer_id
+
+
+@dataclass
+class LoopState:
+    """What a resumed run needs beside weights, optimizer and data position. The first three keys are upstream's."""
+    min_val_bpb: float | None = None
+    smooth_train_loss: float = 0.0
+    total_training_time: float = 0.0  # seconds of the steps that the clock counts
+    timed_steps: int = 0
+    val_bpb: float | None = None
+    clocks: dict = field(default_factory=lambda: dict(setup_sec=0.0, compile_sec=None, eval_sec=0.0, save_sec=0.0, wall_time_sec=0.0))
+
+
+@dataclass
+class Run:
+    """Everything the loop touches."""
+    config: TrainConfig
+    resolved: Resolved
+    device: torch.device
+    base_dir: Path
+    tokenizer: object
+    token_bytes: torch.Tensor
+    model: GPT
+    compiled: object  # the same model behind torch.compile, or the model itself
+    optimizer: MuonAdamW
+    loader: DataLoader
+    record: RunRecord
+    state: LoopState
+    step: int
+    started: float
+    val_batches: list | None = None
+    last_save: float = field(default_factory=time.monotonic)
+    stop_signal: int | None = None
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        return self.base_dir / "base_checkpoints" / self.record.facts["run_id"]
+
+
+def set_up(config, argv, base_dir, tag, started) -> Run:
+    device = dev.select_device(config.device_type)
+    dtype, why = dev.select_dtype(config.dtype, device)
+    print0(f"COMPUTE_DTYPE: {dtype} ({why})")
+    compiling = config.compile
+    if compiling and not (able := dev.can_compile(device))[0]:
+        print0(f"Not compiling: {able[1]}")
+        compiling = False
+    dev.set_determinism(device, compiling, config.deterministic)
+
+    tokenizer, tokenizer_id = get_tokenizer(base_dir), get_tokenizer_id(base_dir)
+    resolved = resolve(config, tokenizer.get_vocab_size(), dtype=str(dtype).removeprefix("torch."), compile=compiling)
+    _announce(config, resolved)
+    folder = base_dir / "base_checkpoints" / tag
+    _check_space(folder, resolved.num_params)
+    step, checkpoint = _find_start(config, folder, device, tokenizer_id)
+    loader = DataLoader(tokenizer, config.device_batch_size, config.max_seq_len, "train", device, config.data_order, config.seed,
+                        state=checkpoint[2]["dataloader_state_dict"] if checkpoint else None)
+
+    model = build_model(gpt_config(config, resolved.vocab_size), device, dtype, config.seed)
+    scale = resolved.batch_lr_scale
+    optimizer = setup_optimizer(model, unembedding_lr=config.unembedding_lr * scale, embedding_lr=config.embedding_lr * scale,
+                                matrix_lr=config.matrix_lr * scale, scalar_lr=config.scalar_lr * scale,
+                                weight_decay=resolved.weight_decay, polar_dtype=dtype, compile_update=compiling)
+    state = LoopState()
+    if checkpoint:
+        model.load_state_dict(checkpoint[0], strict=True)
+        optimizer.load_state_dict(checkpoint[1])
+        state = LoopState(**{k: v for k, v in checkpoint[2]["loop_state"].items() if k in LoopState.__dataclass_fields__})
+        print0(f"Resuming optimization from step {step}")
+    record = open_record(config, argv, base_dir, tag, resolved, device, tokenizer_id, resumed_from=step if checkpoint else None)
+    return Run(config, resolved, device, base_dir, tokenizer, get_token_bytes(device, base_dir), model,
+               torch.compile(model, dynamic=False) if compiling else model, optimizer, loader, record, state, step, started)
+
+
+def _announce(config: TrainConfig, r: Resolved):
+    print0(f"Vocab size: {r.vocab_size:,}")
+    print0("Parameter counts:")
+    for kind, n in count_params(meta_model(gpt_config(config, r.vocab_size))).items():
+        print0(f"{kind:24s}: {n:,}")
+    print0(f"Estimated FLOPs per token: {r.flops_per_token:e}")
+    if config.total_batch_size == -1:
+        print0(f"Auto-computed optimal batch size: {r.total_batch_size:,} tokens")
+    print0(f"Scaling LRs by {r.batch_lr_scale:.4f} for batch size {r.total_batch_size:,} (reference: {B_REF:,})")
+    print0(f"Scaling weight decay from {config.weight_decay:.6f} to {r.weight_decay:.6f} for depth {config.depth}")
+    how = {"num_iterations": "Using user-provided number of iterations",
+           "target_flops": "Calculated number of iterations from target FLOPs",
+           "target_param_data_ratio": "Calculated number of iterations from target data:param ratio"}
+    print0(f"{how[r.horizon]}: {r.num_iterations:,}")
+    print0(f"Total number of training tokens: {r.total_tokens:,}")
+    print0(f"Tokens : Scaling params ratio: {r.effective_ratio:.2f}")
+    print0(f"Total training FLOPs estimate: {r.flops_per_token * r.total_tokens:e}")
+    B, T = config.device_batch_size, config.max_seq_len
+    print0(f"Tokens / micro-batch / rank: {B} x {T} = {B * T:,}")
+    print0(f"Total batch size {r.total_batch_size:,} => gradient accumulation steps: {r.grad_accum_steps}")
+
+
+def _check_space(folder: Path, num_params: int):
+    """Fail before training where the checkpoint could not be written at its end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as e:
+        raise OSError(f"checkpoints cannot be written to {folder}: {e.strerror}; "
+                      "set NANOCHAT_BASE_DIR to a folder that you may write to") from e
+    need, free = 12 * num_params, shutil.disk_usage(folder).free  # weights and two moments, fp32
+    if free < need:
+        raise OSError(f"a checkpoint needs {need / 2**20:.0f} MiB, {folder} has {free / 2**20:.0f} MiB free; "
+                      "free some, or set NANOCHAT_BASE_DIR")
+
+
+def _find_start(config, folder, device, tokenizer_id):
+    """(step to start from, checkpoint or None). A fresh start moves what the tag holds aside, so that nothing is lost."""
+    step = config.resume_from_step
+    if config.resume and step == -1:
+        step = find_last_step(folder) or -1
+    if step != -1:
+        checkpoint = load_checkpoint(folder, step, device, load_optimizer=True)
+        if checkpoint[2].get("tokenizer_id", tokenizer_id) != tokenizer_id:
+            raise ValueError(f"step {step} of {folder} was trained with another tokenizer; put it back, or choose another --model-tag")
+        if changed := {name for name, value in hashed_options(config).items() if checkpoint[2]["user_config"].get(name, value) != value}:
+            raise ValueError(f"step {step} of {folder} was trained with other values of {', '.join(sorted(changed))}; a run cannot change "
+                             "them half-way: resume with the same command, or choose another --model-tag")
+        return step, checkpoint
+    for path in (folder, folder.parent.parent / "records" / folder.name):
+        if path.is_dir() and any(path.iterdir()):
+            aside = next(p for i in range(1, 10 ** 6) if not (p := path.with_name(f"{path.name}.{i}")).exists())
+            path.rename(aside)
+            print0(f"Moved the earlier {path} to {aside.name} (delete it to free the disk)")
+    return 0, None

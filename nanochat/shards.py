@@ -1,0 +1,182 @@
+"""
+Documents -> parquet shards: cut, drop duplicates, split, shuffle, write; and what the loader will make of them.
+
+The best-fit loader (dataloader.py) fills rows with whole documents and crops what does not fit, so long
+documents are mostly thrown away. Here they are cut to pieces when the shards are written: at blank
+lines or before top-level definitions, else at line ends, else at spaces. Duplicates are dropped by hash
+over both splits; the pieces of one source document (a file, a line of a .jsonl) go to one split.
+
+Memory does not grow with the input: three shards of text, one source document, and 8 bytes (as a Python
+int) for each document. corpus.py says where the text comes from. Never imports torch.
+"""
+
+import bisect
+import hashlib
+import itertools
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nanochat.common import atomic_writer, sha256_file
+from nanochat.dataset import shard_name, writing
+
+SHARD_CHARS = 32_000_000
+ROW_GROUP_DOCS = 1024  # upstream's
+MIN_ROW_GROUPS = 4  # of a shard: with two training shards at least 8 in all, for the seeds to shuffle
+VAL_SHARE, VAL_CHARS = 0.05, 32_000_000
+FEW_SOURCES = 20
+SPLIT_RULE = (f"a source document is validation where validation holds less than {VAL_SHARE:.0%} of the text before it, and at most "
+              f"{VAL_CHARS} characters; of fewer than {FEW_SOURCES} source documents, the last {VAL_SHARE:.0%} of the pieces of each")
+
+# -----------------------------------------------------------------------------
+# Cutting
+
+# Ends of blank lines, and line starts where a definition begins.
+_BOUNDARY = re.compile(r"\n(?:[ \t]*\n)+|\n(?=@|def |class |async def )")
+
+
+def _boundaries(text: str):
+    for m in _BOUNDARY.finditer(text):
+        b = m.end()
+        after_decorator = b - m.start() == 1 and text.startswith("@", text.rfind("\n", 0, b - 1) + 1)
+        if not after_decorator:  # a decorator stays with what it decorates
+            yield b
+    yield len(text)
+
+
+def cut_document(text: str, max_doc_chars: int) -> list[str]:
+    """Pieces of at most max_doc_chars characters, packed greedily; 0 = the whole text as one piece.
+
+    Nothing but blank lines around a piece is lost.
+
+    >>> cut_document("import os\\n\\ndef f():\\n    pass\\n\\nx = 1\\n", 24)
+    ['import os', 'def f():\\n    pass', 'x = 1']
+    """
+    if max_doc_chars == 0:
+        return [text] if text.strip() else []
+    pieces, start, end = [], 0, 0  # end: the last boundary that still fits
+    for b in _boundaries(text):
+        while b - start > max_doc_chars:
+            if end <= start:  # one block is too long
+                end = _finer_cut(text, start, start + max_doc_chars)
+            pieces.append(text[start:end])
+            start = end
+        end = b
+    pieces.append(text[start:])
+    return [p.strip("\n") for p in pieces if p.strip()]
+
+
+def _finer_cut(text: str, start: int, stop: int) -> int:
+    """The last line end in (start, stop], else the last space in its second half (words stay whole), else stop."""
+    return text.rfind("\n", start, stop) + 1 or text.rfind(" ", (start + stop) // 2, stop) + 1 or stop
+
+
+# -----------------------------------------------------------------------------
+# Packing
+
+PACKING = dict(max_seq_len=512, bytes_per_token=3.0, buffer_docs=1000, documents=100_000)
+
+
+def packing_share(doc_bytes: list[int], max_seq_len, bytes_per_token, buffer_docs, documents=None) -> float:
+    """Share of the tokens that an epoch of the best-fit loader trains on; the rest is cropped away.
+
+    Runs the loader's rule on estimated lengths: rows of max_seq_len + 1 tokens, each filled with the largest
+    buffered document that fits, else with the head of the shortest one.
+    """
+    lengths = [1 + round(n / bytes_per_token) for n in doc_bytes[:documents]]  # 1: BOS
+    total, stream, buffer = sum(lengths), itertools.cycle(lengths), []
+    used = consumed = 0
+    while consumed < total:
+        room = max_seq_len + 1
+        while room > 0:
+            while len(buffer) < buffer_docs:
+                bisect.insort(buffer, next(stream))
+            fitting = bisect.bisect_right(buffer, room)
+            n = buffer.pop(fitting - 1 if fitting else 0)
+            used, consumed, room = used + min(n, room), consumed + n, room - n
+    return used / consumed
+
+
+# -----------------------------------------------------------------------------
+# Shards
+
+def write_shard(path: Path, texts: list[str]) -> dict:
+    """One parquet file with upstream's settings; returns its row of the manifest."""
+    rows = min(ROW_GROUP_DOCS, -(-len(texts) // MIN_ROW_GROUPS))
+    content = hashlib.sha256()
+    for data in map(str.encode, texts):
+        content.update(len(data).to_bytes(8, "little") + data)
+    with writing(path), atomic_writer(path) as f:
+        pq.write_table(pa.table({"text": texts}), f, row_group_size=rows, compression="zstd", compression_level=3,
+                       use_dictionary=False, write_statistics=False)
+    return dict(name=path.name, bytes=path.stat().st_size, sha256=sha256_file(path), text_sha256=content.hexdigest(),
+                row_groups=-(-len(texts) // rows), documents=len(texts), chars=sum(map(len, texts)))
+
+
+class ShardWriter:
+    """Collects the documents of both splits, drops duplicates, writes shards as they fill."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.docs = {"train": [], "val": []}  # (digest, text): sorted by digest, a shard is in random order
+        self.chars = {"train": 0, "val": 0}  # of all that was added
+        self.held_chars = 0
+        self.seen = set()
+        self.duplicates = 0
+        self.rows = []
+        self.train_bytes = []  # sizes of the first documents, for packing_share
+
+    def add(self, split: str, pieces: list[str]):
+        for text in pieces:
+            digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+            if digest in self.seen:
+                self.duplicates += 1
+                continue
+            self.seen.add(digest)
+            self.docs[split].append((digest, text))
+            self.chars[split] += len(text)
+            self.held_chars += len(text) if split == "train" else 0
+        if self.held_chars >= 2 * SHARD_CHARS:
+            self.flush_half()
+
+    def flush_half(self):
+        docs = sorted(self.docs["train"])
+        self.docs["train"] = docs[len(docs) // 2:]
+        self.write(docs[:len(docs) // 2])
+        self.held_chars = sum(len(text) for _, text in self.docs["train"])
+
+    def write(self, docs):
+        texts = [text for _, text in docs]
+        if len(self.train_bytes) < PACKING["documents"]:
+            self.train_bytes += [len(text.encode()) for text in texts]
+        self.rows.append(write_shard(self.folder / shard_name(len(self.rows)), texts))
+
+    def finish(self) -> list[dict]:
+        if len(self.docs["train"]) > 1:  # what is held is one or two shards of text: two, so that small corpora have two
+            self.flush_half()
+        if self.docs["train"]:
+            self.write(sorted(self.docs["train"]))
+        self.rows.append(write_shard(self.folder / shard_name(len(self.rows)), [text for _, text in sorted(self.docs["val"])]))
+        return self.rows
+
+
+def split_sources(sources, shards: ShardWriter, max_doc_chars: int):
+    """Cut every source document and hand its pieces to the split that SPLIT_RULE says."""
+    sources = iter(sources)
+    head = list(itertools.islice(sources, FEW_SOURCES))
+    few = len(head) < FEW_SOURCES
+    seen_chars = val_chars = 0
+    for text in itertools.chain(head, sources):
+        pieces = cut_document(text, max_doc_chars)
+        if few and len(pieces) > 1:
+            keep = len(pieces) - max(1, round(len(pieces) * VAL_SHARE))
+            shards.add("train", pieces[:keep])
+            shards.add("val", pieces[keep:])
+        elif val_chars < min(VAL_SHARE * seen_chars, VAL_CHARS):
+            shards.add("val", pieces)
+            val_chars += len(text)
+        else:
+            shards.add("train", pieces)
+        seen_chars += len(text)
