@@ -195,8 +195,8 @@ def row_groups(paths) -> list[tuple[Path, int, int]]:
 
 
 def read_row_group(path, index: int) -> list[str]:
-    """Documents of one row group. A corrupt shard is a ValueError that names it."""
-    with _blaming(path), pq.ParquetFile(path) as f:
+    """Documents of one row group. A corrupt shard is a ValueError that names it (one flipped bit too, where we wrote it)."""
+    with _blaming(path), pq.ParquetFile(path, page_checksum_verification=True) as f:
         column = f.read_row_group(index, columns=["text"]).column("text")
         if column.null_count or not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             raise pa.ArrowInvalid(f"column text is {column.type} with {column.null_count} nulls, expected strings")

@@ -33,6 +33,10 @@ SPLIT_RULE = (f"a source document is validation where validation holds less than
 # -----------------------------------------------------------------------------
 # Cutting
 
+# The loader packs best when lengths differ: with one target for all, most documents are near the maximum and rows
+# end in crops. At T 512 an epoch on the built-in corpus used 89 and 85 % of the tokens (vocabularies of 4096 and
+# 8192) with one target, 91 and 93 % with these four.
+TARGETS = (1.0, 0.25, 0.75, 0.5)  # shares of max_doc_chars, in turn
 # Ends of blank lines, and line starts where a definition begins.
 _BOUNDARY = re.compile(r"\n(?:[ \t]*\n)+|\n(?=@|def |class |async def )")
 
@@ -47,9 +51,10 @@ def _boundaries(text: str):
 
 
 def cut_document(text: str, max_doc_chars: int) -> list[str]:
-    """Pieces of at most max_doc_chars characters, packed greedily; 0 = the whole text as one piece.
+    """Pieces of at most max_doc_chars characters; 0 = the whole text as one piece.
 
-    Nothing but blank lines around a piece is lost.
+    Blocks (what lies between boundaries) are packed greedily while they fit in the target of the piece, and stay
+    whole unless they alone are too long. Nothing but blank lines around a piece is lost.
 
     >>> cut_document("import os\\n\\ndef f():\\n    pass\\n\\nx = 1\\n", 24)
     ['import os', 'def f():\\n    pass', 'x = 1']
@@ -58,7 +63,9 @@ def cut_document(text: str, max_doc_chars: int) -> list[str]:
         return [text] if text.strip() else []
     pieces, start, end = [], 0, 0  # end: the last boundary that still fits
     for b in _boundaries(text):
-        while b - start > max_doc_chars:
+        while b - start > max_doc_chars * TARGETS[len(pieces) % len(TARGETS)]:
+            if end <= start and b - start <= max_doc_chars:
+                break
             if end <= start:  # one block is too long
                 end = _finer_cut(text, start, start + max_doc_chars)
             pieces.append(text[start:end])
@@ -76,7 +83,8 @@ def _finer_cut(text: str, start: int, stop: int) -> int:
 # -----------------------------------------------------------------------------
 # Packing
 
-PACKING = dict(max_seq_len=512, bytes_per_token=3.0, buffer_docs=1000, documents=100_000)
+# bytes_per_token: measured on the built-in corpus with a vocabulary of 4096
+PACKING = dict(max_seq_len=512, bytes_per_token=3.4, buffer_docs=1000, documents=100_000)
 
 
 def packing_share(doc_bytes: list[int], max_seq_len, bytes_per_token, buffer_docs, documents=None) -> float:
@@ -110,7 +118,7 @@ def write_shard(path: Path, texts: list[str]) -> dict:
         content.update(len(data).to_bytes(8, "little") + data)
     with writing(path), atomic_writer(path) as f:
         pq.write_table(pa.table({"text": texts}), f, row_group_size=rows, compression="zstd", compression_level=3,
-                       use_dictionary=False, write_statistics=False)
+                       use_dictionary=False, write_statistics=False, write_page_checksum=True)
     return dict(name=path.name, bytes=path.stat().st_size, sha256=sha256_file(path), text_sha256=content.hexdigest(),
                 row_groups=-(-len(texts) // rows), documents=len(texts), chars=sum(map(len, texts)))
 
@@ -164,6 +172,8 @@ class ShardWriter:
 
 def split_sources(sources, shards: ShardWriter, max_doc_chars: int):
     """Cut every source document and hand its pieces to the split that SPLIT_RULE says."""
+    if max_doc_chars < 0:
+        raise ValueError(f"--max-doc-chars={max_doc_chars}: expected a number of characters, or 0 to keep documents whole")
     sources = iter(sources)
     head = list(itertools.islice(sources, FEW_SOURCES))
     few = len(head) < FEW_SOURCES

@@ -77,6 +77,7 @@ def _guarded(run: Run) -> dict:
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+        gc.unfreeze()
         gc.enable()
     run.state.clocks["wall_time_sec"] += time.monotonic() - run.started
     if error:

@@ -1,0 +1,230 @@
+"""
+Download shards: several at once, resumed, checked, retried; a shard has its name only when it is whole.
+
+Bytes go to <shard>.part, which a later attempt or run continues with an HTTP Range request. A part becomes
+a shard when its size is the server's, its sha256 is the server's (Hugging Face gives it as X-Linked-Etag,
+a mirror may as ETag), and its Parquet footer can be read: upstream checks nothing and exits 0 when shards
+are missing. Never imports torch.
+"""
+
+import concurrent.futures
+import os
+import re
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import requests
+import urllib3
+from tqdm import tqdm
+
+from nanochat.common import fsync_dir, print0, sha256_file
+from nanochat.dataset import SOURCES, dataset_lock, read_manifest, shard_name, write_manifest, writing
+
+ATTEMPTS = 5
+TIMEOUT_SEC = (10, 60)  # to connect; between two packets
+BLOCK_BYTES = 1 << 16  # what a dropped connection costs at most
+SPLIT_RULE = "the last shard of the dataset is validation"
+
+
+class Retry(Exception):
+    """An attempt failed in a way that another one may not."""
+
+
+class Missing(Exception):
+    """The shard cannot be had: attempts used up, or refused by the server."""
+
+
+class Progress:
+    """One bar of bytes over all shards. The total is a guess until the size of every shard is known."""
+
+    def __init__(self, shards: int, enabled: bool):
+        self.bar = tqdm(unit="B", unit_scale=True, desc=f"{shards} shards", disable=None if enabled else True)
+        self.shards, self.sizes, self.lock = shards, {}, threading.Lock()
+
+    def size(self, name: str, total: int | None, have: int):
+        with self.lock:
+            if total and name not in self.sizes:
+                self.sizes[name] = total
+                self.bar.total = sum(self.sizes.values()) * self.shards // len(self.sizes)
+                self.bar.update(have)
+
+    def add(self, count: int):
+        with self.lock:
+            self.bar.update(count)
+
+
+# -----------------------------------------------------------------------------
+# One shard
+
+def _expected(response) -> tuple[int | None, str | None]:
+    """(bytes, sha256) of the whole file as the server states them, None where it does not.
+
+    Hugging Face answers with a redirect whose X-Linked-* headers describe the file; the ETag of a plain
+    server is only trusted when it looks like a sha256.
+    """
+    size = etag = None
+    for headers in [r.headers for r in (*response.history, response)]:
+        size = size or headers.get("X-Linked-Size")
+        for key in ("X-Linked-Etag", "ETag"):
+            found = re.fullmatch(r'(?:W/)?"?([0-9a-fA-F]{64})"?', headers.get(key, ""))
+            etag = etag or (found and found[1].lower())
+    if size is None and response.status_code in (206, 416):
+        size = response.headers.get("Content-Range", "").rpartition("/")[2]
+    if size is None and response.status_code == 200:
+        size = response.headers.get("Content-Length")
+    return int(size) if size and size.isdigit() else None, etag
+
+
+def _is_parquet(path: Path) -> bool:
+    try:
+        pq.ParquetFile(path).close()
+        return True
+    except (pa.ArrowException, OSError):
+        return False
+
+
+def _receive(response, part: Path, append: bool, progress: Progress, stop: threading.Event):
+    with writing(part):
+        f = open(part, "ab" if append else "wb")
+    with f:
+        for block in response.iter_content(BLOCK_BYTES):
+            if stop.is_set():
+                raise Missing("stopped")
+            with writing(part):
+                f.write(block)
+            progress.add(len(block))
+        with writing(part):
+            f.flush()
+            os.fsync(f.fileno())
+
+
+def _attempt(url: str, part: Path, progress: Progress, stop: threading.Event):
+    """Bring `part` to its full, checked content, or raise Retry (what is usable of it is kept) or Missing."""
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SEC) as response:
+        status = response.status_code
+        size, sha256 = _expected(response)
+        resumed = status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if status in (200, 206) and (resumed or status == 200):
+            progress.size(part.name, size, have if resumed else 0)
+            _receive(response, part, resumed, progress, stop)
+        elif status in (206, 416):
+            if size != have:  # a part of something else; equal: it was whole already, only the check is left
+                part.unlink(missing_ok=True)
+                raise Retry(f"the server cannot continue at byte {have}: starting over")
+        elif status in (408, 429) or status >= 500:
+            raise Retry(f"HTTP {status} {response.reason}")
+        else:
+            raise Missing(f"HTTP {status} {response.reason} for {url}")
+    got = part.stat().st_size
+    if size is not None and got < size:
+        raise Retry(f"the connection ended at byte {got} of {size}")
+    if (size is not None and got > size) or (sha256 and sha256_file(part) != sha256) or not _is_parquet(part):
+        part.unlink()
+        raise Retry(f"{got} bytes came, but not the right ones (size, hash or Parquet footer): starting over")
+
+
+def fetch(url: str, path: Path, progress: Progress, stop: threading.Event, sleep_base: float = 1.0):
+    """Download url to path, atomically. After attempt k it waits sleep_base * 2^k seconds. Raises Missing."""
+    part = path.with_name(path.name + ".part")
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            _attempt(url, part, progress, stop)
+            break
+        except (Retry, requests.RequestException, urllib3.exceptions.HTTPError) as e:
+            if attempt == ATTEMPTS:
+                raise Missing(f"{ATTEMPTS} attempts failed, the last with: {e}") from e
+            wait = sleep_base * 2 ** attempt
+            print0(f"{path.name}: attempt {attempt} of {ATTEMPTS} failed ({e}); again in {wait:g} s")
+            if stop.wait(wait):
+                raise Missing("stopped") from e
+    with writing(path):
+        os.replace(part, path)
+        fsync_dir(path.parent)
+
+
+def _is_complete(url: str, path: Path, known: dict | None) -> bool:
+    """Whether the file at path is the shard: by the manifest, else by the server's size, else by its footer."""
+    if not path.exists():
+        return False
+    if known:
+        return path.stat().st_size == known["bytes"]
+    try:
+        with requests.head(url, allow_redirects=True, timeout=TIMEOUT_SEC, headers={"Accept-Encoding": "identity"}) as response:
+            size = _expected(response)[0] if response.status_code == 200 else None
+    except requests.RequestException:
+        size = None
+    return path.stat().st_size == size if size is not None else _is_parquet(path)
+
+
+def _describe(path: Path) -> dict:
+    """Row of the manifest. Characters are not counted: that would decompress every shard."""
+    with pq.ParquetFile(path) as f:
+        groups, documents = f.num_row_groups, f.metadata.num_rows
+    return dict(name=path.name, bytes=path.stat().st_size, sha256=sha256_file(path), row_groups=groups, documents=documents, chars=None)
+
+
+# -----------------------------------------------------------------------------
+# All shards
+
+def _run_all(urls: dict, data_dir: Path, rows: dict, workers: int, sleep_base: float, enabled: bool) -> dict:
+    """Bring every shard in `urls` and its row of the manifest; returns {name: why} of the missing ones."""
+    progress, stop, missing = Progress(len(urls), enabled), threading.Event(), {}
+
+    def bring(name):
+        path = data_dir / name
+        if not _is_complete(urls[name], path, rows.get(name)):
+            rows.pop(name, None)
+            fetch(urls[name], path, progress, stop, sleep_base)
+        if name not in rows:
+            rows[name] = _describe(path)
+
+    pool = concurrent.futures.ThreadPoolExecutor(max_workers=workers)
+    futures = {pool.submit(bring, name): name for name in urls}
+    try:
+        for future in concurrent.futures.as_completed(futures):
+            try:
+                future.result()
+            except Missing as e:
+                missing[futures[future]] = str(e)
+                print0(f"{futures[future]}: {e}")
+    finally:  # a full disk or Ctrl-C stops the other threads too
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        progress.bar.close()
+    return missing
+
+
+def download_shards(data_dir, num_files: int, source: str, base_url: str, workers: int = 4, sleep_base: float = 1.0,
+                    progress: bool = True) -> list[str]:
+    """Make data_dir hold the first num_files training shards (-1 = all) and the validation shard of `source`.
+
+    Returns the names of the shards that could not be had. Whole shards are left alone, and those that are there
+    beyond what was asked for (upstream's downloads, say) are checked and listed too. The manifest lists what is
+    whole, also when something is missing, so that nothing is downloaded twice.
+    """
+    data_dir, last = Path(data_dir), SOURCES[source][1]
+    if num_files < -1 or workers < 1:
+        raise ValueError(f"--num-files={num_files} --num-workers={workers}: expected -1 or more files, 1 or more workers")
+    count = last if num_files == -1 else min(num_files, last)
+    names = {shard_name(i) for i in (*range(count), last)}
+    with dataset_lock(data_dir):
+        manifest = read_manifest(data_dir)
+        if manifest and (manifest["source"]["kind"], manifest["source"].get("name")) != ("download", source):
+            raise ValueError(f"{data_dir} holds a dataset made from {manifest['source']}, and {source} would be mixed into it; "
+                             "set NANOCHAT_BASE_DIR to another folder")
+        with writing(data_dir):
+            data_dir.mkdir(exist_ok=True)
+            names |= {p.name for p in data_dir.glob("*.parquet")} & {shard_name(i) for i in range(last)}
+        urls = {name: f"{base_url.rstrip('/')}/{name}" for name in sorted(names)}
+        rows = {s["name"]: s for s in manifest["shards"]} if manifest else {}
+        missing = _run_all(urls, data_dir, rows, workers, sleep_base, progress)
+        shards = [rows[name] for name in sorted(rows) if (data_dir / name).is_file()]
+        if shards:
+            with writing(data_dir):
+                write_manifest(data_dir, shards=shards, validation_shard=shard_name(last), split_rule=SPLIT_RULE, max_doc_chars=0,
+                               source=dict(kind="download", name=source, url=base_url), packing_share=None)
+        return sorted(missing)

@@ -1,0 +1,52 @@
+"""
+What every test gets: the repository on the path, one thread, and a base directory of its own.
+
+No test may write into the user's own artifacts, so NANOCHAT_BASE_DIR points into a temporary folder
+for the whole session (fixtures of a module or session see that one) and into a fresh one for each test.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported anywhere; subprocesses inherit it
+REPO_ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO_ROOT))
+
+import pytest  # noqa: E402
+
+# What a user's shell may hold and a test must not depend on.
+FOREIGN_ENVIRONMENT = ("NANOCHAT_DTYPE", "RANK", "LOCAL_RANK", "WORLD_SIZE", "WANDB_RUN", "SKIP_SETUP", "PYTHON", "MAKEFLAGS", "MAKELEVEL")
+
+
+def pytest_runtest_setup(item):
+    torch = sys.modules.get("torch")  # never imported here: most tests need none
+    if torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_base_dir(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        for name in FOREIGN_ENVIRONMENT:
+            patch.delenv(name, raising=False)
+        path = tmp_path_factory.mktemp("session_base")
+        patch.setenv("NANOCHAT_BASE_DIR", str(path))
+        yield path
+
+
+@pytest.fixture(autouse=True)
+def base_dir(session_base_dir, tmp_path, monkeypatch):
+    """This test's own NANOCHAT_BASE_DIR, made when something asks for it."""
+    path = tmp_path / "base"
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_dir():
+    """Folder of real text beside the repository, which not everybody has."""
+    path = REPO_ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("no ../shared/data beside the repository")
+    return path

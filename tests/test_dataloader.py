@@ -1,0 +1,167 @@
+"""
+python -m pytest tests/test_dataloader.py -q
+"""
+
+import itertools
+import json
+import random
+
+import pytest
+import torch
+
+import nanochat.dataloader as module
+from nanochat.dataloader import DataLoader
+from tests.tiny import make_base, write_shards
+
+
+@pytest.fixture
+def small_buffer(monkeypatch):
+    """A buffer that 600 documents do not fill at once."""
+    monkeypatch.setattr(module, "BUFFER_DOCUMENTS", 40)
+    monkeypatch.setattr(module, "CHUNK_DOCUMENTS", 16)
+
+
+def naive_best_fit(documents, row_groups_of, T, buffer_size, chunk):
+    """Best-fit rows by scanning an unsorted list: the algorithm as one would first write it."""
+    def chunks():
+        while True:
+            for start in range(0, len(documents), row_groups_of):
+                group = documents[start:start + row_groups_of]
+                for i in range(0, len(group), chunk):
+                    yield group[i:i + chunk]
+    source, buffer = chunks(), []
+    while True:
+        row = []
+        while len(row) < T + 1:
+            while len(buffer) < buffer_size:
+                buffer += next(source)
+            room = T + 1 - len(row)
+            fitting = [doc for doc in buffer if len(doc) <= room]
+            if fitting:
+                doc = max(fitting, key=len)  # the first of the longest
+            else:
+                doc = min(buffer, key=len)
+            buffer.pop(next(i for i, d in enumerate(buffer) if d is doc))
+            row += doc[:room]
+        yield row
+
+
+def test_file_order_equals_a_naive_best_fit_packer(base_dir, small_buffer):
+    documents, tokenizer = make_base(base_dir)
+    tokens = [tokenizer.encode(doc, prepend="<|bos|>") for doc in documents]
+    naive = naive_best_fit(tokens, 60, T=48, buffer_size=40, chunk=16)
+    loader = DataLoader(tokenizer, B=3, T=48, split="train")
+    for _ in range(300):  # past the end of the first epoch
+        x, y = next(loader)
+        expected = torch.tensor(list(itertools.islice(naive, 3)))
+        assert torch.equal(x, expected[:, :-1]) and torch.equal(y, expected[:, 1:])
+    assert loader.epoch > 1
+
+
+def test_every_row_starts_with_bos_and_targets_are_inputs_shifted(base_dir):
+    _, tokenizer = make_base(base_dir)
+    x, y = next(DataLoader(tokenizer, B=4, T=32, split="train", data_order="seed", seed=1))
+    assert x.shape == y.shape == (4, 32) and x.dtype == torch.int64
+    assert (x[:, 0] == tokenizer.get_bos_token_id()).all() and torch.equal(x[:, 1:], y[:, :-1])
+
+
+@pytest.mark.parametrize("data_order", ["seed", "file"])
+@pytest.mark.parametrize("after", [0, 1, 7, 45])
+def test_a_loader_restored_from_json_goes_on_to_the_last_token(base_dir, small_buffer, data_order, after):
+    _, tokenizer = make_base(base_dir)
+    kwargs = dict(B=2, T=40, split="train", data_order=data_order, seed=5)
+    loader = DataLoader(tokenizer, **kwargs)
+    for _ in range(after):
+        next(loader)
+    state = json.loads(json.dumps(loader.state))
+    restored = DataLoader(tokenizer, **kwargs, state=state)
+    assert restored.state == state
+    for _ in range(60):
+        a, b = next(loader), next(restored)
+        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+    assert loader.state == restored.state and loader.epochs_used() == restored.epochs_used()
+
+
+def test_an_epoch_in_seed_order_reads_every_document_once(base_dir):
+    documents, tokenizer = make_base(base_dir)
+    loader = DataLoader(tokenizer, B=1, T=32, split="train", data_order="seed", seed=9)
+    for epoch in (1, 2):
+        refs = [ref for n in range(len(loader.order.blocks(epoch))) for ref in loader.order.block(epoch, n)]
+        assert sorted(loader._text(ref) for ref in refs) == sorted(documents)
+    assert loader.order.block(1, 0) != loader.order.block(2, 0)
+
+
+def test_the_order_depends_on_the_seed_only(base_dir):
+    _, tokenizer = make_base(base_dir)
+    first = [next(DataLoader(tokenizer, B=2, T=32, split="train", data_order="seed", seed=seed))[0] for seed in (1, 1, 2)]
+    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
+
+
+def first_documents(base_dir, tokenizer, seed, rows, monkeypatch) -> set[str]:
+    """Documents that end up in the first `rows` rows."""
+    loader, used = DataLoader(tokenizer, B=1, T=32, split="train", data_order="seed", seed=seed), []
+    pop = loader._take
+
+    def take(room):
+        before = {entry[1]: entry[2] for entry in loader.buffer}
+        doc = pop(room)
+        after = {entry[1] for entry in loader.buffer}
+        used.extend(ref for arrival, ref in before.items() if arrival not in after)
+        return doc
+    monkeypatch.setattr(loader, "_take", take)
+    for _ in range(rows):
+        next(loader)
+    return {loader._text(ref) for ref in used}
+
+
+def test_two_seeds_share_less_than_30_percent_of_their_first_200_rows(base_dir, monkeypatch):
+    """At a corpus of which 200 rows are a tenth, as in the built-in one; a shuffle within files or a big buffer would fail."""
+    write = dict(train_shards=2, documents=2000, rows_per_group=250)
+    _, tokenizer = make_base(base_dir, **write)
+    sets = [first_documents(base_dir, tokenizer, seed, 200, monkeypatch) for seed in (1337, 2026, 7)]
+    for a, b in itertools.combinations(sets, 2):
+        assert len(a & b) / min(len(a), len(b)) < 0.30
+    assert all(len(s) > 100 for s in sets)
+
+
+def test_the_buffer_holds_at_most_5_percent_of_the_corpus(base_dir):
+    _, tokenizer = make_base(base_dir)
+    loader = DataLoader(tokenizer, B=1, T=32, split="train", data_order="seed", seed=0)
+    most = 0
+    for _ in range(80):
+        next(loader)
+        most = max(most, len(loader.buffer))
+    assert 0 < most <= 0.05 * loader.order.num_documents
+
+
+def test_an_upstream_position_or_another_seed_is_refused(base_dir):
+    _, tokenizer = make_base(base_dir)
+    kwargs = dict(B=1, T=32, split="train", data_order="seed", seed=1)
+    with pytest.raises(ValueError, match="exact resume is not possible"):
+        DataLoader(tokenizer, **kwargs, state={"pq_idx": 0, "rg_idx": 3, "epoch": 1})
+    state = DataLoader(tokenizer, **{**kwargs, "seed": 2}).state
+    with pytest.raises(ValueError, match="seed 2, this run asks for 1"):
+        DataLoader(tokenizer, **kwargs, state=state)
+
+
+def test_a_corrupt_shard_is_named(base_dir):
+    _, tokenizer = make_base(base_dir)
+    path = base_dir / "base_data_climbmix" / "shard_00000.parquet"
+    data = bytearray(path.read_bytes())
+    data[50:3000] = random.Random(0).randbytes(2950)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="shard_00000.parquet"):
+        loader = DataLoader(tokenizer, B=1, T=32, split="train")
+        for _ in range(50):
+            next(loader)
+
+
+def test_position_names_shard_row_group_and_epoch(base_dir, small_buffer):
+    write_shards(base_dir)
+    _, tokenizer = make_base(base_dir)
+    loader = DataLoader(tokenizer, B=1, T=32, split="train")
+    next(loader)
+    assert loader.position == {"pq_idx": 0, "rg_idx": 0, "epoch": 1}
+    while loader.epoch == 1 and loader.position["pq_idx"] == 0:
+        next(loader)
+    assert loader.position == {"pq_idx": 1, "rg_idx": 0, "epoch": 1}
