@@ -248,7 +248,8 @@ def summary(manifest: dict) -> str:
     rows = manifest["shards"]
     docs, chars, groups = (sum(s[k] for s in rows) for k in ("documents", "chars", "row_groups"))
     assumed = manifest["packing_assumptions"]
+    hint = f"; --max-doc-chars={MAX_DOC_CHARS} uses more" if manifest["max_doc_chars"] == 0 and manifest["packing_share"] < 0.5 else ""
     return (f"{docs:,} documents, {chars:,} characters in {len(rows)} shards and {groups} row groups; {rows[-1]['documents']:,} "
             f"documents validate; {manifest['duplicates_dropped']:,} duplicates dropped\nan epoch at T {assumed['max_seq_len']} uses "
-            f"about {manifest['packing_share']:.0%} of the tokens (if a token is {assumed['bytes_per_token']} bytes)\n"
+            f"about {manifest['packing_share']:.0%} of the tokens (if a token is {assumed['bytes_per_token']} bytes){hint}\n"
             f"dataset_id {manifest['dataset_id']}")

@@ -79,8 +79,9 @@ def _expected(response) -> tuple[int | None, str | None]:
 
 def _is_parquet(path: Path) -> bool:
     try:
-        pq.ParquetFile(path).close()
-        return True
+        pq.ParquetFile(path).close()  # reads the end of the file
+        with open(path, "rb") as f:
+            return f.read(4) == b"PAR1"
     except (pa.ArrowException, OSError):
         return False
 
@@ -175,12 +176,18 @@ def _run_all(urls: dict, data_dir: Path, rows: dict, workers: int, sleep_base: f
     progress, stop, missing = Progress(len(urls), enabled), threading.Event(), {}
 
     def bring(name):
+        if stop.is_set():
+            raise Missing("stopped")
         path = data_dir / name
-        if not _is_complete(urls[name], path, rows.get(name)):
-            rows.pop(name, None)
-            fetch(urls[name], path, progress, stop, sleep_base)
-        if name not in rows:
-            rows[name] = _describe(path)
+        try:
+            if not _is_complete(urls[name], path, rows.get(name)):
+                rows.pop(name, None)
+                fetch(urls[name], path, progress, stop, sleep_base)
+            if name not in rows:
+                rows[name] = _describe(path)
+        except OSError:  # a full disk stops the other threads too
+            stop.set()
+            raise
 
     pool = concurrent.futures.ThreadPoolExecutor(max_workers=workers)
     futures = {pool.submit(bring, name): name for name in urls}
@@ -191,7 +198,7 @@ def _run_all(urls: dict, data_dir: Path, rows: dict, workers: int, sleep_base: f
             except Missing as e:
                 missing[futures[future]] = str(e)
                 print0(f"{futures[future]}: {e}")
-    finally:  # a full disk or Ctrl-C stops the other threads too
+    finally:  # after Ctrl-C, threads that still run stop at their next block
         stop.set()
         pool.shutdown(cancel_futures=True)
         progress.bar.close()

@@ -146,7 +146,7 @@ class ShardWriter:
             self.docs[split].append((digest, text))
             self.chars[split] += len(text)
             self.held_chars += len(text) if split == "train" else 0
-        if self.held_chars >= 2 * SHARD_CHARS:
+        if self.held_chars >= 2 * SHARD_CHARS and len(self.docs["train"]) > 1:
             self.flush_half()
 
     def flush_half(self):

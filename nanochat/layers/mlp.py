@@ -7,6 +7,22 @@ import torch.nn.functional as F
 from nanochat.layers.linear import Linear
 
 
+class ReluSquared(torch.autograd.Function):
+    """relu(x)^2 that keeps one tensor, r = relu(x): the derivative is 2r, also where x <= 0. torch's own chain makes
+    four passes over memory backwards for the same bits."""
+
+    @staticmethod
+    def forward(ctx, x):
+        r = F.relu(x)
+        ctx.save_for_backward(r)
+        return r * r
+
+    @staticmethod
+    def backward(ctx, grad):
+        r, = ctx.saved_tensors
+        return (r * grad).mul_(2)
+
+
 class ReluSquaredMLP(nn.Module):
     """y = W_proj relu(W_fc x)^2, four times as wide inside (arXiv:2109.08668)."""
 
@@ -22,4 +38,4 @@ class ReluSquaredMLP(nn.Module):
         self.c_proj.weight.zero_()
 
     def forward(self, x, ctx):
-        return self.c_proj(F.relu(self.c_fc(x)).square()), None
+        return self.c_proj(ReluSquared.apply(self.c_fc(x))), None

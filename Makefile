@@ -1,0 +1,40 @@
+# One line a target; `make help` lists them. Everything here is `python -m scripts.<name>`, so it runs without make too.
+# PYTHON makes .venv on the first run; SKIP_SETUP=1 uses PYTHON itself, as it is.
+PYTHON ?= python3
+PY = $(if $(SKIP_SETUP),$(PYTHON),$(if $(filter Windows_NT,$(OS)),.venv/Scripts/python.exe,.venv/bin/python))
+SETUP = $(if $(SKIP_SETUP),@true,@$(PYTHON) -m scripts.setup)
+quote = '$(subst ','\'',$(1))'
+# $(call option,flag,VARIABLE): the flag with the variable's value as one word, where the variable is given
+option = $(if $($(2)),$(1)=$(call quote,$($(2))))
+
+.PHONY: help setup setup-dev smoke protocol dataset tok arch vram test test-slow lint clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+setup: ## make .venv with the pinned packages
+	$(SETUP)
+setup-dev: ## the same, with pytest and ruff
+	$(SETUP) --dev
+smoke: setup ## control against candidate on the built-in corpus, in minutes; FRESH=1 reuses nothing
+	$(PY) -m scripts.smoke $(if $(filter-out 0,$(FRESH)),--fresh)
+protocol: setup ## compare: SEEDS="1337 2026" NUM_ITERATIONS=64 LABEL=mix005 CANDIDATE="--flag ..." [PROFILE=] [FLAGS="for both arms"] [FRESH=1]
+	$(PY) -m scripts.protocol $(call option,--profile,PROFILE) $(call option,--label,LABEL) $(call option,--seeds,SEEDS) $(call option,--num-iterations,NUM_ITERATIONS) $(call option,--flags,FLAGS) $(call option,--candidate,CANDIDATE) $(if $(filter-out 0,$(FRESH)),--fresh)
+dataset: setup ## download N ClimbMix shards of 100 MB each (N=8), or FROM=path NAME=name for text of your own
+	$(PY) -m nanochat.dataset $(if $(FROM),$(call option,--from,FROM) $(call option,--name,NAME),--num-files=$(or $(N),8))
+tok: setup ## train the tokenizer (VOCAB=32768) and compare it with GPT-2's and GPT-4's
+	$(PY) -m scripts.tok_train $(call option,--vocab-size,VOCAB)
+	$(PY) -m scripts.tok_eval
+arch: setup ## shapes for a budget of parameters, with the flags to paste: BUDGET=37748736 VOCAB=24576
+	$(PY) -m scripts.arch $(call option,--budget,BUDGET) $(call option,--vocab-size,VOCAB)
+vram: setup ## memory that a run needs: FLAGS="--depth=12 --device-batch-size=16"
+	$(PY) -m scripts.vram $(FLAGS)
+test: setup-dev ## the tests that take minutes in all on a CPU
+	$(PY) -m pytest -q -m "not slow and not gpu"
+test-slow: setup-dev ## the long ones
+	$(PY) -m pytest -q -m "slow and not gpu"
+lint: setup-dev ## ruff, and bash -n of every script
+	$(PY) -m ruff check .
+	set -e; for script in runs/*.sh .ci/run; do bash -n "$$script"; done
+clean: ## remove caches; .venv, results and artifacts stay
+	rm -rf .pytest_cache .ruff_cache && find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

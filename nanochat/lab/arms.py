@@ -1,0 +1,127 @@
+"""
+Arms and cells: who is compared with whom, decided and checked before anything is trained.
+
+An arm is a name and its options; the control is the profile itself, a candidate adds flags to it. A cell
+is one arm at one seed: one run of the trainer, with its own tag and the hash that says what it computes.
+"""
+
+import contextlib
+import io
+import re
+import shlex
+from dataclasses import asdict, dataclass, replace
+
+from nanochat.config import FIELDS, TrainConfig, config_hash, flag, hyphenate, parse
+
+CONTROL = "control"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+RESERVED = ("seed", "model_tag", "resume", "resume_from_step")  # a cell sets them
+
+
+@dataclass(frozen=True)
+class Arm:
+    name: str
+    flags: str  # what it adds to the control; empty for the control
+    config: TrainConfig
+
+
+@dataclass(frozen=True)
+class Cell:
+    arm: Arm
+    seed: int
+    config: TrainConfig
+    tag: str  # run id and model tag
+    config_hash: str
+
+
+def split_candidate(text: str, default_name: str) -> tuple[str, str]:
+    """
+    >>> split_candidate("mix005: --symplectic-gate", "candidate")
+    ('mix005', '--symplectic-gate')
+    >>> split_candidate("--symplectic-gate", "candidate")
+    ('candidate', '--symplectic-gate')
+    """
+    name, colon, flags = text.partition(":")
+    if colon and not name.strip().startswith("-"):
+        return name.strip(), flags.strip()
+    return default_name, text.strip()
+
+
+def split_flags(what: str, text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as e:
+        raise ValueError(f"{what}: cannot read {text!r}: {e}") from e
+
+
+def parse_arm(name: str, flags: str, common: list[str]) -> Arm:
+    """The trainer's own parser, its exit turned into a ValueError that names the arm."""
+    if not NAME.fullmatch(name):
+        raise ValueError(f"arm {name!r}: expected a name of letters, digits, '.', '_' and '-', as in --candidate='mix005: --flags'")
+    words = split_flags(f"arm {name}", flags)
+    for word in hyphenate([*common, *words]):
+        if word.partition("=")[0] in map(flag, RESERVED):
+            raise ValueError(f"arm {name}: {word} is set by the protocol for each cell; seeds go into --seeds")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            config = parse([*common, *words], prog="base_train")
+    except SystemExit as e:
+        message = said.getvalue().strip().removeprefix("base_train: error: ")
+        raise ValueError(f"arm {name}: {message or 'not a training option among ' + flags}") from e
+    return Arm(name, shlex.join(words), config)
+
+
+def make_arms(candidates: list[str], common: list[str]) -> list[Arm]:
+    """Control first. candidates: "[NAME:] FLAGS" each; unnamed ones are candidate, candidate2, ..."""
+    arms, unnamed = [parse_arm(CONTROL, "", common)], 0
+    for text in candidates:
+        default_name = "candidate" if unnamed == 0 else f"candidate{unnamed + 1}"
+        name, flags = split_candidate(text, default_name)
+        unnamed += name == default_name
+        if name in [arm.name for arm in arms]:
+            raise ValueError(f"arm {name}: the name is taken; every candidate needs its own, as in --candidate='NAME: FLAGS'")
+        arms.append(parse_arm(name, flags, common))
+    return arms
+
+
+def parse_seeds(words) -> list[int]:
+    """
+    >>> parse_seeds(["1337 2026", "3,4"])
+    [1337, 2026, 3, 4]
+    """
+    words = " ".join(words or []).replace(",", " ").split()
+    if not words:
+        raise ValueError("no seeds: expected at least one whole number, as in --seeds 1337 2026")
+    bad = [word for word in words if not re.fullmatch(r"\d+", word)]
+    if bad:
+        raise ValueError(f"--seeds: {bad[0]!r} is not a whole number, 0 or more")
+    seeds = [int(word) for word in words]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds {' '.join(words)}: a repeated seed is the same run again, not another sample")
+    return seeds
+
+
+def profile_changes(control: Arm, arm: Arm) -> list[str]:
+    """Profile options in which `arm` differs from the control: its runs are another workload."""
+    return [f"{flag(name)} {getattr(control.config, name)} -> {getattr(arm.config, name)}" for name, f in FIELDS.items()
+            if f.metadata["profile"] and getattr(control.config, name) != getattr(arm.config, name)]
+
+
+def same_options(arms: list[Arm]) -> list[tuple[str, str]]:
+    """Pairs of arm names whose options are equal (A/A): legitimate, but worth saying."""
+    return [(a.name, b.name) for i, a in enumerate(arms) for b in arms[i + 1:] if asdict(a.config) == asdict(b.config)]
+
+
+def make_cells(arms, seeds, label, dataset_id, tokenizer_id, tree) -> list[Cell]:
+    """Seed by seed, arms taking turns to go first: a drift of the machine hits all of them.
+
+    Two arms, three seeds: control a | a control | control a.
+    """
+    cells = []
+    for i, seed in enumerate(seeds):
+        for arm in arms[i % len(arms):] + arms[:i % len(arms)]:
+            tag = "_".join(["nc", *([label] if label else []), f"d{arm.config.depth}", arm.name, f"s{seed}"])
+            config = replace(arm.config, seed=seed, model_tag=tag)
+            cells.append(Cell(arm, seed, config, tag, config_hash(config, dataset_id, tokenizer_id, tree)))
+    return cells

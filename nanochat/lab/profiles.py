@@ -1,0 +1,143 @@
+"""
+Named workloads: the options that every arm of a protocol shares, and where their data comes from.
+
+A profile is named so that results say what they are results of; rows of different profiles are never
+compared. Built-in ones keep everything under <base dir>/lab/<name>/, laid out like a base dir of their
+own, so that a trial never touches the artifacts of real training. The others use the base dir itself.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from nanochat.common import REPO_ROOT
+
+
+@dataclass(frozen=True)
+class Profile:
+    name: str
+    about: str  # hardware and duration, printed with the plan
+    flags: tuple[str, ...]  # of scripts.base_train, the same for every arm
+    builtin: bool  # True: built-in corpus under lab/<name>/; False: the base dir's own shards
+    tokenizer_flags: tuple[str, ...] = ()  # of scripts.tok_train, when there is no tokenizer yet
+    fitted: bool = False  # device batch chosen by fit_device_batch
+
+    def home(self, base_dir) -> Path:
+        """The base dir of this profile's runs, absolute: cells run in another working directory."""
+        base_dir = Path(base_dir).resolve()
+        return base_dir / "lab" / self.name if self.builtin else base_dir
+
+
+QUIET = ("--window-pattern=L", "--core-metric-every=-1", "--sample-every=-1")
+PROFILES = {p.name: p for p in (
+    Profile("smoke-cpu", "any CPU, no network, under a minute a cell on 2 cores", (
+        "--device-type=cpu", "--no-compile", "--depth=4", "--max-seq-len=256", "--device-batch-size=8", "--total-batch-size=2048",
+        "--num-iterations=60", "--warmup-steps=5", "--eval-every=10", "--eval-tokens=16384", "--save-every=-1", "--save-minutes=5",
+        "--keep-last=1", *QUIET), builtin=True, tokenizer_flags=("--vocab-size=4096",)),
+    Profile("smoke-16gb", "one CUDA card, no network, 26 M tokens for two seeds: about 15 minutes at 30,000 tokens a second", (
+        "--device-type=cuda", "--no-compile", "--depth=12", "--max-seq-len=512", "--device-batch-size=1", "--total-batch-size=32768",
+        "--num-iterations=200", "--eval-every=100", "--eval-tokens=262144", "--save-every=-1", "--save-minutes=5", "--keep-last=1",
+        *QUIET), builtin=True, tokenizer_flags=("--vocab-size=4096",), fitted=True),
+    Profile("protocol-16gb", "one CUDA card of 16 GB, 2 G tokens a cell: a day and more", (
+        "--device-type=cuda", "--depth=12", "--max-seq-len=1024", "--device-batch-size=1", "--total-batch-size=65536",
+        "--num-iterations=30000", "--eval-every=200", "--eval-tokens=262144", "--save-every=2000", "--keep-last=2", *QUIET),
+        builtin=False, tokenizer_flags=("--max-chars=2000000000",)),
+)}
+SHARDS = 8  # of ClimbMix: the 2e9 characters that a tokenizer is trained on
+
+
+def get_profile(name: str) -> Profile:
+    if name not in PROFILES:
+        raise ValueError(f"--profile={name}: expected one of {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+# -----------------------------------------------------------------------------
+# What the machine has. Asked in a process of its own: the lab never imports torch, and a parent that
+# holds a CUDA context would take memory from the cells it measures.
+
+_ASK_TORCH = "import torch\nif torch.cuda.is_available(): print(torch.cuda.get_device_properties(0).total_memory >> 20)"
+
+
+def cuda_memory_mib() -> int | None:
+    """Memory of the first CUDA device that torch can use; None without one."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ and not os.environ["CUDA_VISIBLE_DEVICES"].strip():
+        return None
+    try:  # a second; torch itself takes several to say no
+        subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    answer = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True).stdout.strip()
+    return int(answer) if answer.isdigit() else None
+
+
+def fit_device_batch(memory_mib: int) -> int:
+    """Rows of 512 tokens per micro-batch of smoke-16gb: the largest power of two that should fit, 1 to 64.
+
+    Activations are 34 bytes a token, channel and layer (arXiv:2205.05198, eq. 2, attention scores never
+    stored), doubled for what this model adds; logits 10 bytes a token and vocabulary entry. 3 GiB go to
+    weights, optimizer and the CUDA context, and a fifth of the card to everything else. Not measured.
+    """
+    layers, channels, vocab, row_tokens = 12, 768, 4096, 512
+    row_mib = row_tokens * (2 * 34 * layers * channels + 10 * vocab) / 2 ** 20
+    rows = (0.8 * memory_mib - 3 * 1024) / row_mib
+    return max([b for b in (1, 2, 4, 8, 16, 32, 64) if b <= rows], default=1)
+
+
+def machine_flags(profile: Profile, memory_mib: int | None, has_triton: bool) -> list[str]:
+    """Flags that the profile leaves to the machine, for all arms. NANOCHAT_DTYPE becomes a flag: flags are hashed."""
+    dtype = os.environ.get("NANOCHAT_DTYPE")
+    flags = [f"--dtype={dtype}"] if dtype else []
+    if profile.fitted and memory_mib:
+        flags.append(f"--device-batch-size={fit_device_batch(memory_mib)}")
+    if not has_triton and "--no-compile" not in profile.flags:
+        flags.append("--no-compile")
+    return flags
+
+
+# -----------------------------------------------------------------------------
+# Data
+
+def prepare(profile: Profile, home: Path, dataset, tokenizer, log_dir, say=print) -> tuple[str, str]:
+    """Make the corpus and the tokenizer of `home` where they are missing; (dataset_id, tokenizer_id).
+
+    dataset, tokenizer: the modules nanochat.dataset and nanochat.tokenizer, which the lab does not import.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / ".prepare.lock"):  # two protocols on one home build once
+        data_dir = dataset.get_data_dir(home)
+        if profile.builtin:
+            dataset.build_builtin(data_dir)
+        else:
+            try:
+                dataset.list_parquet_files(data_dir)
+            except FileNotFoundError:
+                _run_logged("nanochat.dataset", ["-n", str(SHARDS)], home, log_dir, say)
+        if not (home / "tokenizer" / "tokenizer.json").exists():
+            _refuse_foreign_tokenizer(home)
+            _run_logged("scripts.tok_train", list(profile.tokenizer_flags), home, log_dir, say)
+    return dataset.get_dataset_id(home), tokenizer.get_tokenizer_id(home)
+
+
+def _refuse_foreign_tokenizer(home):
+    if (home / "tokenizer" / "tokenizer.pkl").exists():
+        raise ValueError(f"{home / 'tokenizer'} holds a tokenizer.pkl that was not written here; take it over once with "
+                         f"NANOCHAT_BASE_DIR={home} python -m scripts.tok_train --import-pkl {home / 'tokenizer' / 'tokenizer.pkl'}, "
+                         "or use another NANOCHAT_BASE_DIR")
+
+
+def _run_logged(module, argv, home, log_dir, say):
+    """python -m module argv, on `home`; its output goes to a log that a failure names."""
+    log = Path(log_dir).resolve() / f"{module.split('.')[-1]}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    say(f"missing in {home}: running python -m {' '.join([module, *argv])} (log: {log})")
+    with open(log, "wb") as f:
+        code = subprocess.run([sys.executable, "-m", module, *argv], cwd=REPO_ROOT, stdin=subprocess.DEVNULL, stdout=f,
+                              stderr=subprocess.STDOUT, env={**os.environ, "NANOCHAT_BASE_DIR": str(home)}).returncode
+    if code:
+        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+        raise ValueError("\n".join([f"python -m {module} failed with exit code {code}; {log} ends:", *tail]))

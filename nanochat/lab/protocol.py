@@ -1,0 +1,233 @@
+"""
+A protocol: control and candidates over the same seeds, one cell after the other, into one result file.
+
+The declaration (arms, seeds, metric, alpha, what counts as noise) is on disk before the first run and is
+what the verdict is read from; the file is replaced after every cell, so a reboot costs at most one cell's
+work since its last checkpoint. `run` is everything between parsed arguments and the exit code.
+"""
+
+import contextlib
+import math
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from nanochat.common import git_state, tree_hash
+from nanochat.lab import gates, report
+from nanochat.lab.arms import NAME, Arm, Cell, make_cells, profile_changes, same_options
+from nanochat.lab.cells import TRAINER, Runner
+from nanochat.lab.plots import draw_protocol
+from nanochat.lab.profiles import Profile
+from nanochat.lab.progress import Progress
+from nanochat.lab.results import RESULTS_DIR, Results, curve, delta_rows, means, now, run_row
+
+EXIT_OK, EXIT_FAILED_CELL, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass
+class Protocol:
+    label: str
+    profile: Profile
+    arms: list[Arm]  # control first
+    seeds: list[int]
+    home: Path  # base dir of the cells
+    common_flags: list[str] = field(default_factory=list)  # of all arms, as the user gave them
+    machine_flags: list[str] = field(default_factory=list)  # of all arms, as profiles.machine_flags chose them
+    min_gain: float | None = None  # bpb; the smallest gain worth having, declared before the run
+    fresh: bool = False
+    timeout_sec: float | None = None
+    results_dir: Path = RESULTS_DIR
+    trainer: tuple = TRAINER
+    cells: list[Cell] = field(default_factory=list, init=False)  # made by identify
+
+    def __post_init__(self):
+        if self.label and not NAME.fullmatch(self.label):
+            raise ValueError(f"--label={self.label}: expected letters, digits, '.', '_' and '-'; it names files and folders")
+        if self.min_gain is not None and not (math.isfinite(self.min_gain) and self.min_gain > 0):
+            raise ValueError(f"--min-gain={self.min_gain}: expected bits per byte above 0")
+        if self.timeout_sec is not None and not self.timeout_sec > 0:
+            raise ValueError(f"--timeout-minutes={self.timeout_sec / 60:g}: expected minutes above 0")
+        self.results = Results(self.results_dir, self.name)  # a foreign history is refused here
+
+    def identify(self, dataset_id: str, tokenizer_id: str):
+        """Fix what the cells are computed from; their hashes follow."""
+        self.dataset_id, self.tokenizer_id, self.tree = dataset_id, tokenizer_id, tree_hash()
+        self.cells = make_cells(self.arms, self.seeds, self.label, dataset_id, tokenizer_id, self.tree)
+
+    @property
+    def name(self) -> str:
+        return self.label or "protocol"
+
+    def command(self, seeds=None) -> str:
+        """The public command that means this protocol, or the same with other seeds."""
+        words = ["python", "-m", "scripts.protocol", f"--profile={self.profile.name}"]
+        words += [f"--label={self.label}"] if self.label else []
+        words += ["--seeds", *map(str, seeds or self.seeds)]
+        words += [f"--flags={shlex.join(self.common_flags)}"] if self.common_flags else []
+        words += [f"--candidate={arm.name}: {arm.flags}" for arm in self.arms[1:]]
+        words += [f"--min-gain={self.min_gain:g}"] if self.min_gain else []
+        return shlex.join(words)
+
+
+class Session:
+    """One invocation: what has been run or reused so far, and the files that say so."""
+
+    def __init__(self, protocol: Protocol):
+        self.protocol = protocol
+        self.results = protocol.results
+        self.runner = Runner(protocol.home, self.results.logs, protocol.trainer, protocol.timeout_sec, protocol.fresh)
+        self.previous = self.results.read_latest()
+        self.runs: dict[tuple, dict] = {}
+        self.provenance = {**git_state(), "tree_hash": protocol.tree, "patch_hash": None, "upstream_commit": None,
+                           "dataset_id": protocol.dataset_id, "tokenizer_id": protocol.tokenizer_id}
+
+    def declare(self) -> list[str]:
+        """Fix the declaration and write it; returns what differs from the label's last one."""
+        p = self.protocol
+        changes = {arm.name: profile_changes(p.arms[0], arm) for arm in p.arms[1:]}
+        self.declaration = gates.declare(p.label, p.profile.name, p.arms, p.seeds, changes, p.min_gain, now())
+        self.declaration["common_flags"] = shlex.join(p.machine_flags + p.common_flags)
+        old = self.previous.get("declaration")
+        changed = gates.declaration_changes(old, self.declaration) if old else []
+        if old and not changed and not p.fresh:
+            self.declaration["declared_at"] = old["declared_at"]
+        self.write()
+        return changed
+
+    def ordered_runs(self) -> list[dict]:
+        cells = [(arm.name, seed) for seed in self.protocol.seeds for arm in self.protocol.arms]
+        return [self.runs[cell] for cell in cells if cell in self.runs]
+
+    def settings(self) -> dict:
+        p = self.protocol
+        return {"label": p.label, "profile": p.profile.name, "profile_flags": list(p.profile.flags), "machine_flags": p.machine_flags,
+                "common_flags": p.common_flags, "seeds": p.seeds, "arms": [{"name": arm.name, "flags": arm.flags} for arm in p.arms],
+                "base_dir": str(p.home), "timeout_sec": p.timeout_sec, "command": p.command()}
+
+    def facts(self) -> dict:
+        p, runs = self.protocol, self.ordered_runs()
+        names = [arm.name for arm in p.arms]
+        deltas = delta_rows(names, p.seeds, runs)
+        verdicts = gates.judge(self.declaration, runs) if runs else []
+        return {
+            "timestamp": now(), "settings": self.settings(),
+            "runs": runs, "deltas": deltas, **means(names, deltas), "verdicts": verdicts,
+            "noise": {"source": self.declaration["noise_source"], "s_b": None, "nu": 0},
+            "provenance": self.provenance, "declaration": self.declaration,
+        }
+
+    def write(self) -> dict:
+        facts = self.facts()
+        self.results.write(facts)
+        return facts
+
+    def reuse(self) -> list[Cell]:
+        """Take over every cell that is complete; returns those that are left to run, in order."""
+        earlier = {(run.get("run_tag"), run.get("config_hash")): run for run in self.previous.get("runs", [])}
+        left = []
+        for cell in self.protocol.cells:
+            outcome = self.runner.reusable(cell)
+            if outcome is None:
+                left.append(cell)
+            else:
+                run = earlier.get((cell.tag, cell.config_hash), {})
+                self._keep(cell, outcome, run.get("declared_at"), run.get("timestamp"))
+        return left
+
+    def execute(self, cell: Cell, progress: Progress):
+        outcome = self.runner.run(cell, progress.update)
+        run = self._keep(cell, outcome, self.declaration["declared_at"], now())
+        self.results.append(run)
+        self.write()
+        progress.end()
+        return outcome, run
+
+    def _keep(self, cell, outcome, declared_at, timestamp) -> dict:
+        p = self.protocol
+        run = run_row(cell, outcome, p.label, p.profile.name, declared_at, timestamp)
+        self.runs[cell.arm.name, cell.seed] = run
+        return run
+
+
+def run(protocol: Protocol, say=print) -> int:
+    """Declare, run what is missing, write and print the results. Returns the exit code."""
+    assert protocol.cells, "identify() comes first"
+    with _only_one(protocol):
+        session = Session(protocol)
+        changed = session.declare()
+        left = session.reuse()
+        session.write()
+        _announce(session, left, changed, say)
+        stopped = run_cells(session, left)
+        facts = session.write()
+        if stopped:
+            say(f"stopped; what was trained is saved. Go on with the same command:\n  {protocol.command()}")
+            return EXIT_INTERRUPTED
+        report_results(session, facts, say)
+    return EXIT_OK if all(row["run_status"] == "ok" for row in facts["runs"]) else EXIT_FAILED_CELL
+
+
+def run_cells(session: Session, cells: list[Cell]) -> bool:
+    """Run `cells` in order, going on after a failed one. True when the user stopped it."""
+    n_reused = len(session.protocol.cells) - len(cells)
+    progress = Progress(len(session.protocol.cells), len(cells))
+    for k, cell in enumerate(cells, start=1):
+        progress.begin(n_reused + k, f"{cell.arm.name} s{cell.seed}")
+        outcome, row = session.execute(cell, progress)
+        progress.say(f"[{n_reused + k}/{progress.n_cells}] {report.run_line(row, outcome.elapsed_sec)}")
+        if outcome.status != "ok":
+            progress.say(report.failure(row, session.runner.log_path(cell)))
+        if outcome.stop:
+            return True
+    return False
+
+
+def report_results(session: Session, facts: dict, say=print):
+    """The tables, the picture and where everything is."""
+    protocol, written = session.protocol, [session.results.latest, session.results.history]
+    say(report.results_table(facts))
+    curves = {(run["arm"], run["seed"]): curve(protocol.home, run["run_tag"]) for run in facts["runs"]}
+    if draw_protocol(session.results.picture, protocol.name, [arm.name for arm in protocol.arms], curves, facts["deltas"]):
+        written.append(session.results.picture)
+    if any(verdict["noise_source"] == "none" for verdict in facts["verdicts"] if "noise_source" in verdict):
+        more = protocol.seeds + [max(protocol.seeds) + i for i in range(1, 6 - len(protocol.seeds))]
+        say(f"to settle it, reusing these cells:\n  {protocol.command(more)}")
+    written = [path for path in written if path.exists()]
+    say(f"written: {', '.join(map(str, written))}; logs in {session.results.logs}")
+
+
+def _announce(session, left, changed, say):
+    p = session.protocol
+    say(f"protocol {p.name}: profile {p.profile.name} ({p.profile.about})")
+    if p.machine_flags + p.common_flags:
+        say(f"  every arm: {shlex.join(p.machine_flags + p.common_flags)}")
+    for arm in p.arms:
+        say(f"  {arm.name}: {arm.flags or 'the profile as it is'}")
+    for a, b in same_options(p.arms):
+        say(f"  {b} has the options of {a}: an A/A comparison, differences should be exactly 0")
+    for arm in session.declaration["arms"]:
+        if arm["profile_changes"]:
+            say(f"  {arm['name']} changes the workload ({'; '.join(arm['profile_changes'])}): it is run and shown, and gets no verdict")
+    for line in changed:
+        say(f"  new declaration, {line}")
+    reused = [f"{run['arm']} s{run['seed']}" for run in session.ordered_runs()]
+    if reused:
+        say(f"  reused {len(reused)} of {len(p.cells)} cells, complete under the same hash: {', '.join(reused)} (FRESH=1 runs anew)")
+    if left:
+        say(f"  to run: {len(left)} cells, {', '.join(f'{c.arm.name} s{c.seed}' for c in left)}")
+
+
+@contextlib.contextmanager
+def _only_one(protocol: Protocol):
+    """A second protocol of one name would write over the first one's results and fight for its run tags."""
+    folder = Path(protocol.results_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f".{protocol.name}.lock"
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"protocol {protocol.name} is already running here (it holds {path}); wait for it, or use another --label"
+                         ) from None

@@ -1,0 +1,39 @@
+# Sourced by every script in runs/: repository root, Python, defaults, the skip check. Not run by itself.
+#
+#   NANOCHAT_BASE_DIR   where data, tokenizer, checkpoints and records live
+#   PYTHON              the Python that makes .venv on the first run
+#   SKIP_SETUP=1        use the `python` that is on the path as it is, and no .venv
+
+mkdir -p "${NANOCHAT_BASE_DIR:=$HOME/.cache/nanochat}"
+NANOCHAT_BASE_DIR="$(cd "$NANOCHAT_BASE_DIR" && pwd)"
+export NANOCHAT_BASE_DIR
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [ -z "${SKIP_SETUP:-}" ]; then
+    "${PYTHON:-python3}" -m scripts.setup
+    export PATH="$PWD/.venv/bin:$PWD/.venv/Scripts:$PATH"
+fi
+
+# done_already FLAGS... : true where the record of this run says that it ended ok, with these same options.
+done_already() {
+    python - "$@" <<'PY'
+import dataclasses, sys
+from nanochat.common import get_base_dir
+from nanochat.config import NOT_HASHED, parse
+from nanochat.record import read_record
+
+wanted = dataclasses.asdict(parse(sys.argv[1:]))
+record = read_record(get_base_dir(), wanted["model_tag"]) or {}
+same = all(record.get("config", {}).get(name) == value for name, value in wanted.items() if name not in NOT_HASHED)
+sys.exit(0 if same and record.get("status") == "ok" else 1)
+PY
+}
+
+# train FLAGS... : one run, skipped where it is done, resumed where it was stopped.
+train() {
+    if done_already "$@"; then
+        echo "skipped, done already: $*"
+    else
+        python -m scripts.base_train "$@" --resume
+    fi
+}

@@ -1,0 +1,20 @@
+#!/bin/bash
+# Control against a candidate over paired seeds: edit, run, read results/$LABEL.png and the verdict.
+#
+# Hardware: one NVIDIA card of 16 GB (profile protocol-16gb); PROFILE=smoke-cpu runs anywhere, offline.
+# Time:     cells of 2 G tokens, one after the other, each a day or so; stop it any time, the same command goes on.
+# Expect:   a verdict from 5 seeds on; below, differences without one. Data and tokenizer are made where missing.
+#
+#   LABEL=mix005 NUM_ITERATIONS=64 bash runs/protocol.sh
+set -euo pipefail
+source "$(dirname "$0")/common.sh"
+
+CANDIDATE="${CANDIDATE:---symplectic-gate --symplectic-gate-mix=0.15}"
+
+python -m scripts.protocol \
+    --label="${LABEL:-gate}" \
+    --seeds="${SEEDS:-1337 2026}" \
+    ${PROFILE:+--profile="$PROFILE"} \
+    ${NUM_ITERATIONS:+--num-iterations="$NUM_ITERATIONS"} \
+    --flags="${FLAGS:-}" \
+    --candidate="$CANDIDATE"

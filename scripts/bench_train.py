@@ -1,0 +1,95 @@
+"""
+Training speed of this tree against an upstream nanochat checkout, on this machine.
+
+    python -m scripts.bench_train --upstream ../nanochat --rounds 2 --output-json bench.json
+
+Every case is run in turn, ours and theirs, through the public command of each tree on the same shards and
+tokenizer (those of the smoke-cpu profile: `make smoke` makes them), and the ratio of the median step times
+is what counts: seconds are the machine's. Upstream keeps no record of its steps, so both are read from the
+step lines on stdout, the first ones left out. Time nothing else meanwhile.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from nanochat.common import REPO_ROOT, get_base_dir, write_json
+
+SHAPE = ["--depth=4", "--max-seq-len=512", "--window-pattern=L", "--eval-every=-1", "--core-metric-every=-1", "--sample-every=-1"]
+BATCHES = {2048: ("--device-batch-size=4", 14), 16384: ("--device-batch-size=32", 6)}  # tokens a step: (rows, steps)
+WARM_UP_STEPS = 3
+STEP_MS = re.compile(r"^step \d+/.* dt: ([\d.]+)ms", re.M)
+
+
+def case_command(ours: bool, tokens: int, dtype: str, compiled: bool) -> tuple[list[str], dict]:
+    """(argv, extra environment) of one case in one tree."""
+    rows, steps = BATCHES[tokens]
+    argv = [sys.executable, "-m", "scripts.base_train", *SHAPE, rows, f"--total-batch-size={tokens}", f"--num-iterations={steps}"]
+    environment = {"NANOCHAT_DTYPE": dtype}
+    if ours:
+        argv += ["--model-tag=bench_ours", "--data-order=file", "--compile" if compiled else "--no-compile"]
+    else:
+        argv += ["--model-tag=bench_upstream"]
+        environment |= {} if compiled else {"TORCHDYNAMO_DISABLE": "1"}
+    return argv, environment
+
+
+def step_ms(tree: Path, base_dir: Path, ours: bool, case: tuple) -> float:
+    """Median milliseconds of a step after the warm-up. Raises ValueError with the end of the output where the run failed."""
+    argv, environment = case_command(ours, *case)
+    run = subprocess.run(argv, cwd=tree, capture_output=True, text=True,
+                         env={**os.environ, "NANOCHAT_BASE_DIR": str(base_dir), "PYTHONPATH": "", **environment})
+    times = [float(ms) for ms in STEP_MS.findall(run.stdout)][WARM_UP_STEPS:]
+    if run.returncode or not times:
+        raise ValueError(f"{' '.join(argv)} in {tree} failed:\n" + "\n".join((run.stdout + run.stderr).splitlines()[-8:]))
+    return statistics.median(times)
+
+
+def measure(upstream: Path, base_dir: Path, cases: list[tuple], rounds: int) -> list[dict]:
+    rows = []
+    for case in cases:
+        ours, theirs = [], []
+        for _ in range(rounds):
+            ours.append(step_ms(REPO_ROOT, base_dir, True, case))
+            theirs.append(step_ms(upstream, base_dir, False, case))
+        tokens, dtype, compiled = case
+        row = dict(tokens_per_step=tokens, dtype=dtype, compiled=compiled, rounds=rounds,
+                   ours_tok_per_sec=1000 * tokens / statistics.median(ours), upstream_tok_per_sec=1000 * tokens / statistics.median(theirs),
+                   ratio=statistics.median(t / o for o, t in zip(ours, theirs)), load=os.getloadavg()[0])
+        rows.append(row)
+        print(f"{tokens:6d} tokens  {dtype:8s}  {'compiled' if compiled else 'eager':8s}  ours {row['ours_tok_per_sec']:7.0f}  "
+              f"upstream {row['upstream_tok_per_sec']:7.0f} tok/s  ratio {row['ratio']:.2f}", flush=True)
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench_train", description="Training speed against an upstream checkout.")
+    parser.add_argument("--upstream", type=Path, required=True, help="a checkout of karpathy/nanochat")
+    parser.add_argument("--base-dir", type=Path, default=None, help="shards and tokenizer (default: the smoke-cpu profile's)")
+    parser.add_argument("--rounds", type=int, default=1, help="times each case is run in each tree")
+    parser.add_argument("--tokens", type=int, nargs="+", default=list(BATCHES), choices=list(BATCHES), help="tokens a step")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="compute dtypes")
+    parser.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
+    parser.add_argument("--output-json", type=Path, default=None)
+    args = parser.parse_args()
+    base_dir = args.base_dir or get_base_dir() / "lab" / "smoke-cpu"
+    cases = list(itertools.product(args.tokens, args.dtypes, [mode == "compiled" for mode in args.modes]))
+    try:
+        rows = measure(args.upstream.resolve(), base_dir.resolve(), cases, args.rounds)
+    except ValueError as e:
+        print(f"bench_train: error: {e}", file=sys.stderr)
+        return 1
+    if args.output_json:
+        write_json(args.output_json, rows)
+    print(json.dumps({"least_ratio": min(row["ratio"] for row in rows)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

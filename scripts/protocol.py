@@ -1,0 +1,94 @@
+"""
+Compare candidates with a control over paired seeds, and say what the comparison shows:
+
+    python -m scripts.protocol --label=mix005 --seeds 1337 2026 --num-iterations=64 \\
+        --candidate="mix005: --symplectic-gate --symplectic-gate-mix=0.05"
+
+Every arm is checked before the first run; complete runs are reused, stopped ones resumed. Writes
+results/<label>_latest.json, <label>_history.csv and <label>.png in the working directory. Exit code: 0 all
+runs ok, 1 some run failed, 2 bad input, 130 interrupted (the same command goes on).
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+
+from nanochat import dataset, tokenizer
+from nanochat.common import get_base_dir
+from nanochat.lab import profiles
+from nanochat.lab.arms import make_arms, parse_seeds, split_flags
+from nanochat.lab.cells import stop_on_signals
+from nanochat.lab.protocol import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Protocol, run
+
+DEFAULT_SEEDS = ("1337", "2026")
+DEFAULT_CANDIDATE = "--symplectic-gate --symplectic-gate-mix=0.15"
+TAKES_FLAGS = ("--candidate", "--flags")
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(prog="python -m scripts.protocol", allow_abbrev=False,
+                                     description="Compare candidates with a control over paired seeds.")
+    parser.add_argument("--label", default="", help="names the result files and the runs")
+    parser.add_argument("--seeds", nargs="+", action="extend", metavar="SEED",
+                        help=f"whole numbers, the same for every arm (default: {' '.join(DEFAULT_SEEDS)})")
+    parser.add_argument("--candidate", action="append", metavar="'[NAME:] FLAGS'",
+                        help=f"what a candidate adds to the control; repeat for more (default: {DEFAULT_CANDIDATE})")
+    parser.add_argument("--profile", choices=list(profiles.PROFILES),
+                        help="the workload (default: protocol-16gb with a CUDA device, else smoke-cpu)")
+    parser.add_argument("--num-iterations", type=int, help="optimizer steps, instead of the profile's")
+    parser.add_argument("--flags", default="", metavar="'FLAGS'", help="training flags for every arm, control too")
+    parser.add_argument("--min-gain", type=float, metavar="BPB",
+                        help="the smallest gain worth having: a candidate shown to have less is rejected")
+    parser.add_argument("--timeout-minutes", type=float, metavar="MINUTES", help="stop a cell, resumable, after this long")
+    parser.add_argument("--fresh", action="store_true", default=os.environ.get("FRESH", "") not in ("", "0"),
+                        help="run every cell anew (also FRESH=1)")
+    return parser
+
+
+def join_flag_values(argv):
+    """argparse takes a value that begins with -- for an option; joined by = it is a value.
+
+    >>> join_flag_values(["--candidate", "--symplectic-gate --depth=4", "--fresh"])
+    ['--candidate=--symplectic-gate --depth=4', '--fresh']
+    """
+    out, words = [], iter(argv)
+    for word in words:
+        value = next(words, None) if word in TAKES_FLAGS else None
+        out.append(word if value is None else f"{word}={value}")
+    return out
+
+
+def make_protocol(args) -> Protocol:
+    """Everything that can be wrong is found here, before data is made or anything is trained."""
+    seeds = parse_seeds(DEFAULT_SEEDS if args.seeds is None else args.seeds)
+    memory_mib = profiles.cuda_memory_mib() if args.profile != "smoke-cpu" else None
+    profile = profiles.get_profile(args.profile or ("smoke-cpu" if memory_mib is None else "protocol-16gb"))
+    common = [f"--num-iterations={args.num_iterations}"] if args.num_iterations is not None else []
+    common += split_flags("--flags", args.flags)
+    machine = profiles.machine_flags(profile, memory_mib, has_triton=importlib.util.find_spec("triton") is not None)
+    arms = make_arms(args.candidate or [DEFAULT_CANDIDATE], [*profile.flags, *machine, *common])
+    if arms[0].config.device_type == "cuda" and memory_mib is None:
+        raise ValueError(f"--profile={profile.name} needs a CUDA device, and torch finds none; use --profile=smoke-cpu")
+    return Protocol(
+        args.label, profile, arms, seeds, profile.home(get_base_dir()), common_flags=common, machine_flags=machine, min_gain=args.min_gain,
+        fresh=args.fresh, timeout_sec=args.timeout_minutes and args.timeout_minutes * 60)
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(join_flag_values(sys.argv[1:] if argv is None else argv))
+    try:
+        protocol = make_protocol(args)
+        protocol.identify(*profiles.prepare(protocol.profile, protocol.home, dataset, tokenizer, protocol.results.logs))
+        return run(protocol)
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    stop_on_signals()
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""
+Make the virtual environment .venv with the pinned packages of pyproject.toml, or bring it up to date.
+
+    python -m scripts.setup            what training needs
+    python -m scripts.setup --dev      and what the tests need
+
+Standard library only: this runs on a bare Python, Windows included. Torch has several builds and one name, so
+pip alone cannot choose: without an NVIDIA card Linux would get gigabytes of CUDA, and with one Windows would get
+none. This picks PyTorch's own index where the default build is the wrong one, and falls back to the default where
+that index cannot be reached. A stamp in .venv makes the second call cheap. Nothing of ours is installed: scripts
+are run from the repository root.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+if sys.version_info < (3, 10):  # before any newer syntax: what an old Python prints must be readable
+    sys.exit("nanochat needs Python 3.10 or newer, and this is %s. Run `make setup PYTHON=python3.12`, "
+             "or `python3.12 -m scripts.setup`." % sys.version.split()[0])
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+VENV_PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+STAMP = VENV / "nanochat_setup.json"
+TORCH_INDEX = "https://download.pytorch.org/whl/"  # + cpu, cu130, ...: one folder a build
+PROBE_TIMEOUT_SEC = 5
+
+
+def read_pins(key, text=None):
+    """The list `key = [...]` of pyproject.toml. Python 3.10 has no tomllib, but a TOML list of strings is a Python literal.
+
+    >>> read_pins("dev", 'dev = [\\n    "pytest==9.2.0",  # why\\n]')
+    ['pytest==9.2.0']
+    """
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8") if text is None else text
+    found = re.search(rf"^{re.escape(key)} = (\[.*?^\])", text, re.MULTILINE | re.DOTALL)
+    assert found, f"pyproject.toml has no list {key!r}"
+    return ast.literal_eval(found.group(1))
+
+
+# -----------------------------------------------------------------------------
+# Which build of torch
+
+def has_nvidia_card():
+    if not shutil.which("nvidia-smi"):
+        return False
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listing.returncode == 0 and "GPU" in listing.stdout
+
+
+def choose_build(platform=sys.platform, card=None):
+    """Folder of PyTorch's index to take torch from; "" where the default build is right.
+
+    >>> [choose_build(p, card) for p in ("linux", "win32", "darwin") for card in (False, True)]
+    ['cpu', '', '', 'cu130', '', '']
+    """
+    card = has_nvidia_card() if card is None else card
+    if platform == "linux":
+        return "" if card else "cpu"
+    return "cu130" if platform == "win32" and card else ""
+
+
+def index_url(build, torch_pin):
+    """URL of the index that has this build of the pinned torch; None where there is none to be had."""
+    url = TORCH_INDEX + build
+    try:
+        with urllib.request.urlopen(url + "/torch/", timeout=PROBE_TIMEOUT_SEC) as page:
+            listing = page.read().decode("utf-8", "replace")
+    except (OSError, ValueError) as e:  # no network, no name, a proxy that says no
+        print(f"torch: {url} cannot be reached ({getattr(e, 'reason', e)}), so pip takes the build it finds")
+        return None
+    if torch_pin.replace("==", "-") not in listing:
+        print(f"torch: {url} has no {torch_pin}, so pip takes the build it finds")
+        return None
+    return url
+
+
+# -----------------------------------------------------------------------------
+# The environment
+
+def run(args, failed):
+    """Run a command; on failure stop with what to do next."""
+    try:
+        status = subprocess.run(list(map(str, args)), cwd=ROOT).returncode
+    except OSError as e:
+        sys.exit(f"{args[0]}: {e}\n{failed}")
+    if status:
+        sys.exit(failed)
+
+
+def ensure_venv():
+    """Make .venv, or reuse the one there. Returns its Python version, like "3.11.7"."""
+    if not VENV_PYTHON.exists():
+        print(f"making {VENV} with Python {sys.version.split()[0]}")
+        run([sys.executable, "-m", "venv", *(["--clear"] if VENV.exists() else []), VENV],
+            "The virtual environment could not be made. On Debian and Ubuntu: sudo apt install python3-venv; then run this again.")
+    found = re.search(r"^version(?:_info)? = (\d+)\.(\d+)\S*", (VENV / "pyvenv.cfg").read_text(encoding="utf-8"), re.MULTILINE)
+    if not found or (int(found.group(1)), int(found.group(2))) < (3, 10):
+        sys.exit(f"{VENV} has a Python older than 3.10. Delete that folder and run this again with a newer one.")
+    return found.group(0).split(" = ")[1]
+
+
+def pip(*args):
+    quiet = [] if sys.stdout.isatty() else ["--quiet"]  # a log file wants no progress bars
+    run([VENV_PYTHON, "-m", "pip", *args, *quiet],
+        "pip failed; its message is above. Without a network, point pip at a folder of wheels (PIP_FIND_LINKS) or a mirror "
+        "(PIP_INDEX_URL). Then run this again: what is installed stays.")
+
+
+def install(pins, build, installed_build):
+    """Install the pins, torch from the index of `build` where that can be reached."""
+    torch_pin = next(pin for pin in pins if pin.startswith("torch=="))
+    index = index_url(build, torch_pin) if build else None
+    if subprocess.run([str(VENV_PYTHON), "-c", "import pip"], capture_output=True).returncode:  # made by uv, or cut short
+        run([VENV_PYTHON, "-m", "ensurepip"], f"{VENV} has no pip. Delete that folder and run this again.")
+    if installed_build not in (None, build):  # every build satisfies the pin: pip would keep the old one
+        pip("uninstall", "--yes", "torch")
+    names = {re.match(r"[\w.-]+", pin).group() for pin in pins}
+    print(f"installing {len(names)} pinned packages (torch: {build if index else 'default'} build); minutes on the first time")
+    pip("install", *(["--extra-index-url", index] if index else []), *pins)
+    run([VENV_PYTHON, "-c", "import sys, torch; print(f'ready: Python {sys.version.split()[0]}, torch {torch.__version__}')"],
+        f"torch was installed and does not import; its message is above. Delete {VENV} and run this again.")
+
+
+def read_stamp():
+    try:
+        return json.loads(STAMP.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def fingerprint(*parts):
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m scripts.setup", description=__doc__.strip().splitlines()[0])
+    parser.add_argument("--dev", action="store_true", help="also install what the tests need")
+    parser.add_argument("--torch-build", metavar="NAME", default=None,
+                        help=f"folder under {TORCH_INDEX} to take torch from, like cpu, cu126 or rocm6.4; remembered in .venv "
+                             "(default: by the hardware)")
+    args = parser.parse_args(argv)
+
+    version = ensure_venv()
+    done = read_stamp()
+    asked = done.get("asked") if args.torch_build is None else args.torch_build
+    build = choose_build() if asked is None else asked
+    lists = {"base": read_pins("dependencies"), **({"dev": read_pins("dev")} if args.dev else {})}
+    wanted = {name: fingerprint(pins, version, build) for name, pins in lists.items()}
+    if all(done.get(name) == value for name, value in wanted.items()):
+        print(f"{VENV.name} is up to date")
+        return
+    stamp = {"asked": asked, "build": build}
+    STAMP.write_text(json.dumps({**stamp, "build": done.get("build")}), encoding="utf-8")  # nothing is done until it is
+    install(sum(lists.values(), []), build, done.get("build"))
+    STAMP.write_text(json.dumps({**stamp, **wanted}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run it again to go on")

@@ -1,0 +1,97 @@
+"""
+The whole pipeline in minutes, offline: corpus, tokenizer, control against candidate on two seeds, a verdict.
+
+    python -m scripts.smoke          (= make smoke; FRESH=1 or --fresh reuses nothing)
+
+Starts on a bare Python: where the packages are missing it makes .venv (scripts/setup.py) and goes on there.
+Without a CUDA device it runs the profile smoke-cpu, with one smoke-16gb. Writes results/smoke_latest.json,
+smoke_history.csv and smoke.png in the working directory. Exit code: 0 all runs ok, whatever the verdict.
+"""
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV_PYTHON = ROOT / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+PACKAGES = ("torch", "numpy", "pyarrow", "requests", "regex", "tiktoken", "rustbpe", "scipy", "matplotlib", "filelock", "tqdm")
+IN_VENV = "NANOCHAT_SMOKE_IN_VENV"  # set for the second start, which must not start a third
+LABEL, SEEDS = "smoke", [1337, 2026]
+CANDIDATE = "gate: --symplectic-gate --symplectic-gate-mix=0.15"
+
+
+def missing_packages():
+    return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+
+
+def continue_in_venv(missing, argv):
+    """Make or complete .venv and run this script again with its Python. Returns the exit code."""
+    if os.environ.get(IN_VENV) or os.environ.get("SKIP_SETUP"):
+        print(f"error: {sys.executable} lacks {', '.join(missing)}; run python -m scripts.setup, or delete .venv and start again",
+              file=sys.stderr)
+        return 2
+    code = subprocess.call([sys.executable, "-m", "scripts.setup"], cwd=ROOT)
+    if code:
+        return code
+    command, environment = [str(VENV_PYTHON), "-m", "scripts.smoke", *argv], {**os.environ, IN_VENV: "1"}
+    sys.stdout.flush()
+    if os.name == "nt":  # there exec returns to the shell before the new process has ended
+        return subprocess.call(command, env=environment)
+    os.execve(command[0], command, environment)
+
+
+def make_protocol(profile_name, fresh):
+    from nanochat.common import get_base_dir
+    from nanochat.lab import profiles
+    from nanochat.lab.arms import make_arms
+    from nanochat.lab.protocol import Protocol
+    memory_mib = profiles.cuda_memory_mib() if profile_name != "smoke-cpu" else None
+    if profile_name == "smoke-16gb" and memory_mib is None:
+        raise ValueError("--profile=smoke-16gb needs a CUDA device, and torch finds none")
+    profile = profiles.get_profile(profile_name or ("smoke-cpu" if memory_mib is None else "smoke-16gb"))
+    machine = profiles.machine_flags(profile, memory_mib, has_triton=False)  # a run this short never earns back its compilation
+    return Protocol(LABEL, profile, make_arms([CANDIDATE], [*profile.flags, *machine]), SEEDS, profile.home(get_base_dir()),
+                    machine_flags=machine, fresh=fresh)
+
+
+def smoke(args):
+    from nanochat import dataset, tokenizer
+    from nanochat.lab import profiles
+    from nanochat.lab.cells import stop_on_signals
+    from nanochat.lab.protocol import EXIT_BAD_INPUT, EXIT_INTERRUPTED, run
+    from nanochat.lab.report import Stopwatch
+    stop_on_signals()
+    watch = Stopwatch()
+    try:
+        protocol = make_protocol(args.profile, args.fresh)
+        protocol.identify(*profiles.prepare(protocol.profile, protocol.home, dataset, tokenizer, protocol.results.logs))
+        code = run(protocol)
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    print(watch.line())
+    return code
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="python -m scripts.smoke", description="Corpus, tokenizer, control against candidate, a verdict.")
+    parser.add_argument("--profile", choices=("smoke-cpu", "smoke-16gb"), help="default: smoke-16gb with a CUDA device, else smoke-cpu")
+    parser.add_argument("--fresh", action="store_true", default=os.environ.get("FRESH", "") not in ("", "0"),
+                        help="run every cell anew (also FRESH=1)")
+    args = parser.parse_args(argv)
+    if sys.version_info < (3, 10):
+        print(f"error: nanochat needs Python 3.10 or newer, and this is {sys.version.split()[0]}", file=sys.stderr)
+        return 2
+    missing = missing_packages()
+    return continue_in_venv(missing, argv) if missing else smoke(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""
+Stands in for scripts.base_train in the protocol's tests: parses the same flags and leaves the same kind of record,
+in milliseconds. FAKE_PLAN in the environment is JSON, {run tag: how it behaves}; the rest end ok.
+
+    ok      | a record, exit code 0          wait    | trains until it is told to stop, then saves and exits 130
+    diverged, oom | as the trainer does      crash   | exit code 1, and a record that still says "running"
+    silent  | exit code 9 and no record      liar    | exit code 0 and no record     deaf | ignores SIGINT
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict
+
+from nanochat.common import get_base_dir
+from nanochat.config import config_hash, parse, profile_hash
+from nanochat.record import RunRecord, read_record
+
+EXIT = {"diverged": 3, "oom": 4}
+
+
+def val_bpb(config, step):
+    gate = (10 + config.seed % 3) * config.symplectic_gate_mix if config.symplectic_gate else 0
+    return 3.0 - 0.01 * step + 0.001 * (config.seed % 7) + 0.01 * gate
+
+
+def open_record(config, resumed_from):
+    ids = "data", "tok"
+    facts = dict(config=asdict(config), command=" ".join(sys.argv), resumed_from_step=resumed_from, error=None,
+                 config_hash=config_hash(config, *ids, os.environ["FAKE_TREE"]), profile_hash=profile_hash(config, "cpu", *ids),
+                 load_start=0.5, load_end=float(os.environ.get("FAKE_LOAD", 0.5)), started_at="2026-01-01T00:00:00+00:00",
+                 resolved={"num_iterations": config.num_iterations})
+    record = RunRecord(get_base_dir(), config.model_tag, facts)
+    record.cut_back(resumed_from or 0)
+    record.update()
+    return record
+
+
+def main():
+    config = parse()
+    behaviour = json.loads(os.environ.get("FAKE_PLAN", "{}")).get(config.model_tag, "ok")
+    print(f"training {config.model_tag}: {behaviour}", flush=True)
+    if behaviour in ("silent", "liar"):
+        return 9 if behaviour == "silent" else 0
+    before = (read_record(get_base_dir(), config.model_tag) or {}).get("results") or {}
+    start = before.get("steps") if config.resume else None
+    record = open_record(config, start)
+    stop = []
+    signal.signal(signal.SIGINT, lambda *_: behaviour != "deaf" and stop.append(1))
+    for step in range(start or 0, config.num_iterations + 1, config.eval_every):
+        record.log({"step": step, "val/bpb": val_bpb(config, step), "total_training_time": 0.1 * step})
+        if behaviour in ("wait", "deaf") and step >= config.eval_every:
+            while not stop:
+                time.sleep(0.01)
+            record.finish("interrupted", error="SIGINT", results={"steps": step, "val_bpb": val_bpb(config, step)})
+            return 130
+    if behaviour == "crash":
+        raise RuntimeError("made up")
+    if behaviour in EXIT:
+        record.finish(behaviour, error="step 3: made up", results={"steps": 3, "val_bpb": 2.99, "min_val_bpb": 2.99})
+        return EXIT[behaviour]
+    speed = 900.0 if config.symplectic_gate else 1000.0
+    bpb = val_bpb(config, config.num_iterations)
+    record.finish("ok", clocks={"wall_time_sec": 1.5, "total_training_time": 1.0},
+                  results={"val_bpb": bpb, "min_val_bpb": bpb, "avg_tok_per_sec": speed, "steps": config.num_iterations,
+                           "trained_tokens": config.num_iterations * config.total_batch_size})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""
+Arms and cells: everything a user can get wrong is found before the first run, by name.
+
+python -m pytest tests/test_arms.py -v
+"""
+
+import pytest
+
+from nanochat.config import config_hash
+from nanochat.lab.arms import make_arms, make_cells, parse_seeds, profile_changes, same_options
+
+COMMON = ["--depth=4", "--no-compile", "--num-iterations=60"]
+
+
+def cells_of(candidates, seeds, label="x"):
+    return make_cells(make_arms(candidates, COMMON), seeds, label, "data", "tok", "tree")
+
+
+def test_arms_take_turns_to_go_first_within_each_seed():
+    order = [(cell.arm.name, cell.seed) for cell in cells_of(["a: --matrix-lr=0.03"], [1, 2, 3])]
+    assert order == [("control", 1), ("a", 1), ("a", 2), ("control", 2), ("control", 3), ("a", 3)]
+    three = [cell.arm.name for cell in cells_of(["a: --matrix-lr=0.03", "b: --matrix-lr=0.04"], [1, 2, 3])]
+    assert three == ["control", "a", "b", "a", "b", "control", "b", "control", "a"]
+
+
+def test_run_tags_name_label_depth_arm_and_seed():
+    assert {cell.tag for cell in cells_of(["mix005: --symplectic-gate"], [7])} == {"nc_x_d4_control_s7", "nc_x_d4_mix005_s7"}
+    assert cells_of([], [7], label="")[0].tag == "nc_d4_control_s7"
+    assert cells_of(["deep: --depth=6"], [7])[1].tag == "nc_x_d6_deep_s7"
+
+
+def test_cells_carry_the_trainers_own_hash():
+    for cell in cells_of(["--symplectic-gate"], [7, 8]):
+        assert cell.config_hash == config_hash(cell.config, "data", "tok", "tree") and cell.config.seed == cell.seed
+    assert len({cell.config_hash for cell in cells_of(["--symplectic-gate"], [7, 8])}) == 4
+
+
+def test_unnamed_candidates_get_names_and_flags_may_hold_colons():
+    arms = make_arms(["--symplectic-gate", "mix: --symplectic-gate --symplectic-gate-mix=0.3", "--run=a:b"], COMMON)
+    assert [arm.name for arm in arms] == ["control", "candidate", "mix", "candidate2"]
+    assert arms[2].config.symplectic_gate_mix == 0.3 and arms[3].config.run == "a:b" and arms[0].flags == ""
+
+
+@pytest.mark.parametrize("candidates, message", [
+    (["fast: --matrix-lrr=0.03"], "arm fast: unknown flag --matrix-lrr.*did you mean --matrix-lr"),
+    (["--symplectic-gate-mix=1.5"], r"arm candidate: --symplectic-gate-mix=1.5: expected a number in \[0, 1\]"),
+    (["--matrix-lr=0"], "arm candidate: .*a rate above 0"), (["a: --depth=x"], "arm a: .*--depth"),
+    (["a: --help"], "arm a: not a training option"), (["a: --run='x"], "arm a: cannot read"),
+    (["a: --seed=3"], "arm a: --seed=3 is set by the protocol"), (["--model_tag x"], "--model-tag is set by the protocol"),
+    (["--resume"], "--resume is set by the protocol"), (["a: --run=x", "a: --run=y"], "arm a: the name is taken"),
+    (["control: --run=x"], "arm control: the name is taken"), (["no good: --run=x"], "arm 'no good': expected a name"),
+    (["a/b: --run=x"], "expected a name")])
+def test_bad_arm_is_refused_by_name(candidates, message):
+    with pytest.raises(ValueError, match=message):
+        make_arms(candidates, COMMON)
+
+
+def test_bad_common_flag_is_refused_before_any_candidate():
+    with pytest.raises(ValueError, match="arm control: unknown flag --dept"):
+        make_arms(["a: --run=x"], ["--dept=4"])
+
+
+@pytest.mark.parametrize("words, message", [
+    (["x"], "'x' is not a whole number"), (["1.5"], "not a whole number"), (["-1"], "not a whole number"), ([""], "no seeds"),
+    ([], "no seeds"), (["1", "2", "1"], "a repeated seed"), (["7", "07"], "a repeated seed")])
+def test_bad_seeds_are_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        parse_seeds(words)
+
+
+def test_equal_arms_and_other_workloads_are_noticed():
+    control, same, deep, gate = make_arms(["", "deep: --depth=6", "gate: --symplectic-gate"], COMMON)
+    assert same_options([control, same, deep, gate]) == [("control", "candidate")]
+    assert profile_changes(control, deep) == ["--depth 4 -> 6"]
+    assert profile_changes(control, gate) == [] == profile_changes(control, same)

@@ -1,0 +1,183 @@
+"""
+Cells that fail, hang or are stopped: their status, their row, and how they go on.
+
+python -m pytest tests/test_cells.py -v
+"""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from nanochat.common import REPO_ROOT, read_json
+from nanochat.lab import cells
+from nanochat.lab.ledger import read_rows
+from nanochat.lab.progress import Progress
+from nanochat.lab.protocol import run
+from nanochat.record import read_record
+from tests.lab_case import HISTORY, behave, enter, make, ran
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    enter(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("how, status, verdict", [("crash", "crash", None), ("oom", "oom", None), ("silent", "crash", None),
+                                                  ("liar", "crash", None), ("diverged", "diverged", "reject")])
+def test_failed_cell_gets_its_status_and_a_row_and_the_rest_go_on(monkeypatch, capsys, how, status, verdict):
+    behave(monkeypatch, gate_s1337=how)
+    assert run(make()) == 1
+    rows = read_rows(HISTORY)
+    assert [row["run_status"] for row in rows] == ["ok", status, "ok", "ok"]
+    assert (rows[1]["val_bpb"], rows[1]["avg_tok_per_sec"]) == ("", "")  # not measured is empty
+    facts = read_json("results/t_latest.json")
+    assert facts["verdicts"][0]["verdict"] == verdict
+    assert facts["deltas"][0]["candidate_minus_control_bpb"] is None and status in facts["deltas"][0]["note"]
+    assert ("RuntimeError: made up" if how == "crash" else f"training nc_t_d4_gate_s1337: {how}") in capsys.readouterr().out  # its log
+
+
+def test_failed_cell_is_resumed_next_time_and_a_divergence_is_final(monkeypatch):
+    behave(monkeypatch, control_s1="crash", gate_s1="diverged")  # a crash leaves what kill -9 and a reboot leave
+    assert run(make(seeds=[1])) == 1
+    behave(monkeypatch)
+    assert run(make(seeds=[1])) == 1
+    assert ran() == ["control_s1", "gate_s1", "control_s1"]
+    assert "--resume" in make().results.logs.joinpath("nc_t_d4_control_s1.log").read_text()
+    assert [row["run_status"] for row in read_json("results/t_latest.json")["runs"]] == ["ok", "diverged"]
+
+
+def test_failed_cell_of_other_options_is_not_resumed(monkeypatch):
+    behave(monkeypatch, gate_s1="crash")
+    run(make(seeds=[1]))
+    behave(monkeypatch)
+    run(make(["gate: --symplectic-gate --symplectic-gate-mix=0.3"], seeds=[1]))
+    assert "--resume" not in make().results.logs.joinpath("nc_t_d4_gate_s1.log").read_text()
+
+
+def test_timeout_stops_a_cell_that_saves_and_goes_on_later(monkeypatch):
+    behave(monkeypatch, control_s1="wait")
+    assert run(make(seeds=[1], timeout_sec=0.5)) == 1
+    assert [row["run_status"] for row in read_rows(HISTORY)] == ["timeout", "ok"]
+    behave(monkeypatch)
+    assert run(make(seeds=[1])) == 0
+    assert read_rows(HISTORY)[-1]["resumed_from_step"] == "10"
+
+
+def test_child_that_does_not_listen_is_killed_after_the_grace(monkeypatch):
+    behave(monkeypatch, control_s1="deaf")
+    monkeypatch.setattr(cells, "ask_to_stop", functools.partial(cells.ask_to_stop, grace_sec=0.3))
+    start = time.monotonic()
+    assert run(make(seeds=[1], timeout_sec=0.5)) == 1
+    assert time.monotonic() - start < 10 and read_rows(HISTORY)[0]["run_status"] == "timeout"
+
+
+def test_code_that_changes_while_the_protocol_runs_is_noticed(monkeypatch):
+    made = make(seeds=[1])
+    monkeypatch.setenv("FAKE_TREE", "edited")
+    assert run(made) == 1
+    assert "changed while the protocol ran" in read_json("results/t_latest.json")["runs"][0]["error"]
+
+
+DRIVER = """
+import sys
+from tests import lab_case as t
+t.protocol.tree_hash = lambda: t.TREE
+t.protocol.draw_protocol = lambda *args: False
+sys.exit(t.protocol.run(t.make()))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_ctrl_c_saves_exits_130_and_the_same_command_goes_on(monkeypatch):
+    behave(monkeypatch, gate_s1337="wait")
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER], env={**os.environ, "PYTHONPATH": str(REPO_ROOT)},
+                              stdout=subprocess.PIPE, text=True)
+    metrics = make().home / "records" / "nc_t_d4_gate_s1337" / "metrics.jsonl"
+    while not (metrics.exists() and '"step": 10' in metrics.read_text()):
+        assert driver.poll() is None
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGINT)
+    out, _ = driver.communicate(timeout=20)
+    assert driver.returncode == 130 and "Go on with the same command" in out
+    assert read_record(make().home, "nc_t_d4_gate_s1337")["status"] == "interrupted"
+    assert [row["run_status"] for row in read_rows(HISTORY)] == ["ok", "interrupted"]
+    behave(monkeypatch)
+    assert run(make()) == 0
+    assert ran() == ["control_s1337", "gate_s1337", "gate_s1337", "gate_s2026", "control_s2026"]
+    assert read_rows(HISTORY)[2]["resumed_from_step"] == "10"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_sigterm_and_a_closed_terminal_stop_as_ctrl_c_does():
+    code = "import os, signal\nfrom nanochat.lab.cells import stop_on_signals\n{}stop_on_signals()\n" \
+           "try:\n    os.kill(os.getpid(), signal.{})\n    print('alive')\nexcept KeyboardInterrupt:\n    print('stopped')"
+    for name, before, said in (("SIGTERM", "", "stopped"), ("SIGHUP", "", "stopped"),
+                               ("SIGHUP", "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n", "alive")):  # under nohup
+        result = subprocess.run([sys.executable, "-c", code.format(before, name)], cwd=REPO_ROOT, capture_output=True, text=True)
+        assert result.stdout.strip() == said, result.stderr
+
+
+# -----------------------------------------------------------------------------
+# The progress line
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Terminal(list):
+    def write(self, text):
+        self.append(text)
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return True
+
+
+def test_eta_is_the_steps_left_at_the_pace_so_far():
+    clock = Clock()
+    progress = Progress(n_cells=4, n_to_run=4, out=Terminal(), clock=clock)
+    progress.begin(1, "control s1")
+    assert progress.eta_sec() is None  # no pace yet
+    progress.update(0, 60)
+    clock.now = 10.0
+    progress.update(20, 60)
+    assert progress.eta_sec() == pytest.approx((40 + 3 * 60) * 10 / 20)
+    clock.now = 30.0
+    progress.update(60, 60)
+    progress.end()
+    progress.begin(2, "gate s1")
+    assert progress.eta_sec() == pytest.approx(3 * 60 * 30 / 60)
+
+
+def test_resumed_cell_counts_from_where_it_goes_on():
+    clock = Clock()
+    progress = Progress(n_cells=1, n_to_run=1, out=Terminal(), clock=clock)
+    progress.begin(1, "control s1")
+    progress.update(40, 60)
+    clock.now = 10.0
+    progress.update(50, 60)
+    assert progress.eta_sec() == pytest.approx(10.0)
+
+
+def test_line_is_rewritten_in_a_terminal_and_rare_in_a_log(capsys):
+    clock, terminal = Clock(), Terminal()
+    live, logged = (Progress(n_cells=1, n_to_run=1, out=out, clock=clock) for out in (terminal, None))
+    for progress in (live, logged):
+        clock.now = 0.0
+        progress.begin(1, "control s1")
+        for second in range(100):
+            clock.now = float(second)
+            progress.update(second, 100)
+    assert len(terminal) == 101 and all(text.startswith("\r\x1b[2K[1/1] control s1: ") and "\n" not in text for text in terminal)
+    assert "step 99/100, 1:39 in this cell, 1:39 in all, about 0:01 left" in terminal[-1]
+    assert len(capsys.readouterr().out.splitlines()) == 4  # at 0, 30, 60 and 90 seconds

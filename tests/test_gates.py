@@ -1,0 +1,151 @@
+"""
+Verdicts on made-up runs: which line of verdicts.md section 5 applies, and what is refused instead.
+
+python -m pytest tests/test_gates.py -v
+"""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from nanochat.lab.arms import make_arms
+from nanochat.lab.gates import declaration_changes, declare, judge
+
+CONTROL = [1.1020, 1.1035, 1.1011, 1.1027, 1.1040]
+BETTER = [1.1001, 1.1022, 1.1003, 1.1004, 1.1031]  # case 4 of verdicts.md: p 0.0038
+
+
+def declared(n, names=("candidate",), min_gain=None, changes=None):
+    arms = make_arms([f"{name}: --matrix-lr=0.03" for name in names], [])
+    return declare("label", "smoke-cpu", arms, list(range(n)), changes or {}, min_gain, "2026-01-01T00:00:00+00:00")
+
+
+def make_runs(**values):
+    """control=[...], candidate=[...] -> runs[]; a string instead of a number is a status without a value."""
+    return [{"arm": arm, "seed": seed, "run_status": "ok" if isinstance(x, float) else x, "profile_hash": "p",
+             "val_bpb": x if isinstance(x, float) else None} for arm, row in values.items() for seed, x in enumerate(row)]
+
+
+def verdict_of(declaration, **values):
+    entry, = judge(declaration, make_runs(**values))
+    json.dumps(entry, allow_nan=False)  # what is written is strict JSON
+    return entry
+
+
+def test_two_seeds_without_a_bank_are_inconclusive_and_say_what_settles_it():  # case 3
+    entry = verdict_of(declared(2), control=CONTROL[:2], candidate=BETTER[:2])
+    assert (entry["verdict"], entry["text"]) == ("inconclusive", "inconclusive (2 seeds, no noise bank)")
+    assert 'make protocol SEEDS="1 2 3 4 5"' in entry["reason"]
+    assert (entry["p"], entry["lo"], entry["hi"], entry["noise_source"]) == (1, None, None, "none")
+
+
+def test_five_better_seeds_are_promoted_with_the_bound_in_the_reason():
+    entry = verdict_of(declared(5), control=CONTROL, candidate=BETTER)
+    assert (entry["verdict"], entry["n"], entry["df"]) == ("promote", 5, 4)
+    assert entry["reason"] == "better by 0.00144 bpb (at least 0.0008236)"
+    assert entry["p"] == pytest.approx(0.00379774, rel=1e-4)
+
+
+def test_worse_candidate_is_rejected_with_the_bound():
+    entry = verdict_of(declared(5), control=BETTER, candidate=CONTROL)
+    assert (entry["verdict"], entry["reason"]) == ("reject", "worse by 0.00144 bpb (at least 0.0008236)")
+
+
+def test_declared_min_gain_rejects_what_cannot_reach_it_and_nothing_else():
+    near = [c + e for c, e in zip(CONTROL, (0.0001, -0.0001, 0.0002, -0.0002, 0.00005))]
+    assert verdict_of(declared(5, min_gain=0.002), control=CONTROL, candidate=near)["reason"].startswith("a gain of 0.002 bpb is excluded")
+    entry = verdict_of(declared(5), control=CONTROL, candidate=near)
+    assert entry["verdict"] == "inconclusive" and "seeds would settle a gain of" in entry["reason"]
+    assert entry["lo"] < 0 < entry["hi"] and entry["smallest_gain"] > 0
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_equal_arms_are_called_identical(n):  # case 10
+    entry = verdict_of(declared(n), control=CONTROL[:n], candidate=CONTROL[:n])
+    assert (entry["verdict"], entry["reason"]) == ("reject", "identical to the control on every seed: nothing to promote")
+    assert (entry["p"], entry["noise_source"]) == (0.5, "identical")
+
+
+def test_holm_corrects_over_declared_candidates():
+    alone = verdict_of(declared(5), control=CONTROL, candidate=BETTER)
+    names = ["candidate", *(f"x{i}" for i in range(19))]
+    values = {"control": CONTROL, "candidate": BETTER, **{name: CONTROL for name in names[1:]}}
+    crowded = judge(declared(5, names), make_runs(**values))
+    assert alone["verdict"] == "promote" and crowded[0]["verdict"] == "inconclusive"  # 0.0038 > 0.05 / 20
+    assert crowded[0]["level"] == 0.05 / 20 and crowded[0]["lo"] < 0
+
+
+def test_divergence_rejects_a_candidate_and_not_the_innocent():
+    values = dict(control=CONTROL, candidate=[*BETTER[:4], "diverged"], other=BETTER)
+    first, second = judge(declared(5, ["candidate", "other"]), make_runs(**values))
+    assert (first["verdict"], first["reason"]) == ("reject", "a candidate run diverged where the control did not")
+    assert second["verdict"] == "promote" and second["level"] == 0.025  # the diverged one still counts in K
+
+
+@pytest.mark.parametrize("candidate", [BETTER, [*BETTER[:4], "diverged"]])
+def test_diverged_control_is_at_fault_whatever_the_candidate_does(candidate):
+    entry = verdict_of(declared(5), control=[*CONTROL[:4], "diverged"], candidate=candidate)
+    assert (entry["verdict"], entry["reason"]) == ("inconclusive", "the control itself failed: fix the baseline first")
+
+
+@pytest.mark.parametrize("status", ["crash", "oom", "timeout", "interrupted"])
+@pytest.mark.parametrize("arm", ["control", "candidate"])
+def test_failed_cell_is_rerun_never_dropped(status, arm):
+    values = dict(control=list(CONTROL), candidate=list(BETTER))
+    values[arm][2] = status
+    entry = verdict_of(declared(5), **values)
+    assert entry["verdict"] is None and f"{arm} on seed 2 ended as {status}: re-run it" in entry["reason"]
+
+
+def broken(kind):
+    declaration, runs = declared(5), make_runs(control=CONTROL, candidate=BETTER)
+    if kind == "one pair":
+        declaration, runs = declared(1), make_runs(control=CONTROL[:1], candidate=BETTER[:1])
+    elif kind == "nan":
+        runs[7]["val_bpb"] = math.nan
+    elif kind == "no value":
+        runs[7]["val_bpb"] = None
+    elif kind == "unequal seeds":
+        del runs[7]
+    elif kind == "duplicate":
+        runs.append(dict(runs[3]))
+    elif kind == "undeclared seed":
+        runs.append({**runs[3], "seed": 99})
+    elif kind == "undeclared arm":
+        runs.append({**runs[3], "arm": "stranger"})
+    elif kind == "other device":
+        runs[6]["profile_hash"] = "q"
+    elif kind == "other workload":
+        declaration = declared(5, changes={"candidate": ["--depth 4 -> 6"]})
+    elif kind == "copied":
+        runs = make_runs(control=CONTROL, candidate=[c - 0.002 for c in CONTROL])
+    return declaration, runs
+
+
+@pytest.mark.parametrize("kind, message", [
+    ("one pair", "fewer than 2 pairs"), ("nan", "not a finite number"), ("no value", "not a finite number"),
+    ("unequal seeds", "need the same seeds"), ("duplicate", "duplicate rows"), ("undeclared seed", "not declared"),
+    ("undeclared arm", "not declared"), ("other device", "different profiles"), ("other workload", "--depth 4 -> 6"),
+    ("copied", "rounded or copied")])
+def test_broken_runs_get_the_named_refusal_and_never_a_verdict(kind, message):
+    entry, = judge(*broken(kind))
+    assert entry["verdict"] is None and entry["text"] == "no verdict" and message in entry["reason"]
+
+
+def test_declaration_holds_what_decides_and_says_what_changed():
+    old, new = declared(2), declared(5, min_gain=0.002)
+    assert (old["noise_source"], new["noise_source"], new["K"], new["looks"], new["alpha"]) == ("none", "own", 1, [5], 0.05)
+    assert declaration_changes(old, {**old, "declared_at": "later"}) == []
+    changed = declaration_changes(old, new)
+    assert "seeds: [0, 1] -> [0, 1, 2, 3, 4]" in changed and "min_gain: None -> 0.002" in changed
+
+
+def test_four_null_candidates_promote_something_in_at_most_five_percent_of_protocols():
+    rng, names = np.random.default_rng(1), ["a", "b", "c", "d"]
+    declaration, promoted, trials = declared(5, names), 0, 1000
+    for _ in range(trials):
+        x = rng.normal(2.5, 0.001, size=(5, 5)).tolist()
+        promoted += any(e["verdict"] == "promote" for e in judge(declaration, make_runs(control=x[0], **dict(zip(names, x[1:])))))
+    assert promoted / trials < 0.045 + 3 * math.sqrt(0.045 * 0.955 / trials)  # 4.5 % in verdicts.md section 8.1

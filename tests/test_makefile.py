@@ -1,0 +1,81 @@
+"""
+The Makefile: what `make help` lists is there, and what is written on the command line arrives unharmed.
+
+python -m pytest tests/test_makefile.py -q
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from test_runs import words_of
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "Makefile").read_text(encoding="utf-8")
+TARGETS = re.search(r"^\.PHONY: (.*)$", TEXT, re.MULTILINE).group(1).split()
+
+pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="no make")
+
+
+def make(*args):
+    return subprocess.run(["make", *args], cwd=ROOT, capture_output=True, text=True)
+
+
+def would_run(*args):
+    """Words of the last command that `make -n` prints."""
+    result = make("-n", *args)
+    assert result.returncode == 0, result.stderr
+    return shlex.split(result.stdout.splitlines()[-1])
+
+
+def test_help_lists_every_target():
+    listed = [line.split()[0] for line in make("help").stdout.splitlines()]
+    assert listed == TARGETS
+    assert make().stdout == make("help").stdout
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_target_exists(target):
+    result = make("-n", target)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("module, rest", re.findall(r"^(?:\t|SETUP = ).*-m ((?:nanochat|scripts)\.\w+)(.*)$", TEXT, re.MULTILINE))
+def test_command_calls_a_module_with_flags_that_it_has(module, rest):
+    flags = set(re.findall(r"--[a-z][a-z-]*", rest))
+    assert flags <= words_of(module), f"{module}: {flags - words_of(module)}"
+
+
+def test_protocol_passes_each_variable_as_one_word():
+    candidate = "it's: --symplectic-gate --symplectic-gate-mix=0.05 --run='a b' \"c\""
+    words = would_run("protocol", "SEEDS=1337 2026", "NUM_ITERATIONS=64", "LABEL=mix005", f"CANDIDATE={candidate}", "FRESH=1",
+                      "PROFILE=smoke-cpu", "FLAGS=--depth=4 --no-compile")
+    assert words[1:] == ["-m", "scripts.protocol", "--profile=smoke-cpu", "--label=mix005", "--seeds=1337 2026", "--num-iterations=64",
+                         "--flags=--depth=4 --no-compile", f"--candidate={candidate}", "--fresh"]
+
+
+def test_variables_that_are_not_given_leave_no_flag():
+    assert would_run("protocol")[1:] == ["-m", "scripts.protocol"]
+    assert would_run("smoke")[1:] == ["-m", "scripts.smoke"] and would_run("smoke", "FRESH=1")[-1] == "--fresh"
+    assert would_run("dataset")[1:] == ["-m", "nanochat.dataset", "--num-files=8"]
+    assert would_run("dataset", "FROM=my text", "NAME=mine")[1:] == ["-m", "nanochat.dataset", "--from=my text", "--name=mine"]
+
+
+def test_skip_setup_makes_no_environment():
+    assert make("-n", "smoke", "SKIP_SETUP=1", "PYTHON=my-python").stdout.splitlines() == ["true", "my-python -m scripts.smoke "]
+    assert "scripts.setup --dev" in make("-n", "test").stdout
+
+
+def test_make_test_and_make_test_slow_share_the_tests_out():
+    assert would_run("test")[-1] == "not slow and not gpu"
+    assert would_run("test-slow")[-1] == "slow and not gpu"
+
+
+def test_make_commands_of_the_readme_name_targets():
+    if not (ROOT / "README.md").exists():
+        pytest.skip("no README.md")
+    commands = re.findall(r"(?:^|`|&& )(?:\$ )?make ([a-z][\w-]*)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert commands and set(commands) <= set(TARGETS), set(commands) - set(TARGETS)

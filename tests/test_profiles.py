@@ -1,0 +1,113 @@
+"""
+Profiles: every one is a valid training command, and what they take from the machine.
+
+python -m pytest tests/test_profiles.py -v
+"""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from nanochat.config import grad_accum_steps, parse
+from nanochat.lab import profiles
+from nanochat.lab.profiles import PROFILES, cuda_memory_mib, fit_device_batch, get_profile, machine_flags, prepare
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: p.name)
+def test_profile_is_what_the_trainer_accepts(profile):
+    config = parse(profile.flags)
+    assert config.num_iterations > 0 and config.eval_every > 0 and config.sample_every == -1
+
+
+def test_profiles_have_the_published_sizes():
+    cpu, smoke, protocol = (parse(PROFILES[name].flags) for name in ("smoke-cpu", "smoke-16gb", "protocol-16gb"))
+    def sizes(c):
+        return (c.depth, c.max_seq_len, c.device_batch_size, c.total_batch_size, c.num_iterations, c.eval_every, c.eval_tokens,
+                c.window_pattern)
+    assert sizes(cpu) == (4, 256, 8, 2048, 60, 10, 16384, "L") and cpu.warmup_steps == 5 and not cpu.compile
+    assert sizes(smoke) == (12, 512, 1, 32768, 200, 100, 262144, "L")
+    assert sizes(protocol) == (12, 1024, 1, 65536, 30000, 200, 262144, "L") and protocol.save_every == 2000
+
+
+def test_builtin_profiles_live_apart_from_the_users_own_artifacts(tmp_path):
+    assert PROFILES["smoke-cpu"].home(tmp_path) == tmp_path.resolve() / "lab" / "smoke-cpu"
+    assert PROFILES["protocol-16gb"].home(tmp_path) == tmp_path.resolve()
+
+
+def test_unknown_profile_names_those_that_exist():
+    with pytest.raises(ValueError, match="smoke-cpu, smoke-16gb, protocol-16gb"):
+        get_profile("smoke")
+
+
+def test_device_batch_grows_with_the_card_and_always_divides():
+    fitted = [fit_device_batch(gib * 1024) for gib in (2, 8, 16, 24, 141)]
+    assert fitted == sorted(fitted) and fitted[0] == 1 and fitted[-1] == 64 and fitted[2] > 1
+    config = parse(PROFILES["smoke-16gb"].flags)
+    assert all(grad_accum_steps(config.total_batch_size, b, config.max_seq_len) for b in fitted)
+
+
+def test_machine_flags_are_one_knob_compilation_and_the_environments_dtype(monkeypatch):
+    smoke, protocol = PROFILES["smoke-16gb"], PROFILES["protocol-16gb"]
+    assert machine_flags(smoke, 16384, has_triton=False) == [f"--device-batch-size={fit_device_batch(16384)}"]
+    assert machine_flags(protocol, 16384, has_triton=True) == []
+    assert machine_flags(protocol, 16384, has_triton=False) == ["--no-compile"]
+    monkeypatch.setenv("NANOCHAT_DTYPE", "bfloat16")
+    assert machine_flags(PROFILES["smoke-cpu"], None, has_triton=True) == ["--dtype=bfloat16"]
+
+
+def test_no_card_is_seen_where_none_is_visible(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert cuda_memory_mib() is None
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", "")
+    assert cuda_memory_mib() is None
+
+
+# -----------------------------------------------------------------------------
+# prepare
+
+@pytest.fixture
+def modules(tmp_path):
+    """Stand-ins for nanochat.dataset and nanochat.tokenizer that note what was asked of them."""
+    calls = []
+
+    def list_parquet_files(data_dir):
+        raise FileNotFoundError(data_dir)
+    dataset = SimpleNamespace(calls=calls, get_data_dir=lambda home: home / "base_data_climbmix", list_parquet_files=list_parquet_files,
+                              build_builtin=lambda data_dir: calls.append(data_dir), get_dataset_id=lambda home: "data")
+    return dataset, SimpleNamespace(get_tokenizer_id=lambda home: "tok")
+
+
+def fake_python(monkeypatch, tmp_path, body):
+    """sys.executable as a script that writes its arguments to a file, then does `body`."""
+    path = tmp_path / "python"
+    path.write_text(f"#!/bin/sh\necho \"$@ NANOCHAT_BASE_DIR=$NANOCHAT_BASE_DIR\" >> {tmp_path}/asked\n{body}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(path))
+    return tmp_path / "asked"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a shell script")
+def test_builtin_profile_makes_corpus_and_tokenizer_once(monkeypatch, tmp_path, modules):
+    profile, home, said = PROFILES["smoke-cpu"], tmp_path / "home", []
+    asked = fake_python(monkeypatch, tmp_path, "mkdir -p $NANOCHAT_BASE_DIR/tokenizer; touch $NANOCHAT_BASE_DIR/tokenizer/tokenizer.json")
+    for _ in range(2):
+        assert prepare(profile, home, *modules, tmp_path / "logs", said.append) == ("data", "tok")
+    assert asked.read_text() == f"-m scripts.tok_train --vocab-size=4096 NANOCHAT_BASE_DIR={home}\n"
+    assert modules[0].calls == [home / "base_data_climbmix"] * 2 and len(said) == 1  # build_builtin itself is idempotent
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a shell script")
+def test_missing_data_is_downloaded_and_a_failure_shows_the_end_of_its_log(monkeypatch, tmp_path, modules):
+    asked = fake_python(monkeypatch, tmp_path, "echo no network; exit 3")
+    with pytest.raises(ValueError, match="nanochat.dataset failed with exit code 3(.|\n)*no network"):
+        prepare(PROFILES["protocol-16gb"], tmp_path / "home", *modules, tmp_path / "logs", lambda line: None)
+    assert asked.read_text().startswith(f"-m nanochat.dataset -n {profiles.SHARDS} ")
+
+
+def test_foreign_tokenizer_is_not_trained_over(tmp_path, modules):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.pkl").touch()
+    with pytest.raises(ValueError, match="--import-pkl"):
+        prepare(PROFILES["smoke-cpu"], tmp_path, *modules, tmp_path / "logs", lambda line: None)

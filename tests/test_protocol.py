@@ -1,0 +1,220 @@
+"""
+Protocols end to end, with a trainer that is quick (tests/fake_trainer.py): order, files, reuse, refusals, the script.
+
+python -m pytest tests/test_protocol.py -v
+"""
+
+import functools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+from filelock import FileLock
+
+from nanochat.common import REPO_ROOT, read_json
+from nanochat.lab import protocol
+from nanochat.lab.ledger import read_rows
+from nanochat.lab.protocol import Protocol, run
+from scripts import protocol as script
+from tests.lab_case import FAKE, GATE, HISTORY, TREE, enter, make, ran
+
+LATEST = "results/t_latest.json"
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    enter(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory):
+    folder, said = tmp_path_factory.mktemp("finished"), []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        enter(folder, monkeypatch)
+        assert run(make(), said.append) == 0
+    return folder, "\n".join(said)
+
+
+@pytest.fixture
+def finished(finished_once):
+    """make() has been run here: control and gate, seeds 1337 and 2026. Returns what it said."""
+    shutil.copytree(finished_once[0], ".", dirs_exist_ok=True)
+    return finished_once[1]
+
+
+def test_cells_run_in_turn_and_the_verdict_says_what_would_settle_it(finished):
+    assert ran() == ["control_s1337", "gate_s1337", "gate_s2026", "control_s2026"]
+    assert "verdict gate: inconclusive (2 seeds, no noise bank)" in finished and "SEEDS=\"1 2 3 4 5\"" in finished
+    assert "--seeds 1337 2026 2027 2028 2029 '--candidate=gate: --symplectic-gate'" in finished
+
+
+def test_latest_json_has_the_published_fields_and_the_arithmetic_is_right(finished):
+    facts = read_json(LATEST)
+    assert list(facts) == ["timestamp", "settings", "runs", "deltas", "mean_candidate_minus_control_bpb", "mean_candidate_speed_ratio",
+                           "by_candidate", "verdicts", "noise", "provenance", "declaration"]
+    assert list(facts["runs"][0])[:17] == make().results.schema
+    assert [(row["arm"], row["seed"]) for row in facts["runs"]] == [(a, s) for s in (1337, 2026) for a in ("control", "gate")]
+    delta = facts["deltas"][0]
+    assert list(delta)[:5] == ["seed", "candidate_minus_control_bpb", "candidate_minus_control_duration_sec", "candidate_speed_ratio",
+                               "candidate"]
+    assert delta["candidate_minus_control_bpb"] == pytest.approx(0.01 * (10 + 1337 % 3) * 0.15) and delta["candidate_speed_ratio"] == 0.9
+    assert facts["mean_candidate_minus_control_bpb"] == pytest.approx(0.0015 * (10 + (1337 % 3 + 2026 % 3) / 2))
+    assert facts["by_candidate"]["gate"]["pairs"] == 2 and facts["mean_candidate_speed_ratio"] == 0.9
+    assert facts["noise"]["source"] == "none" and facts["declaration"]["seeds"] == [1337, 2026]
+    assert {"git_commit", "dirty", "tree_hash", "patch_hash", "upstream_commit"} <= set(facts["provenance"])
+
+
+def test_history_rows_are_the_declared_columns(finished):
+    control, gate = read_rows(HISTORY)[:2]
+    assert (control["recipe"], control["seed"], control["trained_tokens"], control["val_bpb"]) == ("smoke-cpu", "1337", "122880", "2.4")
+    assert (control["duration_sec"], control["num_iterations"], control["window_pattern"]) == ("1.5", "60", "L")
+    assert (control["resumed_from_step"], control["candidate"], gate["candidate"], gate["label"]) == ("", "", "--symplectic-gate", "t")
+
+
+def test_two_candidates_leave_the_two_means_to_by_candidate():
+    run(make([GATE, "lr: --matrix-lr=0.03"], seeds=[1, 2]))
+    facts = read_json(LATEST)
+    assert facts["mean_candidate_minus_control_bpb"] is None and facts["mean_candidate_speed_ratio"] is None
+    assert list(facts["by_candidate"]) == ["gate", "lr"] and [v["candidate"] for v in facts["verdicts"]] == ["gate", "lr"]
+    assert facts["verdicts"][1]["reason"].startswith("identical")  # the stand-in knows no learning rate
+
+
+def test_declaration_is_on_disk_before_the_first_run(monkeypatch):
+    seen = []
+    monkeypatch.setattr(protocol, "run_cells", lambda session, left: seen.append(read_json(LATEST)))
+    run(make())
+    assert seen[0]["runs"] == [] and seen[0]["declaration"]["arms"][1]["name"] == "gate"
+    assert seen[0]["declaration"]["primary_metric"] == "val_bpb" and seen[0]["declaration"]["alpha"] == 0.05
+
+
+# -----------------------------------------------------------------------------
+# Reuse
+
+def test_second_run_reuses_everything_and_says_so(finished, capsys):
+    first = read_json(LATEST)
+    assert run(make()) == 0
+    assert "reused 4 of 4 cells" in capsys.readouterr().out and len(ran()) == 4
+    again = read_json(LATEST)
+    assert all(row.pop("reused") and not old.pop("reused") for row, old in zip(again["runs"], first["runs"]))
+    assert again.pop("timestamp") and first.pop("timestamp") and again.pop("settings") and first.pop("settings")
+    assert again == first
+
+
+def test_changed_candidate_runs_alone_and_its_speed_is_not_compared(finished, capsys):
+    run(make(["gate: --symplectic-gate --symplectic-gate-mix=0.3"]))
+    assert ran()[4:] == ["gate_s1337", "gate_s2026"]
+    facts = read_json(LATEST)
+    assert facts["mean_candidate_speed_ratio"] is None and facts["mean_candidate_minus_control_bpb"] == pytest.approx(0.003 * 11.5)
+    assert "under different protocols" in facts["deltas"][0]["note"]
+    assert "new declaration, arms:" in capsys.readouterr().out
+
+
+def test_more_seeds_reuse_the_earlier_ones_and_are_a_new_declaration(finished, capsys):
+    run(make(seeds=[1337, 2026, 3]))
+    assert ran()[4:] == ["control_s3", "gate_s3"]
+    assert "new declaration, seeds: [1337, 2026] -> [1337, 2026, 3]" in capsys.readouterr().out
+    assert read_json(LATEST)["mean_candidate_speed_ratio"] == 0.9  # each pair took turns in its own protocol
+
+
+@pytest.mark.parametrize("change", ["fresh", "code"])
+def test_fresh_and_changed_code_run_everything_anew(finished, monkeypatch, change):
+    monkeypatch.setenv("FAKE_TREE", "other" if change == "code" else TREE)
+    assert run(make(seeds=[1337], fresh=change == "fresh")) == 0
+    assert ran()[4:] == ["control_s1337", "gate_s1337"]
+    assert "--resume" not in make().results.logs.joinpath("nc_t_d4_gate_s1337.log").read_text()
+
+
+# -----------------------------------------------------------------------------
+# Refusals and notes
+
+def test_foreign_history_is_refused_before_anything_runs():
+    os.mkdir("results")
+    with open(HISTORY, "w") as f:
+        f.write("seed,arm\n1,control\n")
+    with pytest.raises(ValueError, match="other columns: seed,arm"):
+        make()
+
+
+def test_second_protocol_of_the_same_label_is_refused():
+    os.mkdir("results")
+    with FileLock("results/.t.lock"), pytest.raises(ValueError, match="protocol t is already running here"):
+        run(make())
+
+
+@pytest.mark.parametrize("options, message", [(dict(label="a/b"), "--label"), (dict(min_gain=0.0), "--min-gain"),
+                                              (dict(min_gain=float("nan")), "--min-gain"), (dict(timeout_sec=-60), "--timeout-minutes=-1")])
+def test_bad_option_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+def test_equal_arms_other_workloads_and_overload_are_said(monkeypatch, capsys):
+    monkeypatch.setenv("FAKE_LOAD", str(10 * os.cpu_count()))
+    assert run(make(["copy:", "deep: --depth=5"], seeds=[1, 2])) == 0
+    out = capsys.readouterr().out
+    assert "copy has the options of control: an A/A comparison" in out and "deep changes the workload (--depth 4 -> 5)" in out
+    assert "verdict copy: reject" in out and "verdict deep: no verdict" in out
+    assert "in 6 of 6 cells: their times, and so speed_ratio, are not to be trusted" in out and read_json(LATEST)["runs"][0]["overloaded"]
+
+
+def test_lab_leaves_torch_out_of_a_fresh_process():
+    names = [f"nanochat.lab.{path.stem}" for path in (REPO_ROOT / "nanochat" / "lab").glob("*.py") if path.stem != "__init__"]
+    code = f"import importlib, sys\nfor n in {names}: importlib.import_module(n)\nsys.exit('torch' in sys.modules)"
+    assert len(names) >= 10 and subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT).returncode == 0
+
+
+# -----------------------------------------------------------------------------
+# python -m scripts.protocol
+
+@pytest.fixture
+def main(monkeypatch):
+    """script.main on the stand-in, without a card, a corpus or a tokenizer."""
+    monkeypatch.setattr(script, "Protocol", functools.partial(Protocol, trainer=FAKE))
+    monkeypatch.setattr(script.profiles, "prepare", lambda *args: ("data", "tok"))
+    monkeypatch.setattr(script.profiles, "cuda_memory_mib", lambda: None)
+    monkeypatch.delenv("NANOCHAT_DTYPE", raising=False)
+    return script.main
+
+
+def test_command_of_the_issue_runs(main, base_dir):
+    argv = shlex.split('--seeds="1337 2026" --num-iterations=20 --label=mix005 --candidate="--symplectic-gate --symplectic-gate-mix=0.05"')
+    assert main(argv) == 0
+    facts = read_json("results/mix005_latest.json")
+    assert [row["run_tag"] for row in facts["runs"][:2]] == ["nc_mix005_d4_control_s1337", "nc_mix005_d4_candidate_s1337"]
+    assert facts["runs"][1]["candidate"] == "--symplectic-gate --symplectic-gate-mix=0.05" and facts["runs"][0]["num_iterations"] == 20
+    assert (base_dir / "lab" / "smoke-cpu" / "records" / "nc_mix005_d4_candidate_s2026").is_dir()
+    assert main([*shlex.split(facts["settings"]["command"])[3:]]) == 0  # the printed command means the same
+    assert len(read_rows("results/mix005_history.csv")) == 4
+
+
+def test_flags_may_be_words_of_their_own_and_candidates_repeat(main):
+    argv = ["--seeds", "1", "2", "--candidate", "--symplectic-gate", "--candidate", "b: --matrix-lr=0.03", "--flags", "--num-iterations=20"]
+    assert main(argv) == 0
+    facts = read_json("results/protocol_latest.json")
+    assert [arm["flags"] for arm in facts["settings"]["arms"]] == ["", "--symplectic-gate", "--matrix-lr=0.03"]
+    assert facts["runs"][0]["run_tag"] == "nc_d4_control_s1"
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--seeds", "1", "x"], "'x' is not a whole number"), (["--seeds="], "no seeds"),
+    (["--candidate=--dept=4"], "arm candidate: unknown flag"), (["--profile=protocol-16gb"], "needs a CUDA device"),
+    (["--flags=--total-batch-size=1000"], "arm control: .*multiple"),
+    (["--flags='"], "--flags: cannot read"), (["--num-iterations=0"], "arm control: --num-iterations=0")])
+def test_bad_input_is_one_clear_line_and_exit_2(main, capsys, argv, message):
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and re.search(message, err)
+    assert not os.path.exists("results/protocol_latest.json")
+
+
+def test_fresh_in_the_environment_is_the_flag(monkeypatch):
+    def fresh():
+        return script.build_parser().parse_args([]).fresh
+    monkeypatch.setenv("FRESH", "0")
+    assert not fresh()
+    monkeypatch.setenv("FRESH", "1")
+    assert fresh()

@@ -1,0 +1,141 @@
+"""
+scripts/setup.py without installing anything: the pins, the build of torch, and what the second call costs.
+
+python -m pytest tests/test_setup.py -q
+"""
+
+import http.server
+import json
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from scripts import setup
+
+
+def test_pins_are_what_a_toml_parser_reads():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no TOML parser to compare with")
+    project = tomllib.loads((setup.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert setup.read_pins("dependencies") == project["dependencies"]
+    assert setup.read_pins("dev") == project["optional-dependencies"]["dev"]
+
+
+def test_every_dependency_is_pinned_for_every_python():
+    markers = {}
+    for pin in setup.read_pins("dependencies") + setup.read_pins("dev"):
+        name, marker = re.fullmatch(r"([\w.-]+)==[\w.]+(?:; python_version (>=|<) '3\.11')?", pin).groups()
+        markers.setdefault(name, []).append(marker)
+    assert all(sorted(map(str, found)) in (["None"], ["<", ">="]) for found in markers.values()), markers
+
+
+@pytest.fixture
+def index(monkeypatch):
+    """A local stand-in for PyTorch's index; returns the dict of its pages."""
+    pages = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path in pages else 404)
+            self.end_headers()
+            self.wfile.write(pages.get(self.path, "").encode())
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(setup, "TORCH_INDEX", f"http://127.0.0.1:{server.server_port}/whl/")
+    yield pages
+    server.shutdown()
+    server.server_close()
+
+
+def test_index_is_used_only_where_it_has_the_pinned_torch(index, capsys):
+    index["/whl/cpu/torch/"] = '<a href="torch-2.13.0%2Bcpu-cp311-cp311-linux_x86_64.whl">'
+    assert setup.index_url("cpu", "torch==2.13.0") == setup.TORCH_INDEX + "cpu"
+    assert setup.index_url("cpu", "torch==2.12.0") is None and "has no torch==2.12.0" in capsys.readouterr().out
+    assert setup.index_url("cu130", "torch==2.13.0") is None and "cannot be reached (Not Found)" in capsys.readouterr().out
+
+
+def test_unreachable_index_is_given_up_at_once(monkeypatch, capsys):
+    monkeypatch.setattr(setup, "TORCH_INDEX", "http://127.0.0.1:9/whl/")  # the discard port: nobody listens
+    assert setup.index_url("cpu", "torch==2.13.0") is None
+    assert "cannot be reached" in capsys.readouterr().out
+
+
+@pytest.fixture
+def venv(tmp_path, monkeypatch):
+    """A .venv that is this Python's in name; what setup would run is collected instead of run."""
+    ran = []
+    path = tmp_path / ".venv"
+    path.mkdir()
+    (path / "pyvenv.cfg").write_text("home = somewhere\nversion = 3.11.7\n")
+    monkeypatch.setattr(setup, "VENV", path)
+    monkeypatch.setattr(setup, "VENV_PYTHON", type(path)(sys.executable))
+    monkeypatch.setattr(setup, "STAMP", path / "stamp.json")
+    monkeypatch.setattr(setup, "has_nvidia_card", lambda: False)
+    monkeypatch.setattr(setup, "index_url", lambda build, torch_pin: f"https://index/{build}")
+    monkeypatch.setattr(setup, "run", lambda args, failed: ran.append(" ".join(map(str, args))))
+    return ran
+
+
+def pip_calls(ran):
+    return [line.split(" -m pip ")[1] for line in ran if " -m pip " in line]
+
+
+def test_second_call_does_nothing_and_dev_includes_base(venv):
+    setup.main([])
+    assert len(pip_calls(venv)) == 1 and "torch==" in pip_calls(venv)[0] and "pytest==" not in pip_calls(venv)[0]
+    venv.clear()
+    setup.main([])
+    assert venv == []
+    setup.main(["--dev"])
+    assert "pytest==" in pip_calls(venv)[0] and "torch==" in pip_calls(venv)[0]
+    venv.clear()
+    setup.main(["--dev"])
+    setup.main([])
+    assert venv == []
+
+
+def test_changed_pins_install_again(venv, monkeypatch):
+    setup.main(["--dev"])
+    monkeypatch.setattr(setup, "read_pins", lambda key: {"dependencies": ["torch==9.9"], "dev": ["pytest==9.9"]}[key])
+    venv.clear()
+    setup.main([])
+    assert pip_calls(venv)[0].endswith("torch==9.9 --quiet") or pip_calls(venv)[0].endswith("torch==9.9")
+
+
+def test_another_build_of_torch_replaces_the_installed_one_and_is_remembered(venv):
+    setup.main(["--torch-build=cu126"])
+    venv.clear()
+    setup.main([])
+    assert venv == []
+    setup.main(["--torch-build=cpu"])
+    uninstall, install = pip_calls(venv)
+    assert uninstall.startswith("uninstall --yes torch") and "--extra-index-url https://index/cpu" in install
+
+
+def test_failed_install_leaves_no_stamp_of_success(venv, monkeypatch):
+    setup.main([])
+    monkeypatch.setattr(setup, "run", lambda args, failed: sys.exit(failed))
+    with pytest.raises(SystemExit, match="run this again"):
+        setup.main(["--dev"])
+    assert "base" not in json.loads(setup.STAMP.read_text())
+
+
+def test_old_environment_is_refused_by_name(venv):
+    (setup.VENV / "pyvenv.cfg").write_text("version = 3.9.18\n")
+    with pytest.raises(SystemExit, match="older than 3.10. Delete that folder"):
+        setup.main([])
+
+
+def test_old_python_reads_why(tmp_path):
+    """The first lines must parse and run on any Python 3: simulated by lying about the version."""
+    code = ("import sys, runpy, collections\n"
+            "sys.version_info = (3, 8, 18); sys.version = '3.8.18 (main)'\n"
+            f"runpy.run_path({str(setup.ROOT / 'scripts' / 'setup.py')!r}, run_name='__main__')")
+    run = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
+    assert run.returncode == 1 and "needs Python 3.10 or newer, and this is 3.8.18" in run.stderr

@@ -1,0 +1,172 @@
+"""
+The rules of dev/DESIGN.md that can be read off the files: who imports whom, how long a file is, what is tracked.
+
+python -m pytest tests/test_structure.py -q
+"""
+
+import ast
+import doctest
+import importlib
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {"nanochat", "scripts", "runs", "patches", "ideas", "dev", "tests", ".ci"}
+MAX_LINES = 300
+MORE_LINES = {}  # path: (budget, reason)
+
+# A module of nanochat/ imports only modules to its left; `layers` stands for the whole folder.
+ORDER = """common config schedule record
+    dataset download shards corpus tokenizer_files tokenizer
+    device dataloader layers loss gpt optim cost checkpoint_manager engine loss_eval run_facts run_setup trainer""".split()
+COMMAND_LINES = {"dataset": ["download", "corpus"]}  # what a library file that is also a command needs for that, imported late
+TORCH_FREE = ORDER[:ORDER.index("device")]
+LAB_MAY_IMPORT = {"numpy", "scipy", "matplotlib", "filelock", *sys.stdlib_module_names}
+LAB_MAY_IMPORT_OF_OURS = {"common", "config", "schedule", "record"}
+BARE_PYTHON = ("scripts.setup", "scripts.smoke")  # run before any package is installed
+
+
+def files(*patterns):
+    return sorted(path for pattern in patterns for path in ROOT.glob(pattern))
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def all_imports(tree):
+    """Absolute dotted names of every import, wherever it stands. `from a import b` gives a.b: b may be a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import; write nanochat.x"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@cache
+def imports(path):
+    return tuple(all_imports(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def our_module(name):
+    """First name below nanochat: nanochat.layers.norm.Norm -> layers. None for a package that is not ours."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "nanochat" and len(parts) > 1 else None
+
+
+def module_of(path):
+    return path.relative_to(ROOT / "nanochat").with_suffix("").parts[0]
+
+
+LIBRARY = files("nanochat/*.py", "nanochat/layers/*.py")
+LAB = files("nanochat/lab/*.py")
+SCRIPTS = files("scripts/*.py")
+
+
+@pytest.mark.parametrize("path", [p for p in LIBRARY if p.name != "__init__.py"], ids=name_of)
+def test_library_imports_go_one_way(path):
+    module = module_of(path)
+    assert module in ORDER, f"nanochat/{module}.py is new: put it into ORDER, after what it imports"
+    before = ORDER[:ORDER.index(module)] + (["layers"] if module == "layers" else []) + COMMAND_LINES.get(module, [])
+    for name in filter(None, map(our_module, imports(path))):
+        assert name in before, f"{name_of(path)} imports nanochat.{name}, which comes after it (or is the lab)"
+    assert not [name for name in imports(path) if name.split(".")[0] == "scripts"], "the library never imports scripts"
+
+
+@pytest.mark.parametrize("path", LAB, ids=name_of)
+def test_lab_imports_no_torch_and_little_else(path):
+    for name in imports(path):
+        if our_module(name):
+            assert our_module(name) in LAB_MAY_IMPORT_OF_OURS | {"lab"}, f"{name_of(path)} imports {name}"
+        else:
+            assert name.split(".")[0] in LAB_MAY_IMPORT, f"{name_of(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
+def test_scripts_never_import_scripts(path):
+    assert not [name for name in imports(path) if name.split(".")[0] == "scripts"]
+
+
+def in_fresh_process(code, *python_flags):
+    return subprocess.run([sys.executable, *python_flags, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_lab_and_torch_free_modules_leave_torch_out_of_a_fresh_process():
+    names = [f"nanochat.{m}" for m in TORCH_FREE if (ROOT / f"nanochat/{m}.py").exists()]
+    names += [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in LAB if path.name != "__init__.py"]
+    run = in_fresh_process(f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
+                           "sys.exit(sorted(n for n in sys.modules if n.split('.')[0] == 'torch')[:1] or 0)")
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("module", BARE_PYTHON)
+def test_script_starts_on_a_bare_python(module):
+    if not (ROOT / (module.replace(".", "/") + ".py")).exists():
+        pytest.skip(f"no {module}")
+    run = in_fresh_process(f"import sys; sys.path.insert(0, '.'); import {module}", "-I", "-S")
+    assert run.returncode == 0, run.stderr
+
+
+def has_examples(path):
+    return ">>> " in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", [p for p in files("nanochat/**/*.py", "scripts/*.py") if has_examples(p)], ids=name_of)
+def test_examples_in_docstrings_are_true(path):
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    result = doctest.testmod(module)
+    assert result.attempted and not result.failed
+
+
+# -----------------------------------------------------------------------------
+# What is tracked
+
+@cache
+def tracked():
+    """Files that git has or would add; the test is skipped where there is no git."""
+    try:
+        run = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
+                             capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ()
+    return tuple(ROOT / name for name in run.stdout.split("\0") if name and (ROOT / name).is_file())
+
+
+@pytest.fixture
+def tracked_files():
+    return tracked() or pytest.skip("not a git checkout")
+
+
+def test_only_the_agreed_folders_exist(tracked_files):
+    folders = {path.relative_to(ROOT).parts[0] for path in tracked_files if path.parent != ROOT}
+    assert folders <= FOLDERS
+
+
+def test_files_keep_to_their_line_budget(tracked_files):
+    for path in tracked_files:
+        if path.suffix == ".py":
+            budget, _ = MORE_LINES.get(name_of(path), (MAX_LINES, ""))
+            lines = len(path.read_text(encoding="utf-8").splitlines())
+            assert lines <= budget, f"{name_of(path)} has {lines} lines; split it, or give it a budget and a reason in MORE_LINES"
+
+
+def test_no_exception_outlives_its_reason():
+    for name, (budget, reason) in MORE_LINES.items():
+        assert budget > MAX_LINES and reason and (ROOT / name).exists(), name
+
+
+LOCAL_PATH = re.compile(r"(?<![\w.}~$)])/(?:root|work|home|Users|tmp|mnt)/\w+")
+
+
+def test_no_path_of_one_machine_is_tracked(tracked_files):
+    assert LOCAL_PATH.search("see /" + "home/me") and not LOCAL_PATH.search("see ~/" + "home/me, a/" + "home/me")
+    for path in tracked_files:
+        if path.suffix not in (".png", ".gz", ".parquet"):
+            found = LOCAL_PATH.search(path.read_text(encoding="utf-8"))
+            assert not found, f"{name_of(path)} has {found.group()!r}"
