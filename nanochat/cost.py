@@ -104,3 +104,16 @@ def resolve(config: TrainConfig, vocab_size: int, world_size: int = 1, dtype: st
         horizon=horizon, total_batch_size=batch, grad_accum_steps=accum, total_tokens=batch * num_iterations,
         effective_ratio=batch * num_iterations / n, batch_lr_scale=lr_scale, weight_decay=decay,
         tau=ema_time_scale(batch, config.matrix_lr * lr_scale, decay, batch * num_iterations), dtype=dtype, compile=compile)
+
+
+def count_plain(model: GPT) -> dict[str, int]:
+    """Parameters as a plain GPT counts them: "plain" = wte + matrices (gates left out) + lm_head. What upstream's
+    extras own stands apart, in value_embeds, gates and scalars; all of them add up to "all".
+
+    4 layers, 512 wide, a vocabulary of 24,576: 12,582,912 each, 37,748,736 plain.
+    """
+    counts = count_params(model)
+    gates = sum(p.numel() for name, p in model.transformer.h.named_parameters() if ".ve_gate." in name)
+    matrices = counts["transformer_matrices"] - gates
+    return dict(wte=counts["wte"], matrices=matrices, lm_head=counts["lm_head"], plain=counts["wte"] + matrices + counts["lm_head"],
+                value_embeds=counts["value_embeds"], gates=gates, scalars=counts["scalars"], all=counts["total"])

@@ -9,6 +9,8 @@
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
+PROFILE="${PROFILE:-}"
+NUM_ITERATIONS="${NUM_ITERATIONS:-}"
 CANDIDATE="${CANDIDATE:---symplectic-gate --symplectic-gate-mix=0.15}"
 
 python -m scripts.protocol \

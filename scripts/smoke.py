@@ -33,7 +33,10 @@ def continue_in_venv(missing, argv):
         print(f"error: {sys.executable} lacks {', '.join(missing)}; run python -m scripts.setup, or delete .venv and start again",
               file=sys.stderr)
         return 2
-    code = subprocess.call([sys.executable, "-m", "scripts.setup"], cwd=ROOT)
+    try:
+        code = subprocess.call([sys.executable, "-m", "scripts.setup"], cwd=ROOT)
+    except KeyboardInterrupt:
+        return 130
     if code:
         return code
     command, environment = [str(VENV_PYTHON), "-m", "scripts.smoke", *argv], {**os.environ, IN_VENV: "1"}

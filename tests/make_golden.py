@@ -22,8 +22,9 @@ from closed_form import CASES, RATES, figures, forward, initial_weights, updates
 
 GOLDEN = Path(__file__).with_name("golden_upstream.json")
 TRAININGS = (  # (flags, vocabulary)
-    ("--depth=4", 4096), ("--depth=6 --head-dim=64 --window-pattern=L --max-seq-len=512 --total-batch-size=16384 --num-iterations=5000", 8192),
-    ("--depth=11 --aspect-ratio=50", 32768), ("--depth=12", 32768), ("--depth=24 --target-param-data-ratio=8 --weight-decay=0.2", 32768),
+    ("--depth=4", 4096), ("--depth=11 --aspect-ratio=50", 32768), ("--depth=12", 32768),
+    ("--depth=6 --head-dim=64 --window-pattern=L --max-seq-len=512 --total-batch-size=16384 --num-iterations=5000", 8192),
+    ("--depth=24 --target-param-data-ratio=8 --weight-decay=0.2", 32768),
     ("--depth=20 --target-flops=1e18 --warmdown-ratio=0.3 --warmup-steps=7 --final-lr-frac=0", 65536),
     ("--depth=5 --num-iterations=450 --target-flops=1e15 --device-batch-size=4 --total-batch-size=24576", 50257),
 )
@@ -51,7 +52,8 @@ def trainer_numbers(source: str, flags: str, vocab_size: int, GPT, GPTConfig) ->
     n = found["num_iterations"]
     schedule = [[it, *(found[f](it) for f in ("get_lr_multiplier", "get_muon_momentum", "get_weight_decay"))]
                 for it in sorted({i for i in (0, 1, 6, 7, 39, 40, 399, 400, n // 3, n // 2, n - 1, n) if i <= n})]
-    return dict(flags=flags, vocab_size=vocab_size, schedule=schedule, args=vars(found["args"]), **{key: found[key] for key in sorted(WANTED)})
+    numbers = {key: found[key] for key in sorted(WANTED)}
+    return dict(flags=flags, vocab_size=vocab_size, schedule=schedule, args=vars(found["args"]), **numbers)
 
 
 def run_upstream(path: str, tensors: str | None) -> dict:

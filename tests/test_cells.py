@@ -14,7 +14,7 @@ import time
 import pytest
 
 from nanochat.common import REPO_ROOT, read_json
-from nanochat.lab import cells
+from nanochat.lab import cells, protocol
 from nanochat.lab.ledger import read_rows
 from nanochat.lab.progress import Progress
 from nanochat.lab.protocol import run
@@ -76,9 +76,18 @@ def test_child_that_does_not_listen_is_killed_after_the_grace(monkeypatch):
     assert time.monotonic() - start < 10 and read_rows(HISTORY)[0]["run_status"] == "timeout"
 
 
-def test_code_that_changes_while_the_protocol_runs_is_noticed(monkeypatch):
+def test_code_that_changed_stops_the_protocol_before_its_next_cell(monkeypatch):
     made = make(seeds=[1])
     monkeypatch.setenv("FAKE_TREE", "edited")
+    with pytest.raises(ValueError, match="changed since this protocol began"):
+        run(made)
+    assert ran() == []
+
+
+def test_cell_that_ran_on_other_code_is_no_result(monkeypatch):
+    made = make(seeds=[1])
+    monkeypatch.setenv("FAKE_TREE", "edited")
+    monkeypatch.setattr(protocol, "tree_hash", lambda: made.tree)  # the edit came just after the check
     assert run(made) == 1
     assert "changed while the protocol ran" in read_json("results/t_latest.json")["runs"][0]["error"]
 

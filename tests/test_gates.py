@@ -144,7 +144,7 @@ def test_declaration_holds_what_decides_and_says_what_changed():
 
 def test_four_null_candidates_promote_something_in_at_most_five_percent_of_protocols():
     rng, names = np.random.default_rng(1), ["a", "b", "c", "d"]
-    declaration, promoted, trials = declared(5, names), 0, 1000
+    declaration, promoted, trials = declared(5, names), 0, 600
     for _ in range(trials):
         x = rng.normal(2.5, 0.001, size=(5, 5)).tolist()
         promoted += any(e["verdict"] == "promote" for e in judge(declaration, make_runs(control=x[0], **dict(zip(names, x[1:])))))

@@ -52,6 +52,7 @@ def test_many_small_losses_are_not_lost_beside_a_large_sum():
     teller = Teller([[[1e4]], *([[3e-4]] for _ in range(n))])
     bpb = evaluate_bpb(teller, [(None, y)] * (n + 1), BYTES)
     assert bpb * math.log(2) * (n + 1) == pytest.approx(1e4 + n * 3e-4, rel=1e-8)
+    assert evaluate_bpb(Teller([[[2.0 ** 24, 1.0]]]), [(None, torch.ones(1, 2, dtype=torch.long))], BYTES) * math.log(2) * 2 == 2 ** 24 + 1
 
 
 def test_real_model_against_its_own_logits():

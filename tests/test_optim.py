@@ -99,17 +99,16 @@ def test_adamw_of_bfloat16_parameters_is_computed_in_float32_and_rounded_once():
 
 @pytest.mark.parametrize("shape", [(40, 40), (96, 24), (24, 96), (2, 12), (12, 2), (1, 5)], ids=str)
 def test_orthogonalisation_is_close_to_the_polar_factor(shape):
-    """Same singular vectors, singular values near 1. Polar Express with its safety factor promises about +-0.3 after 5."""
+    """Same singular vectors; singular values in 1 +- 0.15, where they were above 2e-3 of the norm."""
     x = torch.stack([uniform(shape, f"m{i}") for i in range(3)])
     y = orthogonalize(x.clone(), 5)
     for matrix, result in zip(x.double(), y.double()):
         u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-        inside = u.T @ result @ vt.T  # diagonal if the singular vectors are kept
-        values = inside.diagonal()
-        good = s > 0.02 * s.norm()  # smaller ones are below what five iterations lift
-        assert (inside - values.diag()).abs().max() < 1e-4
-        assert good.sum() >= min(shape) - 2 and ((values[good] - 1).abs() < 0.35).all()
-        assert (result - u @ vt).norm() < 0.3 * (u @ vt).norm()
+        inside = u.T @ result @ vt.T  # diagonal where the singular vectors are kept
+        values, lifted = inside.diagonal(), s > 2e-3 * s.norm()
+        assert (inside - values.diag()).abs().max() < 1e-5
+        assert lifted.sum() >= min(shape) - 1 and ((values[lifted] - 1).abs() < 0.15).all()
+        assert (result - u @ vt).norm() < 0.15 * (u @ vt).norm()
 
 
 def test_orthogonalisation_does_not_care_about_scale_and_survives_zero():
@@ -167,7 +166,8 @@ def one_muon_step(w, grad, **changes):
     p = w.clone().requires_grad_()
     p.grad = grad.clone()
     polar_dtype = changes.pop("polar_dtype", torch.float32)
-    MuonAdamW([{**dict(kind="muon", params=[p], lr=0.1, momentum=0.9, ns_steps=5, beta2=0.9, weight_decay=0.0), **changes}], polar_dtype).step()
+    group = dict(kind="muon", params=[p], lr=0.1, momentum=0.9, ns_steps=5, beta2=0.9, weight_decay=0.0)
+    MuonAdamW([{**group, **changes}], polar_dtype).step()
     return p.detach()
 
 
@@ -194,7 +194,7 @@ def test_update_has_the_size_of_an_orthogonal_matrix_whatever_the_gradient():
 def test_bfloat16_orthogonalisation_stays_near_the_float32_one():
     w, grad = uniform((64, 64), "w"), uniform((64, 64), "g")
     exact, rounded = one_muon_step(w, grad) - w, one_muon_step(w, grad, polar_dtype=torch.bfloat16) - w
-    assert 1e-4 * exact.norm() < (rounded - exact).norm() < 3e-2 * exact.norm()
+    assert 1e-3 * exact.norm() < (rounded - exact).norm() < 0.06 * exact.norm()
 
 
 def test_gradients_are_left_as_they_were():
@@ -244,25 +244,27 @@ def test_muons_state_is_stacked_under_the_first_matrix_of_its_shape():
                 "momentum_buffer": (k, rows, cols), "second_momentum_buffer": (k, rows, 1) if rows >= cols else (k, 1, cols)}
             assert not any(p in optimizer.state and optimizer.state[p] for p in others)
         else:
-            assert all(set(optimizer.state[p]) == {"step", "exp_avg", "exp_avg_sq"} and optimizer.state[p]["step"] == 1 for p in group["params"])
+            for state in (optimizer.state[p] for p in group["params"]):
+                assert set(state) == {"step", "exp_avg", "exp_avg_sq"} and state["step"] == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=["float32", "bfloat16"])
-def test_compiled_update_equals_the_eager_one(dtype, tolerance):
+def test_compiled_update_equals_the_eager_one():
     able, why = can_compile(torch.device("cpu"))
     if not able:
         pytest.skip(why)
+    torch._dynamo.reset()
     results = []
     for compiled in (False, True):
-        model = make(n_layer=2)
-        before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        optimizer = setup_optimizer(model, polar_dtype=dtype, compile_update=compiled, **RATES)
-        after = steps(model, optimizer, range(2))
-        for group in optimizer.param_groups:
-            group.update(lr=0.3 * group["lr"], weight_decay=0.5 * group["weight_decay"])
-        after = steps(model, optimizer, range(2, 4))
-        results.append({name: after[name] - before[name] for name in after})
-    eager, compiled = results
-    for name in eager:
-        assert (compiled[name] - eager[name]).norm() <= tolerance * eager[name].norm(), name
+        params = [[uniform(shape, f"w{i}").clone().requires_grad_() for i in range(2)] for shape in ((24, 8), (8, 24))]
+        groups = [dict(kind="muon", params=pair, lr=0.02, momentum=0.9, ns_steps=5, beta2=0.9, weight_decay=0.3) for pair in params]
+        optimizer = MuonAdamW(groups, compile_update=compiled)
+        for step in range(4):
+            for group in optimizer.param_groups:
+                group.update(lr=0.02 / (1 + step), momentum=0.85 + 0.03 * step, weight_decay=0.3 - 0.1 * step)
+                for i, p in enumerate(group["params"]):
+                    p.grad = uniform(p.shape, f"g{i} {step}").clone()
+            optimizer.step()
+        results.append([torch.cat([(p.detach() - uniform(p.shape, f"w{i}")).flatten() for i, p in enumerate(pair)]) for pair in params])
+    for eager, compiled in zip(*results):
+        assert (compiled - eager).norm() <= 1e-5 * eager.norm()

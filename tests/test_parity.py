@@ -119,7 +119,8 @@ def test_schedules_are_upstreams(theirs):
     config, n = config_of(theirs), theirs["num_iterations"]
     assert len(theirs["schedule"]) >= 10
     for it, lrm, momentum, decay in theirs["schedule"]:
-        assert schedule.lr_multiplier(it, n, config.warmup_steps, config.warmdown_ratio, config.final_lr_frac) == pytest.approx(lrm, rel=1e-11)
+        ours = schedule.lr_multiplier(it, n, config.warmup_steps, config.warmdown_ratio, config.final_lr_frac)
+        assert ours == pytest.approx(lrm, rel=1e-11)
         assert schedule.muon_momentum(it, n, config.warmdown_ratio) == pytest.approx(momentum, rel=1e-11)
         ours = theirs["weight_decay_scaled"] * schedule.weight_decay_multiplier(it, n)
         assert ours == pytest.approx(decay, rel=1e-10, abs=1e-20)
@@ -127,11 +128,11 @@ def test_schedules_are_upstreams(theirs):
 
 def test_every_flag_of_upstream_is_ours_with_its_default():
     differ = {"core_metric_every": (2000, -1), "model_tag": (None, "")}  # not here yet, refused | no flag may default to None
-    theirs = golden["trainings"][3]
-    assert theirs["flags"] == "--depth=12"
-    for name, value in theirs["args"].items():
+    theirs = {**golden["trainings"][2]["args"], "depth": 20}
+    assert golden["trainings"][2]["flags"] == "--depth=12" and len(theirs) > 25
+    for name, value in theirs.items():
         if name != "fp8_recipe":  # FP8 is refused altogether
-            assert (value, FIELDS[name].default) == differ.get(name, (12 if name == "depth" else value, 20 if name == "depth" else value)), name
+            assert (value, FIELDS[name].default) == differ.get(name, (value, value)), name
 
 
 # -----------------------------------------------------------------------------

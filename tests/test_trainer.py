@@ -5,71 +5,22 @@ python -m pytest tests/test_trainer.py -q
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
 from filelock import FileLock
 
 from nanochat import gpt, run_setup, trainer
-from nanochat.checkpoint_manager import find_last_step, load_checkpoint, manifest_steps
-from nanochat.config import parse
+from nanochat.checkpoint_manager import find_last_step, manifest_steps
 from nanochat.record import STATUSES, read_metrics, read_record
-from nanochat.trainer import train
-from tests.conftest import REPO_ROOT
-from tests.tiny import TRAIN_FLAGS, make_base
-
-TIMES = ("train/dt", "train/tok_per_sec", "train/mfu", "total_training_time")  # what differs between equal runs
+from tests.tiny import make_base
+from tests.train_case import assert_same, assert_same_run, checkpoint, cli, metrics, run
 
 
 @pytest.fixture
 def base(base_dir):
     make_base(base_dir)
     return base_dir
-
-
-def run(*flags) -> dict:
-    argv = [*TRAIN_FLAGS, *flags]
-    return train(parse(argv), argv)
-
-
-def cli(base, *flags, **kwargs):
-    return subprocess.run([sys.executable, "-m", "scripts.base_train", *TRAIN_FLAGS, *flags], cwd=REPO_ROOT, text=True,
-                          capture_output=True, env={**os.environ, "NANOCHAT_BASE_DIR": str(base)}, **kwargs)
-
-
-def checkpoint(base, tag, step=12):
-    return load_checkpoint(base / "base_checkpoints" / tag, step, "cpu", load_optimizer=True)
-
-
-def metrics(base, tag):
-    rows = read_metrics(base / "records" / tag / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
-
-
-def assert_same(a, b):
-    """Equal to the last bit, however nested."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        assert torch.equal(a, b) if torch.is_tensor(a) else a == b
-
-
-def assert_same_run(base, a, b):
-    (model_a, optim_a, meta_a), (model_b, optim_b, meta_b) = checkpoint(base, a), checkpoint(base, b)
-    assert_same(model_a, model_b)
-    assert_same(optim_a["state"], optim_b["state"])
-    assert_same(meta_a["dataloader_state_dict"], meta_b["dataloader_state_dict"])
-    assert metrics(base, a) == metrics(base, b)
 
 
 # -----------------------------------------------------------------------------
@@ -123,70 +74,6 @@ def test_a_gate_that_is_off_or_has_mix_0_changes_no_bit(base):
     assert_same_run(base, "a", "c")
     assert metrics(base, "a") != metrics(base, "d")
     assert checkpoint(base, "d")[2]["variant"] == {"residual": "symplectic", "symplectic_gate_mix": 0.4}
-
-
-# -----------------------------------------------------------------------------
-# Stopping and going on
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_first_and_the_resumed_run_is_bit_identical(base, monkeypatch, signum):
-    run("--model-tag=whole")
-    original = trainer.log_step
-
-    def stop_at_6(r, *args):
-        original(r, *args)
-        if r.step == 6:
-            os.kill(os.getpid(), signum)
-    monkeypatch.setattr(trainer, "log_step", stop_at_6)
-    facts = run("--model-tag=cut")
-    assert facts["status"] == "interrupted" and "--resume-from-step=7" in facts["error"]
-    monkeypatch.setattr(trainer, "log_step", original)
-    assert run("--model-tag=cut", "--resume-from-step=7")["resumed_from_step"] == 7
-    assert_same_run(base, "whole", "cut")
-
-
-def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(base):
-    run("--model-tag=whole", "--symplectic-gate")
-    flags = ["--model-tag=cut", "--symplectic-gate", "--save-every=3", "--keep-last=2"]
-    log = base / "records" / "cut" / "metrics.jsonl"
-    process = subprocess.Popen([sys.executable, "-m", "scripts.base_train", *TRAIN_FLAGS, *flags], cwd=REPO_ROOT,
-                               stdout=subprocess.DEVNULL, env={**os.environ, "NANOCHAT_BASE_DIR": str(base)})
-    while process.poll() is None and not any(row["step"] >= 7 for row in read_metrics(log)):
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-    with open(log, "a") as f:
-        f.write('{"step": 8, "train/lo')  # a torn last line
-    facts = run(*flags, "--resume")
-    assert facts["status"] == "ok" and facts["resumed_from_step"] in (6, 9)
-    assert_same_run(base, "whole", "cut")
-    assert manifest_steps(base / "base_checkpoints" / "cut") == [9, 12]
-
-
-def test_resume_without_a_checkpoint_starts_anew_and_a_finished_run_ends_at_once(base):
-    assert run("--model-tag=a", "--resume")["resumed_from_step"] is None
-    before = metrics(base, "a")
-    facts = run("--model-tag=a", "--resume")
-    assert facts["status"] == "ok" and facts["resumed_from_step"] == 12 and metrics(base, "a") == before
-
-
-def test_a_fresh_start_moves_the_earlier_run_aside(base, capsys):
-    run("--model-tag=a")
-    run("--model-tag=a", "--num-iterations=3")
-    assert find_last_step(base / "base_checkpoints" / "a.1") == 12 and find_last_step(base / "base_checkpoints" / "a") == 3
-    assert read_record(base, "a.1")["results"]["steps"] == 12 and read_record(base, "a")["results"]["steps"] == 3
-    assert "Moved the earlier" in capsys.readouterr().out
-
-
-def test_resuming_with_other_options_is_refused_by_name(base):
-    run("--model-tag=a", "--save-every=6")
-    with pytest.raises(ValueError, match="other values of matrix_lr, num_iterations"):
-        run("--model-tag=a", "--resume-from-step=6", "--num-iterations=20", "--matrix-lr=0.5")
-
-
-def test_save_minutes_saves_by_the_clock(base, monkeypatch):
-    run("--model-tag=a", "--save-minutes=0.0000001")
-    assert manifest_steps(base / "base_checkpoints" / "a") == list(range(1, 13))
 
 
 # -----------------------------------------------------------------------------

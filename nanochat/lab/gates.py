@@ -8,6 +8,7 @@ paired t of the runs themselves decides (stats.compare with nu = 0), Holm over t
 """
 
 import math
+from collections import Counter
 
 import numpy as np
 
@@ -47,12 +48,12 @@ def declaration_changes(old: dict, new: dict) -> list[str]:
 
 def refuse_undeclared(declaration, runs):
     """What is wrong with the whole set of runs: duplicates, arms or seeds that were not declared."""
-    cells = [(run["arm"], run["seed"]) for run in runs]
-    twice = {cell for cell in cells if cells.count(cell) > 1}
+    cells = Counter((run["arm"], run["seed"]) for run in runs)
+    twice = [cell for cell, n in cells.items() if n > 1]
     if twice:
-        raise Refusal(f"duplicate rows for {sorted(twice)[0]}: one cell is one run")
+        raise Refusal(f"duplicate rows for {twice[0]}: one cell is one run")
     declared = {(arm["name"], seed) for arm in declaration["arms"] for seed in declaration["seeds"]}
-    foreign = set(cells) - declared
+    foreign = cells.keys() - declared
     if foreign:
         raise Refusal(f"{sorted(foreign)[0]} was not declared before the first run; use a new label")
 

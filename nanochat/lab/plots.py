@@ -114,6 +114,7 @@ def _paired(ax, candidates, deltas):
     ax.set_xticks(ticks, names, rotation=0 if sum(map(len, names)) <= 40 else 90, fontsize=10)
     ax.set_xlim(-0.6, max(ticks, default=0) + 0.6)
     ax.grid(axis="x", visible=False)
+    ax.ticklabel_format(axis="y", style="plain", useOffset=False)
     who = f": {candidates[0]}" if len(candidates) == 1 and len(candidates[0]) <= 24 else ""
     ax.set(title=f"Paired differences{who}", ylabel="candidate minus control (bits per byte)")
     _name_sides(ax, has_bar)

@@ -170,10 +170,16 @@ def run(protocol: Protocol, say=print) -> int:
 
 
 def run_cells(session: Session, cells: list[Cell]) -> bool:
-    """Run `cells` in order, going on after a failed one. True when the user stopped it."""
+    """Run `cells` in order, going on after a failed one. True when the user stopped it.
+
+    Raises ValueError when the code is no longer what the cells' hashes say: arms must not run on different code.
+    """
     n_reused = len(session.protocol.cells) - len(cells)
     progress = Progress(len(session.protocol.cells), len(cells))
     for k, cell in enumerate(cells, start=1):
+        if tree_hash() != session.protocol.tree:
+            raise ValueError(f"nanochat/ or scripts/ changed since this protocol began ({len(session.runs)} cells are done): put the "
+                             "code back and start it again to go on, or start it again to run every cell on the new code")
         progress.begin(n_reused + k, f"{cell.arm.name} s{cell.seed}")
         outcome, row = session.execute(cell, progress)
         progress.say(f"[{n_reused + k}/{progress.n_cells}] {report.run_line(row, outcome.elapsed_sec)}")

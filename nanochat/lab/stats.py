@@ -110,14 +110,20 @@ def holm(p_values, alpha: float = ALPHA) -> list[tuple[bool, float]]:
     return result
 
 
-def smallest_gain(n: int, s: float, nu: int = 0, alpha: float = ALPHA) -> float:
-    """Smallest true gain that n pairs show with 80 % power; s = sd of one run. Infinite below 5 pairs without a bank."""
-    if n < 2 or (nu == 0 and n < MIN_PAIRS_WITHOUT_BANK):
-        return np.inf
+def smallest_gain(n, s: float, nu: int = 0, alpha: float = ALPHA):
+    """Smallest true gain that n pairs show with 80 % power; s = sd of one run. n: a number or an array, as the result.
+
+    Infinite below 5 pairs without a bank.
+    """
+    n = np.asarray(n)
     df = nu + n - 1
-    return float((t_above(alpha, df) + t_above(1 - POWER, df)) * s * np.sqrt(2 / n))
+    gain = -(stdtrit(df, alpha) + stdtrit(df, 1 - POWER)) * s * np.sqrt(2 / n)
+    gain = np.where(n >= (MIN_PAIRS_WITHOUT_BANK if nu == 0 else 2), gain, np.inf)
+    return gain if gain.ndim else float(gain)
 
 
 def seeds_needed(gain: float, s: float, nu: int = 0, alpha: float = ALPHA, most: int = 64) -> int | None:
     """The least number of pairs whose smallest_gain is at most `gain`; None when that is more than `most`."""
-    return next((n for n in range(2, most + 1) if smallest_gain(n, s, nu, alpha) <= gain), None)
+    pairs = np.arange(2, most + 1)
+    enough = pairs[smallest_gain(pairs, s, nu, alpha) <= gain]
+    return int(enough[0]) if len(enough) else None

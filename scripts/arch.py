@@ -1,0 +1,155 @@
+"""
+Shapes for a budget of parameters and a vocabulary, each with the flags to paste:
+
+    python -m scripts.arch --budget 38e6 --vocab-size 24576 --head-dim 64    # every shape near the budget
+    python -m scripts.arch --ratio 1:1:1 --vocab-size 24576 --depths 2,4,8   # wte : matrices : lm_head in proportion
+    python -m scripts.arch --vocab-size 24576                                # what --depth alone gives
+
+Parameters are counted on the real modules, on the meta device. The budget is for what a plain GPT counts: wte +
+matrices + lm_head, where a layer has 12 C^2 (4 attention, 8 MLP). Value embeddings, gates and scalars come on top
+and are listed apart. A row marked * has the three parts in the ratio asked for (1:1:1 where none is).
+"""
+
+import argparse
+import sys
+from bisect import bisect_left, bisect_right
+from functools import cache
+
+from nanochat.config import FIELDS, TrainConfig, flag, hyphenate, to_argv, validate
+
+DEPTHS = "2,3,4,5,6,8,10,12,14,16,18,20,24,28,32"
+EXACT = 0.01  # a ratio is met when no part is further off than this share
+
+
+def build_parser() -> argparse.ArgumentParser:
+    from nanochat.gpt import GPTConfig
+    parser = argparse.ArgumentParser(prog="arch", description="Shapes for a budget of parameters.", allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    search = parser.add_mutually_exclusive_group()
+    search.add_argument("--budget", type=float, help="parameters of wte, matrices and lm_head together")
+    search.add_argument("--ratio", help="A:B:A, sizes of wte : matrices : lm_head; lists the widths on both sides of it")
+    parser.add_argument("--tolerance", type=float, default=0.1, help="how far from the budget a shape may be, as a share of it")
+    parser.add_argument("--vocab-size", type=int, default=GPTConfig.vocab_size, help="tokens in the vocabulary")
+    parser.add_argument("--depths", default=DEPTHS, help="numbers of layers to try")
+    for name in ("head_dim", "max_seq_len", "window_pattern"):
+        parser.add_argument(flag(name), type=FIELDS[name].type, default=FIELDS[name].default, help=FIELDS[name].metadata["help"])
+    return parser
+
+
+def parse_ratio(text: str) -> float:
+    """"1:2:1" -> 2.0, matrices over wte. Untied wte and lm_head have one size, so the first and the last must be equal."""
+    try:
+        a, b, c = map(float, text.split(":"))
+    except ValueError:
+        a = b = c = 0.0
+    if not (a == c and 0 < a < float("inf") and 0 < b < float("inf")):
+        raise ValueError(f"--ratio={text}: expected A:B:A, like 1:1:1; wte and lm_head have one size")
+    return b / a
+
+
+def check(args) -> list[int]:
+    """The depths. Raises ValueError for what cannot be."""
+    try:
+        depths = sorted({int(word) for word in args.depths.split(",")})
+    except ValueError:
+        depths = [0]
+    if depths[0] < 1:
+        raise ValueError(f"--depths={args.depths}: expected numbers of layers with commas between, like 4,8,12")
+    for name, ok in (("budget", args.budget is None or 0 < args.budget < float("inf")), ("tolerance", 0 <= args.tolerance < float("inf")),
+                     ("vocab_size", args.vocab_size > 0), ("head_dim", args.head_dim > 0)):
+        if not ok:
+            raise ValueError(f"{flag(name)}={getattr(args, name)}: expected a positive number")
+    return depths
+
+
+class Shape:
+    """A depth and a width, counted on the real modules. width None: what the depth alone gives."""
+
+    def __init__(self, args, depth: int, width: int | None):
+        from nanochat.cost import count_plain, flops_per_token, gpt_config, meta_model
+        self.config = TrainConfig(depth=depth, model_dim=width or -1, head_dim=args.head_dim, max_seq_len=args.max_seq_len,
+                                  window_pattern=args.window_pattern)
+        validate(self.config)
+        self.model = gpt_config(self.config, args.vocab_size)
+        model = meta_model(self.model)
+        self.counts, self.flops = count_plain(model), flops_per_token(model)
+        self.matrices_over_wte = self.counts["matrices"] / self.counts["wte"]
+
+    def row(self, ratio: float) -> list[str]:
+        c, m = self.counts, self.model
+        off = self.matrices_over_wte / ratio  # goes with the width, so that width / off has the ratio exactly
+        numbers = (m.n_layer, m.n_embd, m.n_head, *(c[k] for k in ("wte", "matrices", "lm_head", "plain", "value_embeds")),
+                   c["gates"] + c["scalars"], c["all"])
+        return ["*" if abs(off - 1) <= EXACT else "", *(f"{n:,}" for n in numbers), f"{(c['wte'] + c['lm_head']) / c['plain']:.0%}",
+                f"{self.flops:.2e}", f"{m.n_embd / m.n_layer:.0f}", f"{m.n_embd / off:.1f}",
+                " ".join([f"--depth={m.n_layer}", *(f for f in to_argv(self.config) if not f.startswith("--depth="))])]
+
+
+def near_budget(args, depths) -> list[Shape]:
+    """Every multiple of head_dim whose plain count is within the tolerance. The count grows with the width: bisect."""
+    low, high = args.budget * (1 - args.tolerance), args.budget * (1 + args.tolerance)
+    found, nearest = [], []
+    for depth in depths:
+        shape_of = cache(lambda heads, depth=depth: Shape(args, depth, heads * args.head_dim))
+        heads = head_counts(args, high)
+        first = bisect_left(heads, low, key=lambda n: shape_of(n).counts["plain"])
+        past = bisect_right(heads, high, key=lambda n: shape_of(n).counts["plain"])
+        found += map(shape_of, heads[first:past])
+        nearest += map(shape_of, heads[max(0, first - 1):first + 1])
+    if not found:
+        best = min(nearest, key=lambda s: abs(s.counts["plain"] - args.budget))
+        raise ValueError(f"no shape within {args.tolerance:.0%} of {args.budget:,.0f} parameters; nearest: {best.model.n_layer} layers "
+                         f"x {best.model.n_embd} wide = {best.counts['plain']:,}: raise --tolerance, or lower --head-dim or --vocab-size")
+    return sorted(found, key=lambda s: abs(s.counts["plain"] - args.budget))
+
+
+def head_counts(args, budget: float) -> range:
+    """Numbers of heads from the narrowest model on to one whose embeddings alone are over the budget."""
+    from nanochat.gpt import SMEAR_CHANNELS
+    narrowest = -(-SMEAR_CHANNELS // args.head_dim)
+    return range(narrowest, max(narrowest, int(budget / (2 * args.vocab_size * args.head_dim))) + 2)
+
+
+def near_ratio(args, depths, ratio: float) -> list[Shape]:
+    """For each depth the widths on both sides of the one that has the ratio, or that one."""
+    found = []
+    for depth in depths:
+        shape_of = cache(lambda heads, depth=depth: Shape(args, depth, heads * args.head_dim))
+        heads = head_counts(args, 2 * args.vocab_size * args.head_dim)
+        while shape_of(heads[-1]).matrices_over_wte < ratio:
+            heads = range(heads[0], 2 * heads[-1] + 1)
+        first = bisect_left(heads, ratio, key=lambda n: shape_of(n).matrices_over_wte)
+        exact = shape_of(heads[first]).matrices_over_wte == ratio
+        found += map(shape_of, heads[first if exact else max(0, first - 1):first + 1])
+    return found
+
+
+def format_table(shapes, ratio: float, ratio_text: str) -> str:
+    header = ["", "depth", "width", "heads", "wte", "matrices", "lm_head", "plain", "value embeds", "gates, scalars", "all", "embeddings",
+              "FLOPs/token", "aspect", f"width for {ratio_text}", "flags"]
+    rows = [header, *(shape.row(ratio) for shape in shapes)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join([*(cell.rjust(w) for cell, w in zip(row[:-1], widths)), row[-1]]) for row in rows)
+
+
+def main(argv=None):
+    parser = build_parser()
+    args = parser.parse_args(hyphenate(sys.argv[1:] if argv is None else argv))
+    ratio_text = args.ratio or "1:1:1"
+    try:
+        depths, ratio = check(args), parse_ratio(ratio_text)
+        if args.budget:
+            shapes = near_budget(args, depths)
+        elif args.ratio:
+            shapes = near_ratio(args, depths, ratio)
+        else:
+            shapes = [Shape(args, depth, None) for depth in depths]
+    except ValueError as e:
+        parser.exit(2, f"arch: error: {e}\n")
+    print(format_table(shapes, ratio, ratio_text))
+    print(f"\n* wte : matrices : lm_head = {ratio_text}. plain = wte + matrices + lm_head; embeddings = share of wte and lm_head in it.")
+    print(f"Flags are for scripts.base_train; the tokenizer: python -m scripts.tok_train --vocab-size={args.vocab_size}")
+
+
+if __name__ == "__main__":
+    main()

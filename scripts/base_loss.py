@@ -1,0 +1,103 @@
+"""
+Mean loss and bits per byte of a base model on the training and validation split:
+
+    python -m scripts.base_loss --model-tag d12 --split val --split-tokens 524288
+
+The loss is plain next-token cross-entropy in nats, over every target, BOS included, as in training; bits per
+byte leave out targets of no bytes, as everywhere (nanochat/loss_eval.py). Documents come in the order of the
+files. Documents of a split smaller than --split-tokens are read more than once.
+"""
+
+import argparse
+import math
+import sys
+
+from nanochat.common import get_base_dir, get_dist_info, print0, write_json
+from nanochat.config import flag, hyphenate
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="base_loss", description="Loss of a base model.", allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--model-tag", help="checkpoint folder (default: the deepest d<N>)")
+    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest whole one)")
+    parser.add_argument("--split", choices=("train", "val", "both"), default="both", help="which documents")
+    parser.add_argument("--split-tokens", type=int, default=40 * 524288, help="tokens per split")
+    parser.add_argument("--device-batch-size", type=int, default=32, help="rows per batch")
+    parser.add_argument("--device-type", choices=("", "cuda", "cpu", "mps"), default="", help="empty = autodetect")
+    parser.add_argument("--output-json", metavar="FILE", help="also write the results there")
+    return parser
+
+
+def token_losses(model, batches):
+    """Yield (targets [B,T], their losses [B,T] in nats) of each batch."""
+    import torch
+    for x, y in batches:
+        with torch.no_grad():
+            yield y, model(x, y, loss_reduction="none").view_as(y)
+
+
+def summarize(losses, token_bytes) -> dict:
+    """{"loss": nats per token, "bpb": bits per byte (None where no byte was seen), "tokens", "bytes"}, summed in fp64."""
+    nats = counted_nats = 0.0
+    tokens = num_bytes = 0
+    for y, loss in losses:
+        size = token_bytes[y].cpu()
+        loss = loss.cpu().double()  # MPS has no fp64
+        nats += loss.sum().item()
+        counted_nats += (loss * (size > 0)).sum().item()
+        tokens += y.numel()
+        num_bytes += int(size.sum())
+    return dict(loss=nats / tokens, bpb=counted_nats / (math.log(2) * num_bytes) if num_bytes else None, tokens=tokens, bytes=num_bytes)
+
+
+def check(args):
+    if get_dist_info()[2] > 1:
+        raise ValueError("more than one rank is not here yet: start one process, without torchrun")
+    for name in ("device_batch_size", "split_tokens"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{flag(name)}={getattr(args, name)}: expected a positive number")
+
+
+def run(args):
+    from nanochat.checkpoint_manager import SOURCES, find_largest_model, load_model
+    from nanochat.dataloader import DataLoader
+    from nanochat.dataset import get_dataset_id
+    from nanochat.device import select_device, select_dtype
+    from nanochat.tokenizer import get_token_bytes, get_tokenizer_id
+    device = select_device(args.device_type)
+    dtype, why = select_dtype("auto", device)
+    print0(f"COMPUTE_DTYPE: {dtype} ({why})")
+    tag = args.model_tag or find_largest_model(get_base_dir() / SOURCES["base"])
+    model, tokenizer, meta = load_model("base", device, tag, args.step, dtype)
+    B, T = args.device_batch_size, model.config.sequence_len
+    steps = args.split_tokens // (B * T)
+    if steps == 0:
+        raise ValueError(f"--split-tokens={args.split_tokens} is less than one batch of --device-batch-size {B} x {T} = {B * T} tokens; "
+                         "raise it, or lower --device-batch-size")
+    loaders = {split: DataLoader(tokenizer, B, T, split, device) for split in ("train", "val") if args.split in (split, "both")}
+    print0(f"Loss of step {meta['step']} of {tag}, over {steps * B * T:,} tokens a split")
+    token_bytes = get_token_bytes(device)
+    results = dict(model_tag=tag, step=meta["step"], dtype=str(dtype).removeprefix("torch."), device=device.type, max_seq_len=T,
+                   device_batch_size=B, tokenizer_id=get_tokenizer_id(), dataset_id=get_dataset_id(), train=None, val=None)
+    for split, loader in loaders.items():
+        results[split] = found = summarize(token_losses(model, (batch for _, batch in zip(range(steps), loader))), token_bytes)
+        print0(f"{split} loss: {found['loss']:.6f}")
+        print0(f"{split} bpb: {'not measured, no bytes' if found['bpb'] is None else format(found['bpb'], '.6f')}")
+    if args.output_json:
+        write_json(args.output_json, results)
+        print0(f"Results written to: {args.output_json}")
+
+
+def main(argv=None):
+    parser = build_parser()
+    args = parser.parse_args(hyphenate(sys.argv[1:] if argv is None else argv))
+    try:
+        check(args)
+        run(args)
+    except (ValueError, OSError) as e:
+        parser.exit(2, f"base_loss: error: {e}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""
+Memory that a training run needs, and the largest batch for common cards. Takes the flags of base_train:
+
+    python -m scripts.vram --depth=12 --max-seq-len=1024 --device-batch-size=16 --vocab-size=32768
+
+Counted on the model itself, without a card (nanochat/vram.py). --dtype=auto is taken as bfloat16, which it is on
+cards of SM 8.0 and newer.
+"""
+
+import sys
+from dataclasses import replace
+
+from nanochat.config import TrainConfig, build_parser, hyphenate, validate
+
+CARDS_GIB = (8, 12, 16, 24, 40, 80)
+RESERVE_MIB = 1024  # of every card, for what is not counted
+NOT_COUNTED = ("the CUDA context (300 to 600 MiB), fragmentation and rounding by the allocator, workspaces inside kernels, "
+               "the desktop on that card, the evaluation's batches")
+
+
+def parse_args(argv):
+    """(training configuration, vocabulary size)"""
+    from nanochat.gpt import GPTConfig
+    parser = build_parser("vram", "Memory that a training run needs.")
+    parser.add_argument("--vocab-size", type=int, default=GPTConfig.vocab_size, metavar="INT", help="tokens in the vocabulary")
+    args = vars(parser.parse_args(hyphenate(argv)))
+    vocab_size = args.pop("vocab_size")
+    config = TrainConfig(**args)
+    try:
+        validate(config)
+        if vocab_size < 1:
+            raise ValueError(f"--vocab-size={vocab_size}: expected a positive number")
+    except ValueError as e:
+        parser.error(str(e))
+    return config, vocab_size
+
+
+def mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2 ** 20:>12,.1f} MiB"
+
+
+def batch_that_divides(largest: int, total_tokens: int, max_seq_len: int) -> int:
+    """The largest device batch up to `largest` with which the total batch is whole micro-batches; 0 where none is."""
+    return next((b for b in range(largest, 0, -1) if total_tokens % (b * max_seq_len) == 0), 0)
+
+
+def print_memory(found, batch_size: int, params: int):
+    memory, logits = found.at(batch_size), found.logits(batch_size)
+    rows = [("weights", memory.weights, f"{params:,} parameters and the rotary table"), ("gradients", memory.gradients, ""),
+            ("optimizer state", memory.optimizer, "Muon: one moment and a factored one; AdamW: two moments"),
+            ("activations", memory.activations, "what autograd keeps for the backward pass"),
+            ("logits", logits, "compiled code keeps them and makes their gradient; --no-compile takes them in chunks"),
+            ("temporaries", memory.temporaries - logits, "at the peak"),
+            ("peak", memory.peak, "")]
+    for name, size, remark in rows:
+        print(f"{name:<16}{mib(size)}  {remark}".rstrip())
+
+
+def print_cards(found, total_tokens: int):
+    print(f"\nLargest --device-batch-size, {RESERVE_MIB:,} MiB of the card left free:")
+    print(f"{'card':>7}{'fits':>8}{'divides a total batch of ' + format(total_tokens, ',') + ' tokens':>52}")
+    for gib in CARDS_GIB:
+        largest = found.largest_batch(gib * 2 ** 30 - RESERVE_MIB * 2 ** 20)
+        divides = batch_that_divides(largest, total_tokens, found.config.sequence_len)
+        print(f"{gib:>4} GB{largest or 'none':>8}{divides or 'none':>52}")
+
+
+def main(argv=None):
+    config, vocab_size = parse_args(sys.argv[1:] if argv is None else argv)
+    import torch
+
+    from nanochat.cost import gpt_config, resolve
+    from nanochat.vram import estimate
+    dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
+    try:  # with one row a micro-batch every total batch divides: here it is only to be known
+        resolved = resolve(replace(config, device_batch_size=1), vocab_size)
+    except ValueError as e:
+        print(f"vram: error: {e}", file=sys.stderr)
+        sys.exit(2)
+    found = estimate(gpt_config(config, vocab_size), dtype, config.compile)
+    print(f"Training depth {config.depth}, {resolved.n_embd} wide, {resolved.n_head} heads, {config.max_seq_len} tokens of context, "
+          f"vocabulary {vocab_size:,}, {str(dtype).removeprefix('torch.')}, {'compiled' if config.compile else 'eager'}; "
+          f"device batch {config.device_batch_size}:\n")
+    print_memory(found, config.device_batch_size, resolved.num_params)
+    print(f"\nNot included: {NOT_COUNTED}.")
+    print_cards(found, resolved.total_batch_size)
+
+
+if __name__ == "__main__":
+    main()

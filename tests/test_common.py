@@ -1,0 +1,277 @@
+"""
+Durable files (order of operations, failures), strict JSON, hashes, git state, ranks.
+
+python -m pytest tests/test_common.py -q
+"""
+
+import builtins
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanochat import common
+from nanochat.common import atomic_write, atomic_writer, git_state, hash_json, read_json, sha256_file, tree_hash, write_json
+
+posix = pytest.mark.skipif(os.name == "nt", reason="a directory cannot be fsynced there")
+
+
+# -----------------------------------------------------------------------------
+# Durable files
+
+class Journal:
+    """A shim around the operating system's calls: what was done, in order, to which file."""
+
+    def __init__(self, monkeypatch):
+        self.events, self.names = [], {}
+        real = {name: getattr(os, name) for name in ("fsync", "replace", "rename", "open", "close")}
+        real_open = builtins.open
+
+        def opened(path, *args, **kwargs):
+            f = real_open(path, *args, **kwargs)
+            if any(set("wax+") & set(mode) for mode in (*args[:1], kwargs.get("mode", "r")) if isinstance(mode, str)):
+                self.names[f.fileno()] = Path(path)
+                self.events.append(("write", Path(path)))
+            return f
+
+        def os_open(path, *args, **kwargs):
+            fd = real["open"](path, *args, **kwargs)
+            self.names[fd] = Path(path)
+            return fd
+
+        def fsync(fd):
+            self.events.append(("fsync", self.names[fd], os.fstat(fd).st_size))
+            real["fsync"](fd)
+
+        def rename(source, target):
+            self.events.append(("rename", Path(source), Path(target)))
+            real["replace"](source, target)
+        monkeypatch.setattr(builtins, "open", opened)
+        for name, shim in (("open", os_open), ("fsync", fsync), ("replace", rename), ("rename", rename)):
+            monkeypatch.setattr(os, name, shim)
+
+
+@posix
+def test_order_is_write_fsync_rename_fsync_of_the_folder(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    path.write_text("old")
+    journal = Journal(monkeypatch)
+    write_json(path, {"a": 1})
+    (write, temporary), synced, renamed, folder = journal.events
+    assert write == "write" and temporary.parent == tmp_path and temporary != path
+    assert synced == ("fsync", temporary, path.stat().st_size), "everything was flushed before the fsync"
+    assert renamed == ("rename", temporary, path) and folder[:2] == ("fsync", tmp_path)
+    assert read_json(path) == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["file.json"]
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync", "replace"])
+def test_failing_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, failing):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+    if failing != "write":
+        monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(OSError, match="No space left"):
+        with atomic_writer(path) as f:
+            f.write(b"half of the new")
+            if failing == "write":
+                fail()
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("exception", [KeyboardInterrupt, SystemExit, ValueError])
+def test_interrupted_write_leaves_the_old_file(tmp_path, exception):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(exception):
+        with atomic_writer(path) as f:
+            f.write(b"half")
+            raise exception
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with atomic_writer(path) as f:
+        f.write(b"new" * 100000)
+        f.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new" * 100000
+
+
+def test_kill_in_the_middle_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    code = ("import os, signal, sys; from nanochat.common import atomic_writer\n"
+            "with atomic_writer(sys.argv[1]) as f:\n    f.write(b'x' * 10**6); f.flush(); os._exit(9)")
+    run = subprocess.run([sys.executable, "-c", code, str(path)], cwd=common.REPO_ROOT)
+    assert run.returncode == 9 and path.read_bytes() == b"old"
+
+
+def test_missing_folders_are_made(tmp_path):
+    atomic_write(tmp_path / "a" / "b" / "file", "text: é\n")
+    assert (tmp_path / "a" / "b" / "file").read_bytes() == "text: é\n".encode()
+
+
+@posix
+def test_new_folder_is_made_durable_too(tmp_path, monkeypatch):
+    """Without an fsync of its parent, a folder made just now may be gone after a power cut, and the file with it."""
+    journal = Journal(monkeypatch)
+    atomic_write(tmp_path / "new" / "file", "text")
+    synced = [event[1] for event in journal.events if event[0] == "fsync"]
+    assert tmp_path / "new" in synced and tmp_path in synced
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_json_without_a_number_is_refused_and_the_old_file_stays(tmp_path, value):
+    path = tmp_path / "file.json"
+    write_json(path, {"val_bpb": 1.5})
+    with pytest.raises(ValueError):
+        write_json(path, {"val_bpb": value})
+    assert read_json(path) == {"val_bpb": 1.5} and list(tmp_path.iterdir()) == [path]
+
+
+def test_json_comes_back_as_it_was(tmp_path):
+    value = {"none": None, "float": 0.1 + 0.2, "text": "é \u2028 \n", "list": [1, [2.5e-300], {}], "true": True}
+    write_json(tmp_path / "file.json", value)
+    assert read_json(tmp_path / "file.json") == value == json.loads((tmp_path / "file.json").read_text(encoding="utf-8"))
+
+
+# -----------------------------------------------------------------------------
+# Hashes
+
+def test_sha256_is_that_of_the_standard_library_on_every_python(tmp_path):
+    path, content = tmp_path / "file", os.urandom(3 * 2 ** 20 + 17)
+    path.write_bytes(content)
+    assert sha256_file(path) == hashlib.sha256(content).hexdigest()
+    with open(path, "rb") as f:
+        assert common._sha256_stream(f) == hashlib.sha256(content).hexdigest(), "the way of Python 3.10"
+
+
+def test_hash_of_json_depends_on_content_and_not_on_order():
+    assert hash_json({"a": 1, "b": [1, 2]}) == hash_json({"b": [1, 2], "a": 1})
+    different = {"a": 1}, {"a": 2}, {"b": 1}, {"a": "1"}, {"a": [1]}, {"a": None}, {"a": [1, 2]}, {"a": [2, 1]}
+    assert len(set(map(hash_json, different))) == 8
+    with pytest.raises(ValueError):
+        hash_json(float("nan"))
+
+
+def make_tree(root):
+    for name in ("nanochat/a.py", "nanochat/layers/b.py", "scripts/c.py", "tests/t.py", "nanochat/notes.txt"):
+        atomic_write(root / name, f"# {name}\n")
+    return root
+
+
+def test_tree_hash_follows_the_code_that_decides_numbers_and_nothing_else(tmp_path):
+    tree, copy = make_tree(tmp_path / "one"), make_tree(tmp_path / "two")
+    start = tree_hash(tree)
+    assert start == tree_hash(copy), "where a tree lies does not matter"
+    for name in ("tests/t.py", "nanochat/notes.txt", "README.md", "patches/p.py"):
+        atomic_write(tree / name, "changed")
+        assert tree_hash(tree) == start, name
+    for name in ("nanochat/a.py", "nanochat/layers/b.py", "scripts/c.py"):
+        before = tree_hash(tree)
+        atomic_write(tree / name, "changed")
+        assert tree_hash(tree) != before, name
+    before = tree_hash(tree)
+    (tree / "nanochat/a.py").rename(tree / "nanochat/z.py")
+    assert tree_hash(tree) != before, "a new name is a change"
+    (tree / "nanochat/z.py").unlink()
+    atomic_write(tree / "scripts/new.py", "")
+    assert len({tree_hash(tree), before, start}) == 3
+
+
+def test_tree_hash_of_this_repository_is_a_fact():
+    assert tree_hash() == tree_hash(common.REPO_ROOT) and len(tree_hash()) == 64
+
+
+# -----------------------------------------------------------------------------
+# Git
+
+@pytest.fixture
+def repo(tmp_path, monkeypatch):
+    """A repository with one commit, and its git(*args)."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    root = make_tree(tmp_path / "repo")
+
+    def git(*args):
+        return subprocess.run(["git", "-C", str(root), "-c", "user.name=n", "-c", "user.email=e@x", *args], check=True, capture_output=True,
+                              text=True).stdout.strip()
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "one")
+    return root, git
+
+
+def test_clean_repository_names_its_commit(repo):
+    root, git = repo
+    assert git_state(root) == {"git_commit": git("rev-parse", "HEAD"), "dirty": False}
+    assert len(git_state(root)["git_commit"]) == 40
+
+
+@pytest.mark.parametrize("name, dirty", [
+    ("nanochat/a.py", True), ("scripts/c.py", True), ("nanochat/new.py", True), ("patches/new.patch", True), ("tests/t.py", False),
+    ("README.md", False), ("results/x.csv", False)])
+def test_dirty_means_changes_that_could_change_numbers(repo, name, dirty):
+    root, git = repo
+    atomic_write(root / name, "changed")
+    assert git_state(root) == {"git_commit": git("rev-parse", "HEAD"), "dirty": dirty}
+    git("add", "-A")
+    assert git_state(root)["dirty"] == dirty, "staged is not committed"
+    git("commit", "-qm", "two")
+    assert git_state(root) == {"git_commit": git("rev-parse", "HEAD"), "dirty": False}
+
+
+def test_deleted_file_is_dirty(repo):
+    root, _ = repo
+    (root / "nanochat/a.py").unlink()
+    assert git_state(root)["dirty"] is True
+
+
+def test_without_git_or_commit_or_in_a_strangers_repository_nothing_is_known(repo, tmp_path, monkeypatch):
+    root, git = repo
+    unknown = {"git_commit": None, "dirty": None}
+    bare = make_tree(tmp_path / "no_git")
+    assert git_state(bare) == unknown
+    assert git_state(make_tree(root / "vendor" / "copy_of_ours")) == unknown
+    git("update-ref", "-d", "HEAD")
+    assert git_state(root) == unknown
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_state(root) == unknown
+
+
+# -----------------------------------------------------------------------------
+# Environment
+
+def test_base_dir_follows_the_environment_and_is_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "x" / "y"))
+    assert common.get_base_dir() == tmp_path / "x" / "y" and common.get_base_dir().is_dir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", "~/z")
+    assert common.get_base_dir() == tmp_path / "z"
+    for unset in ("", None):
+        monkeypatch.delenv("NANOCHAT_BASE_DIR") if unset is None else monkeypatch.setenv("NANOCHAT_BASE_DIR", unset)
+        assert common.get_base_dir() == tmp_path / ".cache" / "nanochat"
+
+
+def test_only_rank_0_prints(monkeypatch, capsys):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert common.get_dist_info() == (0, 0, 1)
+    common.print0("a", "b", sep="-")
+    monkeypatch.setenv("RANK", "3"), monkeypatch.setenv("LOCAL_RANK", "1"), monkeypatch.setenv("WORLD_SIZE", "8")
+    assert common.get_dist_info() == (3, 1, 8)
+    common.print0("c")
+    assert capsys.readouterr().out == "a-b\n"
