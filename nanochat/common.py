@@ -55,7 +55,10 @@ def fsync_dir(path: Path):
 def atomic_writer(path):
     """A binary file object whose content appears under `path` whole, or not at all."""
     path = Path(path)
+    made = [p for p in (path.parent, *path.parents[1:]) if not p.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
+    for folder in made:
+        fsync_dir(folder.parent)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(tmp, "wb") as f:
@@ -114,8 +117,10 @@ def tree_hash(root=REPO_ROOT) -> str:
 
 def git_state(root=REPO_ROOT) -> dict:
     """{"git_commit": str | None, "dirty": bool | None}; None where there is no git or no commit."""
+    env = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}  # a hook's beat -C
+
     def git(*args):
-        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True, env=env).stdout
     try:
         top = Path(git("rev-parse", "--show-toplevel").strip()).resolve()
         if top != Path(root).resolve():  # somebody else's repository around an unpacked copy of ours

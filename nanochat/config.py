@@ -178,6 +178,7 @@ def validate(config: TrainConfig):
         _require(getattr(config, name) > 0, name, getattr(config, name), "a rate above 0")
     for name in ("weight_decay", "warmup_steps", "symplectic_gate_ramp_start", "symplectic_gate_ramp_steps", "seed"):
         _require(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
+    _require(config.seed < 2 ** 63, "seed", config.seed, "less than 2^63")
     for name in ("warmdown_ratio", "final_lr_frac", "symplectic_gate_mix"):
         _require(0 <= getattr(config, name) <= 1, name, getattr(config, name), "a number in [0, 1]")
     _require(config.symplectic_gate_eps > 0, "symplectic_gate_eps", config.symplectic_gate_eps, "a number above 0")
@@ -187,6 +188,7 @@ def validate(config: TrainConfig):
              config.num_iterations, "one horizon: --num-iterations, --target-flops or --target-param-data-ratio above 0")
     for name in ("eval_every", "sample_every", "save_every", "keep_last", "num_iterations", "total_batch_size"):
         _require(getattr(config, name) > 0 or getattr(config, name) == -1, name, getattr(config, name), "a positive number, or -1")
+    _require(config.resume_from_step >= -1, "resume_from_step", config.resume_from_step, "a step, or -1")
     _require(config.eval_every == -1 or config.eval_tokens >= config.device_batch_size * config.max_seq_len, "eval_tokens",
              config.eval_tokens, f"at least one batch: {config.device_batch_size} x {config.max_seq_len} tokens")
     _require(not config.fp8, "fp8", config.fp8, "no FP8: it is not here yet; train with --dtype bfloat16")
@@ -194,9 +196,19 @@ def validate(config: TrainConfig):
              "-1: CORE is not here yet; compare validation bits per byte")
     _require("/" not in config.model_tag and "\\" not in config.model_tag and not config.model_tag.startswith("."),
              "model_tag", config.model_tag, "a plain folder name")
+    _require_effect(config)
     model_shape(config)
     if config.total_batch_size != -1:
         grad_accum_steps(config.total_batch_size, config.device_batch_size, config.max_seq_len)
+
+
+def _require_effect(config: TrainConfig):
+    """Options that would change nothing are refused: an arm made of them would be the control under another name."""
+    for name, f in FIELDS.items():
+        if name.startswith("symplectic_gate_") and getattr(config, name) != f.default:
+            _require(config.symplectic_gate, name, getattr(config, name), "--symplectic-gate beside it: alone it changes nothing")
+    _require(config.symplectic_gate_ramp_steps > 0 or config.symplectic_gate_ramp_start == 0, "symplectic_gate_ramp_start",
+             config.symplectic_gate_ramp_start, "--symplectic-gate-ramp-steps beside it: alone it changes nothing")
 
 
 def _nearest(candidates, value, n=4) -> str:

@@ -9,7 +9,9 @@ while the probabilities are at hand. (The idea of Liger-Kernel, arXiv:2410.10989
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
+LARGEST_SAFE_CAP = 60.0  # exp(60) times a million tokens still is a float32
 CHUNK_LOGITS = 2 ** 20  # logits per chunk: 4 MiB in fp32, about an L2 cache
 
 
@@ -51,7 +53,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         needs_grad = reduction == "mean" and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
         if needs_grad:
             grad_x, grad_w = torch.empty_like(x), torch.zeros_like(weight)
-            scale = 1 / (targets >= 0).sum().clamp_min(1)
+            scale = 1 / (targets >= 0).sum()  # infinite where all are ignored: the loss is nan, as the plain one's
         for start in range(0, x.size(0), rows):
             part = slice(start, start + rows)
             losses[part], p, t = _chunk_losses(F.linear(x[part], w).float(), targets[part], cap)
@@ -72,6 +74,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return losses.sum() / (targets >= 0).sum() if reduction == "mean" else losses
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         grad_x, grad_w = ctx.saved_tensors
         return grad_x * grad.to(grad_x.dtype), grad_w * grad, None, None, None
@@ -80,6 +83,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 def cross_entropy(x, weight, targets, vocab_size: int, cap: float, reduction: str):
     """Cross-entropy in nats of targets [B,T] under lm_head of x [B,T,C]; "mean" is a scalar, "none" is [B*T]."""
     flat = x.reshape(-1, x.size(-1)), weight[:vocab_size], targets.reshape(-1)
-    if torch.compiler.is_compiling() or (reduction == "none" and torch.is_grad_enabled()):
+    if torch.compiler.is_compiling() or cap > LARGEST_SAFE_CAP or (reduction == "none" and torch.is_grad_enabled()):
         return plain_cross_entropy(*flat, cap, reduction)
+    if not torch.is_grad_enabled():  # parameters ask for gradients even here
+        flat = tuple(t.detach() for t in flat)
     return ChunkedCrossEntropy.apply(*flat, cap, reduction)

@@ -14,7 +14,7 @@ import json
 import os
 from pathlib import Path
 
-from nanochat.common import read_json, write_json
+from nanochat.common import atomic_write, read_json, write_json
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "diverged", "oom", "crash", "timeout", "interrupted")
@@ -28,7 +28,7 @@ def read_record(base_dir, run_id) -> dict | None:
     """run.json as a dict, or None where there is none that can be read."""
     try:
         return read_json(record_dir(base_dir, run_id) / "run.json")
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # JSON or UTF-8 that is none
         return None
 
 
@@ -49,11 +49,16 @@ def last_metrics_row(path, window=4096) -> dict | None:
     """The last whole line, read from the end: cheap however long the run is."""
     try:
         with open(path, "rb") as f:
-            f.seek(max(0, f.seek(0, os.SEEK_END) - window))
-            lines = f.read().rpartition(b"\n")[0].splitlines()
+            size = f.seek(0, os.SEEK_END)
+            while True:
+                f.seek(max(0, size - window))
+                lines = f.read().rpartition(b"\n")[0].split(b"\n")
+                if len(lines) > 1 or window >= size:
+                    break
+                window *= 2
     except FileNotFoundError:
         return None
-    return json.loads(lines[-1]) if lines else None
+    return json.loads(lines[-1]) if lines[-1] else None
 
 
 class RunRecord:
@@ -69,12 +74,7 @@ class RunRecord:
     def cut_back(self, step: int):
         """Drop metrics from `step` on: a run resumed there writes them again."""
         kept = [row for row in read_metrics(self.metrics_path) if row["step"] < step]
-        tmp = self.metrics_path.with_suffix(".tmp")
-        with open(tmp, "w", encoding="utf-8") as f:
-            f.writelines(json.dumps(row, allow_nan=False) + "\n" for row in kept)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(tmp, self.metrics_path)
+        atomic_write(self.metrics_path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept))
 
     def log(self, row: dict):
         with open(self.metrics_path, "a", encoding="utf-8") as f:
@@ -84,6 +84,9 @@ class RunRecord:
 
     def update(self, **facts):
         self.facts.update(facts)
+        if self.metrics_path.exists():  # what a checkpoint counts on is on disk before it is
+            with open(self.metrics_path, "ab") as f:
+                os.fsync(f.fileno())
         write_json(self.dir / "run.json", self.facts)
 
     def finish(self, status: str, **facts):

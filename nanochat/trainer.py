@@ -8,6 +8,7 @@ the last micro-batch).
 """
 
 import gc
+import math
 import signal
 import time
 import traceback
@@ -157,7 +158,7 @@ def train_step(run: Run, first: bool):
     params = [p for p in run.model.parameters() if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params])
     loss, norm = total_loss.item(), grad_norm.item()
-    if not (abs(loss) < float("inf") and norm < float("inf")):  # false for NaN as well
+    if not (math.isfinite(loss) and math.isfinite(norm)):
         raise Diverged(f"step {run.step}: loss {loss}, gradient norm {norm}; the step was not applied")
     run.optimizer.step()
     run.model.zero_grad(set_to_none=True)
@@ -205,6 +206,8 @@ def validate(run: Run):
     run.compiled.eval()
     state.val_bpb = evaluate_bpb(run.compiled, batches, run.token_bytes)
     run.compiled.train()
+    if not math.isfinite(state.val_bpb):
+        raise Diverged(f"step {run.step}: validation bpb {state.val_bpb}")
     print0(f"Step {run.step:05d} | Validation bpb: {state.val_bpb:.6f}")
     state.min_val_bpb = min(state.val_bpb, state.min_val_bpb if state.min_val_bpb is not None else state.val_bpb)
     run.record.log({"step": run.step, "val/bpb": state.val_bpb, "total_training_time": state.total_training_time,

@@ -10,6 +10,9 @@ import os
 import sys
 
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+# OpenMP threads that wait spin for milliseconds by default: with one core busy elsewhere that made a step five
+# times slower. A short spin costs nothing on a quiet machine (dev/LOG.md, 2026-11-21).
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 from nanochat.config import parse  # noqa: E402
 

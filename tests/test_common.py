@@ -239,6 +239,16 @@ def test_deleted_file_is_dirty(repo):
     assert git_state(root)["dirty"] is True
 
 
+def test_variables_of_a_git_hook_do_not_lead_to_another_repository(repo, tmp_path, monkeypatch):
+    """git sets GIT_DIR while a hook runs, and that beats -C."""
+    root, git = repo
+    expected = {"git_commit": git("rev-parse", "HEAD"), "dirty": False}
+    other = tmp_path / "other"
+    subprocess.run(["git", "init", "-q", str(other)], check=True)
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    assert git_state(root) == expected
+
+
 def test_without_git_or_commit_or_in_a_strangers_repository_nothing_is_known(repo, tmp_path, monkeypatch):
     root, git = repo
     unknown = {"git_commit": None, "dirty": None}

@@ -54,14 +54,21 @@ def test_examples_cover_every_option():
     assert all(OTHER[name] != FIELDS[name].default for name in OTHER)
 
 
+def company_of(name) -> dict:
+    """Options without which `name` would change nothing, and is refused."""
+    company = {"symplectic_gate": True} if name.startswith("symplectic_gate_") else {}
+    return {**company, "symplectic_gate_ramp_steps": 100} if name == "symplectic_gate_ramp_start" else company
+
+
 @pytest.mark.parametrize("name", OTHER)
 @pytest.mark.parametrize("spelling", [str, lambda name: name.replace("_", "-")], ids=["underscores", "hyphens"])
 def test_option_parses_in_both_spellings(name, spelling):
-    expected = dataclasses.replace(TrainConfig(), **{name: OTHER[name]})
+    company = dataclasses.replace(TrainConfig(), **company_of(name))
+    expected = dataclasses.replace(company, **{name: OTHER[name]})
     argv = spelled(name, OTHER[name], spelling)
-    assert parse(argv) == expected
+    assert parse([*to_argv(company), *argv]) == expected
     if "=" in argv[0]:
-        assert parse(argv[0].split("=", 1)) == expected, "value as a word of its own"
+        assert parse([*to_argv(company), *argv[0].split("=", 1)]) == expected, "value as a word of its own"
 
 
 def test_no_arguments_are_the_defaults_and_they_are_valid():
@@ -126,9 +133,19 @@ def test_adding_an_option_touches_one_line(monkeypatch):
 
 @pytest.mark.parametrize("name", OTHER)
 def test_one_changed_option_comes_back_from_its_argv(name):
-    config = dataclasses.replace(TrainConfig(), **{name: OTHER[name]})
+    company = company_of(name)
+    config = dataclasses.replace(TrainConfig(), **company, **{name: OTHER[name]})
     argv = to_argv(config)
-    assert len(argv) == 1 and argv[0].startswith((flag(name), flag("no_" + name))) and parse(argv) == config
+    assert len(argv) == 1 + len(company) and any(word.startswith((flag(name), flag("no_" + name))) for word in argv)
+    assert parse(argv) == config
+
+
+@pytest.mark.parametrize("argv, name", [
+    ("--symplectic-gate-mix=0.05", "mix"), ("--symplectic-gate-layers=odd", "layers"), ("--symplectic-gate-eps=1", "eps"),
+    ("--symplectic-gate --symplectic-gate-ramp-start=5", "ramp-start")])
+def test_an_option_that_would_change_nothing_is_refused(capsys, argv, name):
+    message = error_of(capsys, argv.split())
+    assert f"--symplectic-gate-{name}" in message and "alone it changes nothing" in message
 
 
 def test_defaults_need_no_argv():
@@ -174,7 +191,8 @@ def test_bad_value_is_refused_by_name(capsys, name, value):
 
 
 @pytest.mark.parametrize("argv", [
-    "--warmup-steps=0", "--weight-decay=0", "--symplectic-gate-mix=0", "--symplectic-gate-mix=1", "--warmdown-ratio=1", "--seed=0",
+    "--warmup-steps=0", "--weight-decay=0", "--symplectic-gate --symplectic-gate-mix=0",
+    "--symplectic-gate --symplectic-gate-mix=1", "--warmdown-ratio=1", "--seed=0",
     "--eval-tokens=65536", "--eval-every=-1 --eval-tokens=0", "--depth=1", "--final-lr-frac=1", "--window-pattern=sSlL",
     "--target-param-data-ratio=-1 --num-iterations=1", "--resume-from-step=0", "--model-dim=24 --head-dim=2"])
 def test_values_at_the_edge_are_accepted(argv):

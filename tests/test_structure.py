@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"nanochat", "scripts", "runs", "patches", "ideas", "dev", "tests", ".ci"}
 MAX_LINES = 300
-MORE_LINES = {}  # path: (budget, reason)
+MORE_LINES = {"tests/test_config.py": (320, "one example value and both directions for every option")}  # path: (budget, reason)
 
 # A module of nanochat/ imports only modules to its left; `layers` stands for the whole folder.
 ORDER = """common config schedule record

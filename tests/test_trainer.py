@@ -67,7 +67,7 @@ def test_two_equal_runs_are_bit_identical_and_another_seed_is_not(base):
 
 def test_a_gate_that_is_off_or_has_mix_0_changes_no_bit(base):
     run("--model-tag=a")
-    run("--model-tag=b", "--no-symplectic-gate", "--symplectic-gate-mix=0.4")
+    run("--model-tag=b", "--no-symplectic-gate")
     run("--model-tag=c", "--symplectic-gate", "--symplectic-gate-mix=0")
     run("--model-tag=d", "--symplectic_gate_enabled", "--symplectic_gate_mix=0.4")
     assert_same_run(base, "a", "b")
