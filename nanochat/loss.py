@@ -27,19 +27,20 @@ def plain_cross_entropy(x, weight, targets, cap: float, reduction: str):
 
 
 def _chunk_losses(z, targets, cap: float):
-    """Logits z [n,V] fp32, overwritten -> (losses [n], 0 where ignored; softmax [n,V]; tanh(z/cap) [n,V] or None)."""
+    """Logits z [n,V] fp32, overwritten -> (losses [n], 0 where ignored; e [n,V] and its row sums [n], whose quotient is
+    the softmax; tanh(z/cap) [n,V] or None)."""
     t = z.div_(cap).tanh_() if cap else None
-    picked = (cap * t if cap else z).gather(1, targets.clamp_min(0)[:, None])[:, 0]
+    picked = z.gather(1, targets.clamp_min(0)[:, None])[:, 0] * (cap or 1.0)  # z is t by now where there is a cap
     if cap:  # capped logits cannot overflow exp, so no maximum is subtracted
-        p = t.mul(cap).exp_()
-        total = p.sum(dim=1)
+        e = t.mul(cap).exp_()
+        total = e.sum(dim=1)
         lse = total.log()
     else:
         top = z.amax(dim=1)
-        p = z.sub_(top[:, None]).exp_()
-        total = p.sum(dim=1)
+        e = z.sub_(top[:, None]).exp_()
+        total = e.sum(dim=1)
         lse = total.log() + top
-    return torch.where(targets >= 0, lse - picked, 0), p.div_(total[:, None]), t
+    return torch.where(targets >= 0, lse - picked, 0), e, total, t
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -56,13 +57,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             scale = 1 / (targets >= 0).sum()  # infinite where all are ignored: the loss is nan, as the plain one's
         for start in range(0, x.size(0), rows):
             part = slice(start, start + rows)
-            losses[part], p, t = _chunk_losses(F.linear(x[part], w).float(), targets[part], cap)
+            losses[part], e, total, t = _chunk_losses(F.linear(x[part], w).float(), targets[part], cap)
             if needs_grad:
-                p[torch.arange(p.size(0), device=p.device), targets[part].clamp_min(0)] -= 1
-                p.mul_(torch.where(targets[part] >= 0, scale, 0)[:, None])
-                if t is not None:
-                    p.mul_(t.square_().neg_().add_(1))
-                grad_z = p.to(x.dtype)
+                share = torch.where(targets[part] >= 0, scale, 0)  # of this row in the mean
+                grad_z = e.mul_((share / total)[:, None])
+                grad_z[torch.arange(e.size(0), device=e.device), targets[part].clamp_min(0)] -= share
+                if t is not None:  # the soft cap's derivative is 1 - t^2
+                    grad_z.addcmul_(grad_z, t.square_(), value=-1)
+                grad_z = grad_z.to(x.dtype)
                 torch.mm(grad_z, w, out=grad_x[part])
                 if grad_w.dtype == grad_z.dtype:
                     grad_w.addmm_(grad_z.T, x[part])
@@ -82,7 +84,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 def cross_entropy(x, weight, targets, vocab_size: int, cap: float, reduction: str):
     """Cross-entropy in nats of targets [B,T] under lm_head of x [B,T,C]; "mean" is a scalar, "none" is [B*T]."""
-    flat = x.reshape(-1, x.size(-1)), weight[:vocab_size], targets.reshape(-1)
+    if vocab_size < weight.size(0):  # padded; a slice that cuts nothing would still cost a copy backwards
+        weight = weight[:vocab_size]
+    flat = x.reshape(-1, x.size(-1)), weight, targets.reshape(-1)
     if torch.compiler.is_compiling() or cap > LARGEST_SAFE_CAP or (reduction == "none" and torch.is_grad_enabled()):
         return plain_cross_entropy(*flat, cap, reduction)
     if not torch.is_grad_enabled():  # parameters ask for gradients even here

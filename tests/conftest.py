@@ -6,6 +6,7 @@ for the whole session (fixtures of a module or session see that one) and into a 
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,12 @@ import pytest  # noqa: E402
 
 # What a user's shell may hold and a test must not depend on.
 FOREIGN_ENVIRONMENT = ("NANOCHAT_DTYPE", "RANK", "LOCAL_RANK", "WORLD_SIZE", "WANDB_RUN", "SKIP_SETUP", "PYTHON", "MAKEFLAGS", "MAKELEVEL")
+
+
+# A background job or nohup starts with these ignored, and children would inherit that: the tests send them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_runtest_setup(item):

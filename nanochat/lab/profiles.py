@@ -34,7 +34,7 @@ class Profile:
 
 QUIET = ("--window-pattern=L", "--core-metric-every=-1", "--sample-every=-1")
 PROFILES = {p.name: p for p in (
-    Profile("smoke-cpu", "any CPU, no network, under a minute a cell on 2 cores", (
+    Profile("smoke-cpu", "any CPU, no network, about a minute a cell on 2 cores", (
         "--device-type=cpu", "--no-compile", "--depth=4", "--max-seq-len=256", "--device-batch-size=8", "--total-batch-size=2048",
         "--num-iterations=60", "--warmup-steps=5", "--eval-every=10", "--eval-tokens=16384", "--save-every=-1", "--save-minutes=5",
         "--keep-last=1", *QUIET), builtin=True, tokenizer_flags=("--vocab-size=4096",)),
