@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 LARGEST_SAFE_CAP = 60.0  # exp(60) times a million tokens still is a float32
-CHUNK_LOGITS = 2 ** 20  # logits per chunk: 4 MiB in fp32, about an L2 cache
+# Logits per chunk. CPU: 4 MiB in fp32, about an L2 cache. Elsewhere (not measured) enough to fill the device.
+CHUNK_LOGITS, CHUNK_LOGITS_DEVICE = 2 ** 20, 2 ** 26
 
 
 def softcap(logits, cap: float):
@@ -48,7 +49,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, targets, cap, reduction):
-        rows = max(1, CHUNK_LOGITS // weight.size(0))
+        rows = max(1, (CHUNK_LOGITS if x.device.type == "cpu" else CHUNK_LOGITS_DEVICE) // weight.size(0))
         w = weight.to(x.dtype)
         losses = torch.empty(x.size(0), device=x.device)
         needs_grad = reduction == "mean" and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
@@ -82,13 +83,20 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return grad_x * grad.to(grad_x.dtype), grad_w * grad, None, None, None
 
 
+@torch.compiler.disable
+def _chunked_uncompiled(*args):
+    """On a CPU the chunks beat the compiled plain expression, so a compiled model leaves its graph for them."""
+    return ChunkedCrossEntropy.apply(*args)
+
+
 def cross_entropy(x, weight, targets, vocab_size: int, cap: float, reduction: str):
     """Cross-entropy in nats of targets [B,T] under lm_head of x [B,T,C]; "mean" is a scalar, "none" is [B*T]."""
     if vocab_size < weight.size(0):  # padded; a slice that cuts nothing would still cost a copy backwards
         weight = weight[:vocab_size]
     flat = x.reshape(-1, x.size(-1)), weight, targets.reshape(-1)
-    if torch.compiler.is_compiling() or cap > LARGEST_SAFE_CAP or (reduction == "none" and torch.is_grad_enabled()):
+    whole_graph = torch.compiler.is_compiling() and x.device.type != "cpu"
+    if whole_graph or cap > LARGEST_SAFE_CAP or (reduction == "none" and torch.is_grad_enabled()):
         return plain_cross_entropy(*flat, cap, reduction)
     if not torch.is_grad_enabled():  # parameters ask for gradients even here
         flat = tuple(t.detach() for t in flat)
-    return ChunkedCrossEntropy.apply(*flat, cap, reduction)
+    return _chunked_uncompiled(*flat, cap, reduction)
