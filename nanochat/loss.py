@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 LARGEST_SAFE_CAP = 60.0  # exp(60) times a million tokens still is a float32
-# Logits per chunk. CPU: 4 MiB in fp32, about an L2 cache. Elsewhere (not measured) enough to fill the device.
-CHUNK_LOGITS, CHUNK_LOGITS_DEVICE = 2 ** 20, 2 ** 26
+# Logits per chunk: 4 MiB in fp32, about an L2 cache; on CUDA enough to fill the card (not measured yet).
+CHUNK_LOGITS, CHUNK_LOGITS_CUDA = 2 ** 20, 2 ** 26
 
 
 def softcap(logits, cap: float):
@@ -49,7 +49,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, targets, cap, reduction):
-        rows = max(1, (CHUNK_LOGITS if x.device.type == "cpu" else CHUNK_LOGITS_DEVICE) // weight.size(0))
+        rows = max(1, (CHUNK_LOGITS_CUDA if x.device.type == "cuda" else CHUNK_LOGITS) // weight.size(0))
         w = weight.to(x.dtype)
         losses = torch.empty(x.size(0), device=x.device)
         needs_grad = reduction == "mean" and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
