@@ -9,7 +9,7 @@ from MIXERS, MLPS and RESIDUALS.
 B batch, T tokens, C channels, V vocabulary.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -31,15 +31,19 @@ SMEAR_CHANNELS = 24
 ROTARY_REACH = 10  # the rotary table reaches this many times the training context
 
 
+# What a checkpoint's "model_config" holds, exactly.
+UPSTREAM_KEYS = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "window_pattern")
+
+
 @dataclass
 class GPTConfig:
-    # upstream's seven keys: what a checkpoint's "model_config" holds
-    sequence_len: int = 2048
-    vocab_size: int = 32768
+    # size: UPSTREAM_KEYS
     n_layer: int = 12
+    n_embd: int = 768
     n_head: int = 6
     n_kv_head: int = 6
-    n_embd: int = 768
+    vocab_size: int = 32768
+    sequence_len: int = 2048
     window_pattern: str = "SSSL"
     # ours: what a checkpoint's "variant" holds where it is not the default
     mixer: str = "attention"
@@ -70,11 +74,12 @@ class GPTConfig:
         return -(-self.sequence_len // 4 // 128) * 128
 
     def upstream_dict(self) -> dict:
-        return dict(list(asdict(self).items())[:7])
+        return {name: getattr(self, name) for name in UPSTREAM_KEYS}
 
     def variant_dict(self) -> dict:
         """Our fields that are not at their default: empty where the checkpoint is upstream's model."""
-        return {f.name: getattr(self, f.name) for f in fields(self)[7:] if getattr(self, f.name) != f.default}
+        return {f.name: getattr(self, f.name) for f in fields(self)
+                if f.name not in UPSTREAM_KEYS and getattr(self, f.name) != f.default}
 
 
 class Context(NamedTuple):

@@ -11,14 +11,11 @@ Polar Express iterations (arXiv:2505.16932); rescaling to the Frobenius norm of 
 
 import torch
 
-# Polar Express for 5 iterations, safety factor 2e-2, cushion 2: table of arXiv:2505.16932
-POLAR_EXPRESS = (
-    (8.156554524902461, -22.48329292557795, 15.878769915207462),
-    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
-    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
-    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
-    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
-)
+# Polar Express for 5 iterations, safety factor 2e-2, cushion 2 (table of arXiv:2505.16932): x <- a x + b x^3 + c x^5
+POLAR_EXPRESS = tuple(zip(
+    (8.156554524902461, 4.042929935166739, 3.8916678022926607, 3.285753657755655, 2.3465413258596377),  # a
+    (-22.48329292557795, -2.808917465908714, -2.772484153217685, -2.3681294933425376, -1.7097828382687081),  # b
+    (15.878769915207462, 0.5000178451051316, 0.5060648178503393, 0.46449024233003106, 0.42323551169305323)))  # c
 
 # (parameter name prefixes, which rate, its factor, betas, weight decay). The first three rates also go with
 # 1/sqrt(width/768). The smear group's rate is a constant: no flag reaches it, as upstream has it.
