@@ -18,8 +18,8 @@ setup-dev: ## the same, with pytest and ruff
 	$(SETUP) --dev
 smoke: setup ## control against candidate on the built-in corpus, in minutes; FRESH=1 reuses nothing
 	$(PY) -m scripts.smoke $(if $(filter-out 0,$(FRESH)),--fresh)
-protocol: setup ## compare: SEEDS="1337 2026" NUM_ITERATIONS=64 LABEL=mix005 CANDIDATE="--flag ..." [PROFILE=] [FLAGS="for both arms"] [FRESH=1]
-	$(PY) -m scripts.protocol $(call option,--profile,PROFILE) $(call option,--label,LABEL) $(call option,--seeds,SEEDS) $(call option,--num-iterations,NUM_ITERATIONS) $(call option,--flags,FLAGS) $(call option,--candidate,CANDIDATE) $(if $(filter-out 0,$(FRESH)),--fresh)
+protocol: setup ## compare: SEEDS="1337 2026" NUM_ITERATIONS=64 LABEL=mix005 CANDIDATE="--flag ..." [PROFILE=] [FLAGS="for both arms"] [JOBS=1] [FRESH=1]
+	$(PY) -m scripts.protocol $(call option,--profile,PROFILE) $(call option,--label,LABEL) $(call option,--seeds,SEEDS) $(call option,--num-iterations,NUM_ITERATIONS) $(call option,--flags,FLAGS) $(call option,--candidate,CANDIDATE) $(call option,--jobs,JOBS) $(if $(filter-out 0,$(FRESH)),--fresh)
 dataset: setup ## download N ClimbMix shards of 100 MB each (N=8), or FROM=path NAME=name for text of your own
 	$(PY) -m nanochat.dataset $(if $(FROM),$(call option,--from,FROM) $(call option,--name,NAME),--num-files=$(or $(N),8))
 tok: setup ## train the tokenizer (VOCAB=32768) and compare it with GPT-2's and GPT-4's

@@ -27,13 +27,13 @@ def plain_cross_entropy(x, weight, targets, cap: float, reduction: str):
     return F.cross_entropy(softcap(logits, cap), targets, ignore_index=-1, reduction=reduction)
 
 
-def _chunk_losses(z, targets, cap: float):
-    """Logits z [n,V] fp32, overwritten -> (losses [n], 0 where ignored; e [n,V] and its row sums [n], whose quotient is
-    the softmax; tanh(z/cap) [n,V] or None)."""
+def _chunk_losses(z, targets, cap: float, spare):
+    """Logits z [n,V] fp32, overwritten, as is `spare` [n,V] -> (losses [n], 0 where ignored; e [n,V] and its row sums [n],
+    whose quotient is the softmax; tanh(z/cap) [n,V] or None)."""
     t = z.div_(cap).tanh_() if cap else None
     picked = z.gather(1, targets.clamp_min(0)[:, None])[:, 0] * (cap or 1.0)  # z is t by now where there is a cap
     if cap:  # capped logits cannot overflow exp, so no maximum is subtracted
-        e = t.mul(cap).exp_()
+        e = torch.mul(t, cap, out=spare).exp_()
         total = e.sum(dim=1)
         lse = total.log()
     else:
@@ -49,16 +49,19 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, targets, cap, reduction):
-        rows = max(1, (CHUNK_LOGITS_CUDA if x.device.type == "cuda" else CHUNK_LOGITS) // weight.size(0))
+        rows = (CHUNK_LOGITS_CUDA if x.device.type == "cuda" else CHUNK_LOGITS) // weight.size(0)
+        rows = max(1, min(rows, x.size(0)))
         w = weight.to(x.dtype)
         losses = torch.empty(x.size(0), device=x.device)
+        logits, spare = x.new_empty(rows, w.size(0)), torch.empty(rows, w.size(0), device=x.device)  # one pair for all chunks
         needs_grad = reduction == "mean" and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
         if needs_grad:
             grad_x, grad_w = torch.empty_like(x), torch.zeros_like(weight)
             scale = 1 / (targets >= 0).sum()  # infinite where all are ignored: the loss is nan, as the plain one's
         for start in range(0, x.size(0), rows):
             part = slice(start, start + rows)
-            losses[part], e, total, t = _chunk_losses(F.linear(x[part], w).float(), targets[part], cap)
+            z = torch.mm(x[part], w.T, out=logits[:len(x[part])]).float()
+            losses[part], e, total, t = _chunk_losses(z, targets[part], cap, spare[:len(z)])
             if needs_grad:
                 share = torch.where(targets[part] >= 0, scale, 0)  # of this row in the mean
                 grad_z = e.mul_((share / total)[:, None])
@@ -83,10 +86,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return grad_x * grad.to(grad_x.dtype), grad_w * grad, None, None, None
 
 
-@torch.compiler.disable
-def _chunked_uncompiled(*args):
-    """On a CPU the chunks beat the compiled plain expression, so a compiled model leaves its graph for them."""
-    return ChunkedCrossEntropy.apply(*args)
+_chunked = ChunkedCrossEntropy.apply
+
+
+def stay_out_of_graphs():
+    """On a CPU the chunks beat the compiled plain expression, so a model that is compiled leaves its graph for them.
+    Called by who compiles, not at import: it loads the compiler, two seconds of every start."""
+    global _chunked
+    _chunked = torch.compiler.disable(ChunkedCrossEntropy.apply)
 
 
 def cross_entropy(x, weight, targets, vocab_size: int, cap: float, reduction: str):
@@ -99,4 +106,4 @@ def cross_entropy(x, weight, targets, vocab_size: int, cap: float, reduction: st
         return plain_cross_entropy(*flat, cap, reduction)
     if not torch.is_grad_enabled():  # parameters ask for gradients even here
         flat = tuple(t.detach() for t in flat)
-    return _chunked_uncompiled(*flat, cap, reduction)
+    return _chunked(*flat, cap, reduction)

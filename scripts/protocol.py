@@ -40,6 +40,7 @@ def build_parser():
     parser.add_argument("--flags", default="", metavar="'FLAGS'", help="training flags for every arm, control too")
     parser.add_argument("--min-gain", type=float, metavar="BPB",
                         help="the smallest gain worth having: a candidate shown to have less is rejected")
+    parser.add_argument("--jobs", type=int, metavar="N", help="cells that run side by side (default: on a CPU the arms of a seed, else 1)")
     parser.add_argument("--timeout-minutes", type=float, metavar="MINUTES", help="stop a cell, resumable, after this long")
     parser.add_argument("--fresh", action="store_true", default=os.environ.get("FRESH", "") not in ("", "0"),
                         help="run every cell anew (also FRESH=1)")
@@ -72,7 +73,8 @@ def make_protocol(args) -> Protocol:
         raise ValueError(f"--profile={profile.name} needs a CUDA device, and torch finds none; use --profile=smoke-cpu")
     return Protocol(
         args.label, profile, arms, seeds, profile.home(get_base_dir()), common_flags=common, machine_flags=machine, min_gain=args.min_gain,
-        fresh=args.fresh, timeout_sec=args.timeout_minutes and args.timeout_minutes * 60)
+        fresh=args.fresh, timeout_sec=args.timeout_minutes and args.timeout_minutes * 60,
+        jobs=profiles.side_by_side(arms) if args.jobs is None else args.jobs)
 
 
 def main(argv=None) -> int:

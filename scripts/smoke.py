@@ -56,8 +56,9 @@ def make_protocol(profile_name, fresh):
         raise ValueError("--profile=smoke-16gb needs a CUDA device, and torch finds none")
     profile = profiles.get_profile(profile_name or ("smoke-cpu" if memory_mib is None else "smoke-16gb"))
     machine = profiles.machine_flags(profile, memory_mib, has_triton=False)  # a run this short never earns back its compilation
-    return Protocol(LABEL, profile, make_arms([CANDIDATE], [*profile.flags, *machine]), SEEDS, profile.home(get_base_dir()),
-                    machine_flags=machine, fresh=fresh)
+    arms = make_arms([CANDIDATE], [*profile.flags, *machine])
+    return Protocol(LABEL, profile, arms, SEEDS, profile.home(get_base_dir()), machine_flags=machine, fresh=fresh,
+                    jobs=profiles.side_by_side(arms))
 
 
 def smoke(args):

@@ -5,6 +5,7 @@ in milliseconds. FAKE_PLAN in the environment is JSON, {run tag: how it behaves}
     ok      | a record, exit code 0          wait    | trains until it is told to stop, then saves and exits 130
     diverged, oom | as the trainer does      crash   | exit code 1, and a record that still says "running"
     silent  | exit code 9 and no record      liar    | exit code 0 and no record     deaf | ignores SIGINT
+    meet    | goes on when a second run has begun
 """
 
 import json
@@ -30,8 +31,8 @@ def open_record(config, resumed_from):
     ids = "data", "tok"
     facts = dict(config=asdict(config), command=" ".join(sys.argv), resumed_from_step=resumed_from, error=None,
                  config_hash=config_hash(config, *ids, os.environ["FAKE_TREE"]), profile_hash=profile_hash(config, "cpu", *ids),
-                 load_start=0.5, load_end=float(os.environ.get("FAKE_LOAD", 0.5)), started_at="2026-01-01T00:00:00+00:00",
-                 resolved={"num_iterations": config.num_iterations})
+                 load_start=0.5, threads=os.environ.get("OMP_NUM_THREADS"), load_end=float(os.environ.get("FAKE_LOAD", 0.5)),
+                 started_at="2026-01-01T00:00:00+00:00", resolved={"num_iterations": config.num_iterations})
     record = RunRecord(get_base_dir(), config.model_tag, facts)
     record.cut_back(resumed_from or 0)
     record.update()
@@ -47,6 +48,8 @@ def main():
     before = (read_record(get_base_dir(), config.model_tag) or {}).get("results") or {}
     start = before.get("steps") if config.resume else None
     record = open_record(config, start)
+    while behaviour == "meet" and len(list((get_base_dir() / "records").iterdir())) < 2:
+        time.sleep(0.01)
     stop = []
     signal.signal(signal.SIGINT, lambda *_: behaviour != "deaf" and stop.append(1))
     for step in range(start or 0, config.num_iterations + 1, config.eval_every):

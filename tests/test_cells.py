@@ -92,33 +92,73 @@ def test_cell_that_ran_on_other_code_is_no_result(monkeypatch):
     assert "changed while the protocol ran" in read_json("results/t_latest.json")["runs"][0]["error"]
 
 
+def test_arms_side_by_side_share_the_cores_and_give_the_same_results(monkeypatch):
+    assert run(make()) == 0
+    alone = read_json("results/t_latest.json")
+    assert run(make(jobs=2, fresh=True)) == 0
+    together = read_json("results/t_latest.json")
+    assert [(r["arm"], r["seed"], r["val_bpb"]) for r in together["runs"]] == [(r["arm"], r["seed"], r["val_bpb"]) for r in alone["runs"]]
+    assert len(ran()) == 8
+    threads = [read_record(make().home, run["run_tag"])["threads"] for run in together["runs"]]
+    assert threads == [str(max(1, os.cpu_count() // 2))] * 4
+
+
+def test_two_arms_run_at_the_same_time(monkeypatch):
+    behave(monkeypatch, control_s1="meet", gate_s1="meet")  # each waits for the other's record
+    assert run(make(seeds=[1], jobs=2)) == 0
+
+
+def test_jobs_are_refused_where_cells_would_share_a_card():
+    with pytest.raises(ValueError, match="--jobs=2: cells share cores, not a cuda"):
+        make(flags=["--device-type=cuda"], jobs=2)
+    with pytest.raises(ValueError, match="--jobs=0"):
+        make(jobs=0)
+
+
 DRIVER = """
 import sys
 from tests import lab_case as t
 t.protocol.tree_hash = lambda: t.TREE
 t.protocol.draw_protocol = lambda *args: False
-sys.exit(t.protocol.run(t.make()))
+sys.exit(t.protocol.run(t.make(jobs=int(sys.argv[1]))))
 """
+
+
+def stop_when_both_wait(jobs, cells):
+    """Start the protocol in a process of its own, Ctrl-C it when `cells` are at step 10; (exit code, output)."""
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(jobs)], env={**os.environ, "PYTHONPATH": str(REPO_ROOT)},
+                              stdout=subprocess.PIPE, text=True)
+    for cell in cells:
+        metrics = make().home / "records" / f"nc_t_d4_{cell}" / "metrics.jsonl"
+        while not (metrics.exists() and '"step": 10' in metrics.read_text()):
+            assert driver.poll() is None
+            time.sleep(0.02)
+    driver.send_signal(signal.SIGINT)
+    out, _ = driver.communicate(timeout=20)
+    return driver.returncode, out
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_saves_exits_130_and_the_same_command_goes_on(monkeypatch):
     behave(monkeypatch, gate_s1337="wait")
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER], env={**os.environ, "PYTHONPATH": str(REPO_ROOT)},
-                              stdout=subprocess.PIPE, text=True)
-    metrics = make().home / "records" / "nc_t_d4_gate_s1337" / "metrics.jsonl"
-    while not (metrics.exists() and '"step": 10' in metrics.read_text()):
-        assert driver.poll() is None
-        time.sleep(0.02)
-    driver.send_signal(signal.SIGINT)
-    out, _ = driver.communicate(timeout=20)
-    assert driver.returncode == 130 and "Go on with the same command" in out
+    code, out = stop_when_both_wait(1, ["gate_s1337"])
+    assert code == 130 and "Go on with the same command" in out
     assert read_record(make().home, "nc_t_d4_gate_s1337")["status"] == "interrupted"
     assert [row["run_status"] for row in read_rows(HISTORY)] == ["ok", "interrupted"]
     behave(monkeypatch)
     assert run(make()) == 0
     assert ran() == ["control_s1337", "gate_s1337", "gate_s1337", "gate_s2026", "control_s2026"]
     assert read_rows(HISTORY)[2]["resumed_from_step"] == "10"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_ctrl_c_saves_every_cell_that_runs_side_by_side(monkeypatch):
+    behave(monkeypatch, control_s1337="wait", gate_s1337="wait")
+    code, _ = stop_when_both_wait(2, ["control_s1337", "gate_s1337"])
+    assert code == 130 and [row["run_status"] for row in read_rows(HISTORY)] == ["interrupted"] * 2
+    behave(monkeypatch)
+    assert run(make(jobs=2)) == 0
+    assert [row["resumed_from_step"] for row in read_rows(HISTORY)[2:]].count("10") == 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
@@ -155,26 +195,39 @@ class Terminal(list):
 def test_eta_is_the_steps_left_at_the_pace_so_far():
     clock = Clock()
     progress = Progress(n_cells=4, n_to_run=4, out=Terminal(), clock=clock)
-    progress.begin(1, "control s1")
+    progress.begin("control s1")
     assert progress.eta_sec() is None  # no pace yet
-    progress.update(0, 60)
+    progress.update("control s1", 0, 60)
     clock.now = 10.0
-    progress.update(20, 60)
+    progress.update("control s1", 20, 60)
     assert progress.eta_sec() == pytest.approx((40 + 3 * 60) * 10 / 20)
     clock.now = 30.0
-    progress.update(60, 60)
-    progress.end()
-    progress.begin(2, "gate s1")
+    progress.update("control s1", 60, 60)
+    progress.end("control s1")
+    progress.begin("gate s1")
     assert progress.eta_sec() == pytest.approx(3 * 60 * 30 / 60)
+
+
+def test_eta_of_cells_side_by_side_is_at_their_common_pace():
+    clock = Clock()
+    progress = Progress(n_cells=4, n_to_run=4, out=Terminal(), clock=clock)
+    for name in ("control s1", "gate s1"):
+        progress.begin(name)
+        progress.update(name, 0, 60)
+    clock.now = 10.0
+    progress.update("control s1", 22, 60)
+    progress.update("gate s1", 18, 60)
+    assert progress.eta_sec() == pytest.approx((4 * 60 - 40) * 10 / 40)
+    assert "control s1 step 22/60; gate s1 step 18/60" in progress.line()
 
 
 def test_resumed_cell_counts_from_where_it_goes_on():
     clock = Clock()
     progress = Progress(n_cells=1, n_to_run=1, out=Terminal(), clock=clock)
-    progress.begin(1, "control s1")
-    progress.update(40, 60)
+    progress.begin("control s1")
+    progress.update("control s1", 40, 60)
     clock.now = 10.0
-    progress.update(50, 60)
+    progress.update("control s1", 50, 60)
     assert progress.eta_sec() == pytest.approx(10.0)
 
 
@@ -183,10 +236,11 @@ def test_line_is_rewritten_in_a_terminal_and_rare_in_a_log(capsys):
     live, logged = (Progress(n_cells=1, n_to_run=1, out=out, clock=clock) for out in (terminal, None))
     for progress in (live, logged):
         clock.now = 0.0
-        progress.begin(1, "control s1")
+        progress.begin("control s1")
         for second in range(100):
             clock.now = float(second)
-            progress.update(second, 100)
-    assert len(terminal) == 101 and all(text.startswith("\r\x1b[2K[1/1] control s1: ") and "\n" not in text for text in terminal)
-    assert "step 99/100, 1:39 in this cell, 1:39 in all, about 0:01 left" in terminal[-1]
+            progress.update("control s1", second, 100)
+            progress.show()
+    assert len(terminal) == 101 and all(text.startswith("\r\x1b[2K[0/1 done] control s1 ") and "\n" not in text for text in terminal)
+    assert "step 99/100; 1:39 so far, about 0:01 left" in terminal[-1]
     assert len(capsys.readouterr().out.splitlines()) == 4  # at 0, 30, 60 and 90 seconds

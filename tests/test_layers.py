@@ -9,12 +9,13 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from closed_form import TINY, uniform
 
 from nanochat.gpt import Context, GPTConfig
-from nanochat.layers.attention import QK_SCALE, CausalSelfAttention, attend, rotary_table, rotate
+from nanochat.layers.attention import QK_SCALE, CausalSelfAttention, RotateAndNorm, attend, rotary_table, rotate
 from nanochat.layers.cache import DecodeCache
-from nanochat.layers.linear import Linear, norm
+from nanochat.layers.linear import Linear, RMSNorm, norm
 from nanochat.layers.mlp import ReluSquaredMLP
 
 torch.set_num_threads(1)
@@ -54,6 +55,27 @@ def test_rotary_turns_pairs_by_minus_position_times_frequency():
         for i in range(4):
             turned = z[0, t, :, i] * np.exp(-1j * t / 100000.0 ** (2 * i / 8))
             assert np.abs(y[0, t, :, i] + 1j * y[0, t, :, i + 4] - turned).max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("size", [1.0, 1e-3], ids=["", "eps-matters"])
+def test_norms_written_out_are_torchs_to_the_last_bit_with_its_gradient(dtype, tolerance, size):
+    x, grad = (size * uniform((2, 9, 3, 16), "x")).to(dtype).requires_grad_(), uniform((2, 9, 3, 16), "grad").to(dtype)
+    cos, sin = rotary_table(9, 16, 100000.0, "cpu", dtype)
+    for ours, theirs in ((RMSNorm.apply(x), F.rms_norm(x, (16,))),
+                         (RotateAndNorm.apply(x, cos, sin, QK_SCALE), F.rms_norm(rotate(x, cos, sin), (16,)) * QK_SCALE)):
+        assert torch.equal(ours, theirs)
+        dx, expected = (torch.autograd.grad(y, x, grad)[0] for y in (ours, theirs))
+        assert (dx - expected).abs().max() <= tolerance * expected.abs().max() and dx.abs().max() > 0
+
+
+def turn_and_norm(x):
+    return RotateAndNorm.apply(x, *rotary_table(4, 6, 100.0, "cpu", torch.float64), QK_SCALE)
+
+
+@pytest.mark.parametrize("function", [RMSNorm.apply, turn_and_norm])
+def test_norms_written_out_have_the_slope_of_finite_differences(function):
+    torch.autograd.gradcheck(function, uniform((2, 4, 2, 6), "x").double().requires_grad_(), eps=1e-4, atol=1e-3)
 
 
 def test_rotary_scores_depend_on_the_distance_only():

@@ -33,6 +33,10 @@ class Cell:
     tag: str  # run id and model tag
     config_hash: str
 
+    @property
+    def title(self) -> str:
+        return f"{self.arm.name} s{self.seed}"
+
 
 def split_candidate(text: str, default_name: str) -> tuple[str, str]:
     """

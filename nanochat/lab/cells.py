@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nanochat.common import REPO_ROOT
@@ -34,7 +34,6 @@ class Outcome:
     elapsed_sec: float | None = None  # of the subprocess; None for a reused cell
     error: str | None = None
     reused: bool = False
-    stop: bool = False  # the user asked to stop: no further cell may start
 
 
 @dataclass
@@ -44,7 +43,7 @@ class Runner:
     trainer: tuple = TRAINER
     timeout_sec: float | None = None
     fresh: bool = False
-    poll_sec: float = 0.5
+    threads: int | None = None  # of each cell; None = as many as torch takes
 
     def reusable(self, cell: Cell) -> Outcome | None:
         record = read_record(self.home, cell.tag) or {}
@@ -52,19 +51,31 @@ class Runner:
             return None
         return Outcome(record["status"], record, error=record.get("error"), reused=True)
 
-    def run(self, cell: Cell, progress) -> Outcome:
-        """Train `cell` to its end, timeout or Ctrl-C. progress(step, total) is called every poll_sec."""
+    def start(self, cell: Cell) -> "Attempt":
+        """Begin to train `cell`, from its latest checkpoint where it has one under the same hash."""
         before = read_record(self.home, cell.tag)
         resume = not self.fresh and before is not None and before.get("config_hash") == cell.config_hash
         command = [*self.trainer, *to_argv(replace(cell.config, resume=resume))]
-        stamp, start, wall_start = self._stamp(cell), time.monotonic(), time.time()
+        stamp = self._stamp(cell)
         with self._open_log(cell, command, resume) as log:
             child = subprocess.Popen(command, cwd=REPO_ROOT, env=self._environment(), stdin=subprocess.DEVNULL, stdout=log,
                                      stderr=subprocess.STDOUT, start_new_session=os.name != "nt")
-            ended = self._wait(child, start, lambda: progress(*self._position(cell, wall_start)))
-        outcome = self._judge(cell, self._stamp(cell) != stamp, child.returncode, ended)
-        outcome.elapsed_sec, outcome.stop = time.monotonic() - start, ended == "stop"
-        return outcome
+        return Attempt(cell, child, stamp)
+
+    def wait(self, attempt: "Attempt", sec: float) -> Outcome | None:
+        """What became of `attempt` when it has ended, or its time is up; None when it still runs after `sec`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            attempt.child.wait(sec)
+            return self._judge(attempt)
+        if self.timeout_sec and attempt.elapsed_sec() > self.timeout_sec:
+            ask_to_stop([attempt.child])
+            return self._judge(attempt, timed_out=True)
+        return None
+
+    def stop(self, attempts: list["Attempt"]) -> list[Outcome]:
+        """All of them save and end, at the user's wish."""
+        ask_to_stop([attempt.child for attempt in attempts])
+        return [self._judge(attempt) for attempt in attempts]
 
     def log_path(self, cell: Cell) -> Path:
         return Path(self.log_dir) / f"{cell.tag}.log"
@@ -77,14 +88,16 @@ class Runner:
         return log
 
     def _environment(self):
-        return {**os.environ, "NANOCHAT_BASE_DIR": str(self.home), "PYTHONUNBUFFERED": "1"}
+        threads = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
+        return {**os.environ, **threads, "NANOCHAT_BASE_DIR": str(self.home), "PYTHONUNBUFFERED": "1"}
 
-    def _position(self, cell, wall_start) -> tuple[int | None, int | None]:
+    def position(self, attempt: "Attempt") -> tuple[int | None, int | None]:
         """(optimizer steps done, of how many). None while the child has not written: the file may be an older run's."""
+        cell = attempt.cell
         path = record_dir(self.home, cell.tag) / "metrics.jsonl"
         total = cell.config.num_iterations if cell.config.num_iterations > 0 else None
         try:
-            if path.stat().st_mtime < wall_start - 1:  # file systems round
+            if path.stat().st_mtime < attempt.wall_start - 1:  # file systems round
                 return None, total
         except OSError:
             return None, total
@@ -92,25 +105,6 @@ class Runner:
             total = ((read_record(self.home, cell.tag) or {}).get("resolved") or {}).get("num_iterations")
         row = last_metrics_row(path)
         return (row["step"] if row else None), total
-
-    def _wait(self, child, start, tick) -> str:
-        """exit | timeout | stop: why the child is gone when this returns."""
-        ended = "exit"
-        try:
-            while True:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(self.poll_sec)
-                    return ended
-                tick()
-                if self.timeout_sec and time.monotonic() - start > self.timeout_sec:
-                    ended = "timeout"
-                    return ended
-        except KeyboardInterrupt:
-            ended = "stop"
-            return ended
-        finally:
-            if child.poll() is None:
-                ask_to_stop(child)
 
     def _stamp(self, cell):
         """Which run.json this is: every write replaces the file, so an earlier attempt's is told from a new one."""
@@ -120,10 +114,11 @@ class Runner:
             return None
         return stat.st_ino, stat.st_mtime_ns
 
-    def _judge(self, cell, written: bool, code, ended) -> Outcome:
+    def _judge(self, attempt: "Attempt", timed_out=False) -> Outcome:
         """Status from the record where this run has written one, from the exit code where it could not."""
+        cell, code = attempt.cell, attempt.child.returncode
         record = read_record(self.home, cell.tag)
-        own = written and record is not None
+        own = record is not None and self._stamp(cell) != attempt.stamp
         status = EXIT_STATUS.get(code, "crash")
         error = None if code == 0 else _describe(code)
         if own and record.get("status") in STATUSES and (code == 0 or record["status"] != "ok"):
@@ -132,9 +127,22 @@ class Runner:
             error = "exit code 0, and no record that says how it ended"
         if own and status in COMPLETE and record.get("config_hash") != cell.config_hash:
             status, error = "crash", "code, data or tokenizer changed while the protocol ran; run it again"
-        if status != "ok" and ended == "timeout":
+        if status != "ok" and timed_out:
             status, error = "timeout", f"stopped after {self.timeout_sec:.0f} s; run the same command again to go on"
-        return Outcome(status, record if own else {}, error=error)
+        return Outcome(status, record if own else {}, elapsed_sec=attempt.elapsed_sec(), error=error)
+
+
+@dataclass
+class Attempt:
+    """A cell that is being trained."""
+    cell: Cell
+    child: subprocess.Popen
+    stamp: tuple | None  # of the run.json that was there before
+    start: float = field(default_factory=time.monotonic)
+    wall_start: float = field(default_factory=time.time)
+
+    def elapsed_sec(self) -> float:
+        return time.monotonic() - self.start
 
 
 def stop_on_signals():
@@ -152,16 +160,20 @@ def _describe(code: int) -> str:
     return f"exit code {code}"
 
 
-def ask_to_stop(child, grace_sec: float = SAVE_GRACE_SEC):
-    """Ctrl-C for the child, which saves and leaves; a second Ctrl-C of ours, or too long a wait, kills it.
+def ask_to_stop(children, grace_sec: float = SAVE_GRACE_SEC):
+    """Ctrl-C for the children, which save and leave; a second Ctrl-C of ours, or too long a wait, kills them.
 
-    The child has a session of its own, so that a terminal's Ctrl-C reaches it once, from here. Windows has
+    A child has a session of its own, so that a terminal's Ctrl-C reaches it once, from here. Windows has
     no such thing: there the console has told the child already.
     """
+    deadline = time.monotonic() + grace_sec
     if os.name != "nt":
-        child.send_signal(signal.SIGINT)
-    try:
-        child.wait(grace_sec)
-    except (KeyboardInterrupt, subprocess.TimeoutExpired):
-        child.kill()
-        child.wait()
+        for child in children:
+            child.send_signal(signal.SIGINT)
+    for child in children:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except (KeyboardInterrupt, subprocess.TimeoutExpired):
+            deadline = 0.0
+            child.kill()
+            child.wait()

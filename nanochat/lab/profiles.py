@@ -50,6 +50,12 @@ PROFILES = {p.name: p for p in (
 SHARDS = 8  # of ClimbMix: the 2e9 characters that a tokenizer is trained on
 
 
+def side_by_side(arms: list) -> int:
+    """How many cells to run at once: on a CPU the arms of a seed, each on its share of the cores. Small models
+    leave a second thread waiting much of the time (dev/LOG.md, 2026-11-21); a card runs one cell at a time."""
+    return min(len(arms), os.cpu_count() or 1) if arms[0].config.device_type == "cpu" else 1
+
+
 def get_profile(name: str) -> Profile:
     if name not in PROFILES:
         raise ValueError(f"--profile={name}: expected one of {', '.join(PROFILES)}")

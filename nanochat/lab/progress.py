@@ -20,26 +20,40 @@ def format_time(sec: float) -> str:
 
 
 class Progress:
-    """ETA = steps left x seconds a step so far, start-up and validation included, over the cells of this session."""
+    """ETA = steps left x seconds a step so far, start-up and validation included, over the cells of this session.
+
+    Several cells may be running; `name` tells them apart.
+    """
 
     def __init__(self, n_cells: int, n_to_run: int, out=None, clock=time.monotonic):
         self.out = sys.stdout if out is None else out
         self.live = self.out.isatty()
         self.n_cells, self.n_to_run, self.clock = n_cells, n_to_run, clock
-        self.start = self.cell_start = clock()
-        self.last_printed = -float("inf")
+        self.start, self.last_printed = clock(), -float("inf")
         self.done_cells, self.done_steps, self.total = 0, 0, None
+        self.running: dict[str, list] = {}  # name -> [first step seen, last step seen]; None = not started to step
 
-    def begin(self, index: int, name: str):
-        self.name, self.index, self.first_step = name, index, None
-        self.cell_start = self.clock()
-        self.update(None, self.total)  # the next cell is most likely as long as the last one
+    def begin(self, name: str):
+        self.running[name] = [None, None]
+        self.show()
 
-    def update(self, step, total):
-        """step: optimizer steps of the current cell that are done (None: not known yet), of `total`."""
-        if step is not None:
-            self.first_step = step if self.first_step is None else self.first_step
-        self.step, self.total = step, total
+    def update(self, name: str, step, total):
+        """step: optimizer steps of this cell that are done (None: not known yet), of `total`."""
+        first = self.running[name][0]
+        self.running[name] = [step if first is None else first, step]
+        self.total = total or self.total
+
+    def end(self, name: str):
+        first, step = self.running.pop(name)
+        if self.total and step is not None:
+            self.done_steps += self.total - first
+        self.done_cells += 1
+        if self.live:
+            self.out.write("\r\x1b[2K")
+            self.out.flush()
+
+    def show(self):
+        """The moving line: in place in a terminal, now and then in a log."""
         if self.live:
             self.out.write("\r\x1b[2K" + self.line()[:shutil.get_terminal_size().columns - 1])
             self.out.flush()
@@ -53,28 +67,22 @@ class Progress:
             self.out.write("\r\x1b[2K")
         print(text, file=self.out, flush=True)
 
-    def end(self):
-        if self.total and self.step is not None:
-            self.done_steps += self.total - (self.first_step or 0)
-        self.done_cells += 1
-        if self.live:
-            self.out.write("\r\x1b[2K")
-            self.out.flush()
-
     def line(self) -> str:
         eta = self.eta_sec()
-        where = "starting" if self.step is None else f"step {self.step}/{self.total or '?'}"
+        where = [name + (" starting" if step is None else f" step {step}/{self.total or '?'}")
+                 for name, (_, step) in self.running.items()]
         left = "" if eta is None else f", about {format_time(eta)} left"
-        return (f"[{self.index}/{self.n_cells}] {self.name}: {where}, {format_time(self.clock() - self.cell_start)} in this cell, "
-                f"{format_time(self.clock() - self.start)} in all{left}")
+        done = self.n_cells - self.n_to_run + self.done_cells
+        return f"[{done}/{self.n_cells} done] {'; '.join(where)}; {format_time(self.clock() - self.start)} so far{left}"
 
     def eta_sec(self) -> float | None:
         """Seconds left for all cells, from the pace so far; None before there is one.
 
         A resumed cell counts from the step at which it was first seen.
         """
-        done = self.done_steps + (0 if self.step is None else self.step - self.first_step)
+        seen = [(first, step) for first, step in self.running.values() if step is not None]
+        done = self.done_steps + sum(step - first for first, step in seen)
         if not done or not self.total:
             return None
-        left = (self.n_to_run - self.done_cells) * self.total - (self.step or 0)
+        left = (self.n_to_run - self.done_cells) * self.total - sum(step for _, step in seen)
         return left * (self.clock() - self.start) / done

@@ -1,5 +1,5 @@
 """
-A protocol: control and candidates over the same seeds, one cell after the other, into one result file.
+A protocol: control and candidates over the same seeds, cell by cell, into one result file.
 
 The declaration (arms, seeds, metric, alpha, what counts as noise) is on disk before the first run and is
 what the verdict is read from; the file is replaced after every cell, so a reboot costs at most one cell's
@@ -8,6 +8,7 @@ work since its last checkpoint. `run` is everything between parsed arguments and
 
 import contextlib
 import math
+import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,14 @@ from filelock import FileLock, Timeout
 from nanochat.common import git_state, tree_hash
 from nanochat.lab import gates, report
 from nanochat.lab.arms import NAME, Arm, Cell, make_cells, profile_changes, same_options
-from nanochat.lab.cells import TRAINER, Runner
+from nanochat.lab.cells import TRAINER, Outcome, Runner
 from nanochat.lab.plots import draw_protocol
 from nanochat.lab.profiles import Profile
 from nanochat.lab.progress import Progress
 from nanochat.lab.results import RESULTS_DIR, Results, curve, delta_rows, means, now, run_row
 
 EXIT_OK, EXIT_FAILED_CELL, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+POLL_SEC = 0.5
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Protocol:
     min_gain: float | None = None  # bpb; the smallest gain worth having, declared before the run
     fresh: bool = False
     timeout_sec: float | None = None
+    jobs: int = 1  # cells that run side by side, each on its share of the cores
     results_dir: Path = RESULTS_DIR
     trainer: tuple = TRAINER
     cells: list[Cell] = field(default_factory=list, init=False)  # made by identify
@@ -49,6 +52,10 @@ class Protocol:
             raise ValueError(f"--min-gain={self.min_gain}: expected bits per byte above 0")
         if self.timeout_sec is not None and not self.timeout_sec > 0:
             raise ValueError(f"--timeout-minutes={self.timeout_sec / 60:g}: expected minutes above 0")
+        if self.jobs < 1:
+            raise ValueError(f"--jobs={self.jobs}: expected 1 or more")
+        if self.jobs > 1 and self.arms[0].config.device_type != "cpu":
+            raise ValueError(f"--jobs={self.jobs}: cells share cores, not a {self.arms[0].config.device_type or 'device'}; leave it at 1")
         self.results = Results(self.results_dir, self.name)  # a foreign history is refused here
 
     def identify(self, dataset_id: str, tokenizer_id: str):
@@ -77,7 +84,8 @@ class Session:
     def __init__(self, protocol: Protocol):
         self.protocol = protocol
         self.results = protocol.results
-        self.runner = Runner(protocol.home, self.results.logs, protocol.trainer, protocol.timeout_sec, protocol.fresh)
+        self.runner = Runner(protocol.home, self.results.logs, protocol.trainer, protocol.timeout_sec, protocol.fresh,
+                             threads=max(1, (os.cpu_count() or 1) // protocol.jobs) if protocol.jobs > 1 else None)
         self.previous = self.results.read_latest()
         self.runs: dict[tuple, dict] = {}
         self.provenance = {**git_state(), "tree_hash": protocol.tree, "patch_hash": None, "upstream_commit": None,
@@ -104,7 +112,7 @@ class Session:
         p = self.protocol
         return {"label": p.label, "profile": p.profile.name, "profile_flags": list(p.profile.flags), "machine_flags": p.machine_flags,
                 "common_flags": p.common_flags, "seeds": p.seeds, "arms": [{"name": arm.name, "flags": arm.flags} for arm in p.arms],
-                "base_dir": str(p.home), "timeout_sec": p.timeout_sec, "command": p.command()}
+                "base_dir": str(p.home), "timeout_sec": p.timeout_sec, "jobs": p.jobs, "command": p.command()}
 
     def facts(self) -> dict:
         p, runs = self.protocol, self.ordered_runs()
@@ -136,13 +144,12 @@ class Session:
                 self._keep(cell, outcome, run.get("declared_at"), run.get("timestamp"))
         return left
 
-    def execute(self, cell: Cell, progress: Progress):
-        outcome = self.runner.run(cell, progress.update)
+    def finish(self, cell: Cell, outcome: Outcome) -> dict:
+        """The row of a cell that has ended, in memory and on disk."""
         run = self._keep(cell, outcome, self.declaration["declared_at"], now())
         self.results.append(run)
         self.write()
-        progress.end()
-        return outcome, run
+        return run
 
     def _keep(self, cell, outcome, declared_at, timestamp) -> dict:
         p = self.protocol
@@ -170,24 +177,49 @@ def run(protocol: Protocol, say=print) -> int:
 
 
 def run_cells(session: Session, cells: list[Cell]) -> bool:
-    """Run `cells` in order, going on after a failed one. True when the user stopped it.
+    """Run `cells`, `jobs` at a time, going on after a failed one. True when the user stopped it.
 
     Raises ValueError when the code is no longer what the cells' hashes say: arms must not run on different code.
     """
-    n_reused = len(session.protocol.cells) - len(cells)
-    progress = Progress(len(session.protocol.cells), len(cells))
-    for k, cell in enumerate(cells, start=1):
-        if tree_hash() != session.protocol.tree:
-            raise ValueError(f"nanochat/ or scripts/ changed since this protocol began ({len(session.runs)} cells are done): put the "
-                             "code back and start it again to go on, or start it again to run every cell on the new code")
-        progress.begin(n_reused + k, f"{cell.arm.name} s{cell.seed}")
-        outcome, row = session.execute(cell, progress)
-        progress.say(f"[{n_reused + k}/{progress.n_cells}] {report.run_line(row, outcome.elapsed_sec)}")
-        if outcome.status != "ok":
-            progress.say(report.failure(row, session.runner.log_path(cell)))
-        if outcome.stop:
-            return True
+    runner, protocol = session.runner, session.protocol
+    progress = Progress(len(protocol.cells), len(cells))
+    waiting, running = list(cells), []
+    try:
+        while waiting or running:
+            while waiting and len(running) < protocol.jobs:
+                _check_tree(session)
+                running.append(runner.start(waiting.pop(0)))
+                progress.begin(running[-1].cell.title)
+            for attempt in list(running):
+                if outcome := runner.wait(attempt, POLL_SEC / len(running)):
+                    running.remove(attempt)
+                    _tell(session, progress, attempt.cell, outcome)
+                else:
+                    progress.update(attempt.cell.title, *runner.position(attempt))
+            progress.show()
+    except KeyboardInterrupt:
+        for attempt, outcome in zip(running, runner.stop(running)):
+            _tell(session, progress, attempt.cell, outcome)
+        return True
+    except BaseException:  # a full disk, edited code: what runs is saved before the protocol leaves
+        runner.stop(running)
+        raise
     return False
+
+
+def _check_tree(session):
+    if tree_hash() != session.protocol.tree:
+        raise ValueError(f"nanochat/ or scripts/ changed since this protocol began ({len(session.runs)} cells are done): put the "
+                         "code back and start it again to go on, or start it again to run every cell on the new code")
+
+
+def _tell(session, progress, cell: Cell, outcome: Outcome):
+    row = session.finish(cell, outcome)
+    progress.end(cell.title)
+    done = progress.n_cells - progress.n_to_run + progress.done_cells
+    progress.say(f"[{done}/{progress.n_cells}] {report.run_line(row, outcome.elapsed_sec)}")
+    if outcome.status != "ok":
+        progress.say(report.failure(row, session.runner.log_path(cell)))
 
 
 def report_results(session: Session, facts: dict, say=print):
@@ -222,7 +254,7 @@ def _announce(session, left, changed, say):
     if reused:
         say(f"  reused {len(reused)} of {len(p.cells)} cells, complete under the same hash: {', '.join(reused)} (FRESH=1 runs anew)")
     if left:
-        say(f"  to run: {len(left)} cells, {', '.join(f'{c.arm.name} s{c.seed}' for c in left)}")
+        say(f"  to run: {len(left)} cells, {', '.join(c.title for c in left)}")
 
 
 @contextlib.contextmanager
