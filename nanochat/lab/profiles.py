@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from nanochat.common import REPO_ROOT
+from nanochat.common import REPO_ROOT, cpu_name
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,17 @@ def cuda_memory_mib() -> int | None:
         return None
     answer = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True).stdout.strip()
     return int(answer) if answer.isdigit() else None
+
+
+def machine_name(device_type: str) -> str:
+    """The device as records name it: a noise bank is of one machine. Empty where it cannot be known beforehand."""
+    if device_type == "cpu":
+        return cpu_name()
+    try:
+        names = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return names.splitlines()[0].strip() if names.strip() else ""
 
 
 def fit_device_batch(memory_mib: int) -> int:
