@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from closed_form import TINY, uniform
 
 from nanochat.gpt import Context, GPTConfig
+from nanochat.layers import linear as linear_module
 from nanochat.layers.attention import QK_SCALE, CausalSelfAttention, RotateAndNorm, attend, rotary_table, rotate
 from nanochat.layers.cache import DecodeCache
-from nanochat.layers.linear import Linear, RMSNorm, norm
+from nanochat.layers.linear import Linear, RMSNorm, WidenedLinear, norm, product
 from nanochat.layers.mlp import ReluSquaredMLP
 
 torch.set_num_threads(1)
@@ -229,3 +230,16 @@ def test_wrong_order_of_tokens_gives_another_result():
     x = uniform((1, 8, 48), "x")
     swapped = x[:, [1, 0, *range(2, 8)]]
     assert (layer(x, context(config, 8))[0][:, -1] - layer(swapped, context(config, 8))[0][:, -1]).abs().max() > 1e-3
+
+
+def test_bf16_products_made_in_fp32_are_rounded_like_those_made_in_bf16(monkeypatch):
+    """Against the exact product of the same bf16 operands: every result and gradient is its nearest bf16, give or take a tie."""
+    x, weight = uniform((2, 5, 48), "x").bfloat16().requires_grad_(), uniform((24, 48), "w").bfloat16().requires_grad_()
+    dy = uniform((2, 5, 24), "dy").bfloat16()
+    y = WidenedLinear.apply(x, weight)
+    dx, dw = torch.autograd.grad(y, (x, weight), dy)
+    X, W, D = x.detach().double(), weight.detach().double(), dy.double()
+    for ours, exact in ((y, X @ W.T), (dx, D @ W), (dw, torch.einsum("btn,btk->nk", D, X))):
+        assert ours.dtype == torch.bfloat16 and ((ours.double() - exact).abs() <= exact.abs() / 256 + 1e-6).all()
+    monkeypatch.setattr(linear_module, "CPU_MULTIPLIES_BF16", False)
+    assert torch.equal(product(x[0], weight.T), y[0]) and linear_module.widened(x) and not linear_module.widened(x.float())
