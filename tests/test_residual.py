@@ -17,7 +17,7 @@ from nanochat.cost import gpt_config
 from nanochat.gpt import Context, GPTConfig, build_model
 from nanochat.layers.cache import DecodeCache
 from nanochat.layers.linear import norm
-from nanochat.layers.residual import PlainResidual, SymplecticGate
+from nanochat.layers.residual import Change, PlainResidual, SymplecticGate
 from nanochat.optim import setup_optimizer
 
 torch.set_num_threads(1)
@@ -110,10 +110,17 @@ def test_sums_are_kept_in_float32_for_bfloat16_inputs():
 def test_write_multiplies_the_output_before_it_joins_the_stream():
     s, x, y = uniform((2, 9, 48), "s"), norm(uniform((2, 9, 48), "x")), uniform((2, 9, 48), "y")
     gate = gate_of()
-    assert torch.equal(gate.write(s, x, y, None, context()), s + y * gate.gate(x, context()))
+    assert torch.allclose(gate.write(s, x, y, None, context()), s + y * gate.gate(x, context()), rtol=0, atol=1e-7)
     assert torch.equal(PlainResidual(None, 0).write(s, x, y, None, context()), s + y)
     mixed = gate.write(s.bfloat16(), x.bfloat16(), y.bfloat16(), None, context())
     assert mixed.dtype == torch.bfloat16
+
+
+def test_gradient_of_the_change_between_tokens_is_the_slope_of_finite_differences():
+    x = norm(uniform((2, 7, 12), "x")).requires_grad_()
+    torch.autograd.gradcheck(Change.apply, x, eps=1e-2, atol=1e-4)
+    low = x.detach().bfloat16().requires_grad_()
+    assert torch.autograd.grad(Change.apply(low).sum(), low)[0].dtype == torch.bfloat16
 
 
 def test_odd_means_every_second_layer_from_the_second():
