@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.config import grad_accum_steps, model_shape, parse
+from nanochat.config import model_shape, parse
 from nanochat.record import RunRecord
+from nanochat.schedule import grad_accum_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted(path for path in (ROOT / "runs").glob("*.sh") if path.name != "common.sh")
