@@ -116,7 +116,7 @@ def matched_budget(config: TrainConfig) -> str | None:
 
     A wall budget ends a run only if its steps are not done before: whoever compares looks at the bound of each record.
     """
-    if getattr(config, "wall_budget_sec", -1) > 0:
+    if config.wall_budget_sec > 0:
         return f"--wall-budget-sec={config.wall_budget_sec:g}"
     if config.num_iterations == -1 and config.target_flops > 0:
         return f"--target-flops={config.target_flops:g}"

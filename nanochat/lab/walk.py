@@ -203,7 +203,7 @@ def _miniseries(cycle, call, say):
     label, depths = f"{cycle.label}_miniseries", cycle.depths
     words = [f"--label={label}", "--depths", *depths, f"--profile={cycle.profile.name}", f"--noise-seeds={cycle.noise_seeds}"]
     words += [f"--flags={cycle.flags}"] if cycle.flags else []
-    if not all(label_status(cycle.facts(miniseries.label_of(label, depth))).finished for depth in depths):
+    if not all(_is_finished(cycle, miniseries.label_of(label, depth)) for depth in depths):
         _run(cycle, call, say, module_command("scripts.miniseries", *words, f"--candidate=bundle: {' '.join(cycle.accepted) or '(what is accepted)'}"))
     if cycle.dry_run:
         return cycle.note(4, PHASES[4], "open", "", say)
@@ -217,6 +217,12 @@ def _miniseries(cycle, call, say):
     cycle.promoted = verdict.verdict == "promote"
     if not cycle.promoted:
         raise Stop(f"the miniseries says {verdict.verdict}: {verdict.reason}", decided=True)
+
+
+def _is_finished(cycle, label) -> bool:
+    """The label has a verdict, and on what is accepted now."""
+    facts = cycle.facts(label)
+    return label_status(facts).finished and facts["declaration"]["arms"][1]["flags"] == " ".join(cycle.accepted)
 
 
 def _promotion(cycle, call, say):
