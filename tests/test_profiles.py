@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from nanochat.config import grad_accum_steps, parse
+from nanochat.config import parse
 from nanochat.lab import profiles
 from nanochat.lab.profiles import PROFILES, cuda_memory_mib, fit_device_batch, get_profile, machine_flags, prepare
+from nanochat.schedule import grad_accum_steps
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: p.name)
