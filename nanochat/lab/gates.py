@@ -109,6 +109,8 @@ def p_values(declaration, e: Evidence, n: int) -> tuple[float, float]:
 
 def replay(declaration, evidence: dict[str, Evidence]) -> list[State]:
     """Holm over candidates at each declared look; a promoted candidate stays promoted, a futile one gets no more seeds."""
+    if not evidence:
+        return []
     looks, nu = declaration["looks"], bank_of(declaration["noise"], declaration["primary"])[1]
     p = np.array([[p_values(declaration, e, n) for e in evidence.values()] for n in looks])
     result = looks_module.replay(p[..., 0], looks, nu, declaration["alpha"], primary=p[..., 1], stop_futile=True)
@@ -122,10 +124,22 @@ def replay(declaration, evidence: dict[str, Evidence]) -> list[State]:
     return states
 
 
+def weigh(declaration, runs) -> dict[str, Evidence]:
+    """The evidence, with a refusal where the numbers of a gate can never give a verdict."""
+    evidence = gather(declaration, runs)
+    for e in evidence.values():
+        try:
+            for gate in e.gates:
+                compare_gate(declaration, gate, e.n, declaration["alpha"])
+        except ValueError as error:
+            e.refusal = str(error)
+    return evidence
+
+
 def is_decided(declaration, runs) -> dict[str, bool]:
     """{candidate: no further seed is of use}. What UNTIL=decided asks after each look."""
     return {s.name: bool(s.promoted or s.futile or s.evidence.stopped or s.n == declaration["looks"][-1])
-            for s in replay(declaration, gather(declaration, runs))}
+            for s in replay(declaration, weigh(declaration, runs))}
 
 
 # -----------------------------------------------------------------------------
@@ -134,7 +148,7 @@ def is_decided(declaration, runs) -> dict[str, bool]:
 def judge(declaration: dict, runs: list[dict]) -> list[dict]:
     """One verdict per declared candidate, in the order declared."""
     try:
-        evidence = gather(declaration, runs)
+        evidence = weigh(declaration, runs)
     except Refusal as e:
         names = [arm["name"] for arm in declaration["arms"] if arm["name"] != CONTROL]
         return [_entry(declaration, name) | {"text": "no verdict", "reason": str(e)} for name in names]
@@ -180,23 +194,23 @@ def decide(declaration, state, tests) -> tuple[str, str]:
         return "reject", "identical to the control on every seed: nothing to promote"
     if primary.source == "none":
         return "inconclusive", NO_NOISE
-    better = f"better by {_value(primary.mean, unit)} (at least {_value(primary.lo, unit)})"
+    better = f"better by {_value(primary.mean, unit)} (at least {primary.lo:.4g})"
     if state.promoted:
         price = [g.metric for g, test, _ in floors if test.hi < 0]
         if price:
             return "optional", f"{better}, at a price in {', '.join(price)} inside its floor"
         return "promote", f"{better}; every floor holds" if floors else better
-    lies = f"the gain lies in [{_value(primary.lo, unit)}, {_value(primary.hi, unit)}]"
+    lies = f"the gain lies in [{primary.lo:.4g}, {_value(primary.hi, '')}] {unit}".rstrip()
     if state.n < declaration["looks"][-1] and not state.futile:
         return "inconclusive", f"{lies}: add seeds"
     for g, _, test in floors:
         if test.hi < -g.margin:
             return "reject", f"{g.metric} is worse than its floor allows"
     if plain.hi < 0:
-        return "reject", f"worse by {_value(-primary.mean, unit)} (at least {_value(-plain.hi, unit)})"
+        return "reject", f"worse by {_value(-primary.mean, unit)} (at least {-plain.hi:.4g})"
     min_gain = declaration["min_gain"]
     if min_gain is not None and plain.hi < min_gain:
-        return "reject", f"a gain of {_value(min_gain, unit)} is excluded: at most {_value(plain.hi, unit)}"
+        return "reject", f"a gain of {_value(min_gain, unit)} is excluded: at most {plain.hi:.4g}"
     if primary.lo > -gate.margin:
         unsure = [g.metric for g, test, _ in floors if not test.p <= state.level]
         if unsure:

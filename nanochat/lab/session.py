@@ -8,11 +8,12 @@ import os
 import shlex
 
 from nanochat.common import git_state
-from nanochat.lab import experiments, gates, target
+from nanochat.lab import experiments, gates
 from nanochat.lab.arms import Cell, profile_changes
 from nanochat.lab.cells import Outcome, Runner
-from nanochat.lab.noise import measure
+from nanochat.lab.noise import banked_target, measure, with_target
 from nanochat.lab.results import curve, delta_rows, means, now, run_row
+from nanochat.lab.target import crossing, crossing_step
 from nanochat.record import read_metrics, record_dir
 
 
@@ -37,10 +38,10 @@ class Session:
         """
         p = self.protocol
         changes = {arm.name: profile_changes(p.arms[0], arm) for arm in p.arms[1:]}
-        bank = self.read_bank()
+        bank, target = self.read_bank()
         self.declaration = gates.declare(
             p.label, p.profile.name, p.arms, p.seeds, changes, now(), primary=p.primary, fallback=p.fallback, min_gain=p.min_gain,
-            until_decided=p.until_decided, source=p.noise, noise=bank, target=self.choose_target(bank))
+            until_decided=p.until_decided, source=p.noise, noise=bank, target=target)
         self.declaration["common_flags"] = shlex.join(p.machine_flags + p.common_flags)
         old, seen = self.previous.get("declaration"), self.previous.get("runs")
         changed = gates.declaration_changes(old, self.declaration) if old else []
@@ -53,22 +54,25 @@ class Session:
         self.write()
         return changed
 
-    def read_bank(self) -> dict | None:
-        """What is banked for this profile on this machine; None without a ledger."""
+    def read_bank(self) -> tuple[dict | None, dict | None]:
+        """(what is banked for this profile on this machine, the target); None without a ledger, a bank or a target.
+
+        The target is by hand, or what every banked control run reached; the bank's times are to that target.
+        """
         p = self.protocol
+        by_hand = p.target_bpb is not None
+        target = {"metric": "val_bpb", "threshold": p.target_bpb, "source": "by hand"} if by_hand else None
         if p.ledger is None:
-            return None
+            return None, target
         kind = p.arms[0].config.device_type or "cpu"
         rows = [row for row in experiments.read(p.ledger, profile_hash=p.profile_hash) if row["device"] == f"{kind}: {p.machine}"]
-        finals = experiments.bank(rows, p.profile_hash, "val_bpb", p.seeds).values
-        return {**measure(rows, p.profile_hash, p.seeds), "finals": finals}
-
-    def choose_target(self, bank) -> dict | None:
-        """The bpb that time to target is measured to: by hand, or what every banked control run reached."""
-        p, finals = self.protocol, (bank or {}).get("finals") or []
-        if p.target_bpb is not None:
-            return {"metric": "val_bpb", "threshold": p.target_bpb, "source": "by hand"}
-        return {"metric": "val_bpb", "threshold": target.threshold_from_bank(finals), "source": "bank"} if len(finals) > 1 else None
+        runs, _ = experiments.banked_runs(rows, p.profile_hash, p.seeds)
+        if not by_hand and len(runs) > 1 and p.primary == "time_to_target":
+            target = {"metric": "val_bpb", "threshold": banked_target(rows, p.profile_hash, p.seeds), "source": "bank"}
+        if target:
+            curves = {row["run_id"]: read_metrics(record_dir(p.home, row["run_id"]) / "metrics.jsonl") for row in runs}
+            rows = with_target(rows, {tag: lines for tag, lines in curves.items() if lines}, "val_bpb", target["threshold"])
+        return measure(rows, p.profile_hash, p.seeds), target
 
     # -------------------------------------------------------------------------
     # Runs
@@ -94,7 +98,8 @@ class Session:
             metrics = read_metrics(record_dir(self.protocol.home, cell.tag) / "metrics.jsonl")
             experiments.append(self.protocol.ledger, experiments.row_of_record(
                 outcome.record, metrics, label=self.protocol.label, arm=cell.arm.name, profile=self.protocol.profile.name,
-                target=self.declaration["target"], declared_at=self.declaration["declared_at"], overloaded=run["overloaded"]))
+                target=self.declaration["target"], declared_at=self.declaration["declared_at"], overloaded=run["overloaded"],
+                known={"status": run["run_status"]}))
         self.write()
         return run
 
@@ -103,8 +108,8 @@ class Session:
         run = run_row(cell, outcome, p.label, p.profile.name, declared_at, timestamp)
         goal = self.declaration["target"]
         points = curve(p.home, cell.tag) if goal else []
-        run["time_to_target_sec"] = target.crossing(points, goal["threshold"]) if points else None
-        run["steps_to_target"] = target.crossing_step(points, goal["threshold"]) if points else None
+        run["time_to_target_sec"] = crossing(points, goal["threshold"]) if points else None
+        run["steps_to_target"] = crossing_step(points, goal["threshold"]) if points else None
         self.runs[cell.arm.name, cell.seed] = run
         return run
 
