@@ -46,7 +46,7 @@ def finished(finished_once):
 
 def test_cells_run_in_turn_and_the_verdict_says_what_would_settle_it(finished):
     assert ran() == ["control_s1337", "gate_s1337", "gate_s2026", "control_s2026"]
-    assert "verdict gate: inconclusive (2 seeds, no noise bank)" in finished and "SEEDS=\"1 2 3 4 5\"" in finished
+    assert "verdict gate: inconclusive (2 seeds, no noise bank)" in finished and "make noise SEEDS=8" in finished
     assert "--seeds 1337 2026 2027 2028 2029 '--candidate=gate: --symplectic-gate'" in finished
 
 
@@ -86,7 +86,7 @@ def test_declaration_is_on_disk_before_the_first_run(monkeypatch):
     monkeypatch.setattr(protocol, "run_cells", lambda session, left: seen.append(read_json(LATEST)))
     run(make())
     assert seen[0]["runs"] == [] and seen[0]["declaration"]["arms"][1]["name"] == "gate"
-    assert seen[0]["declaration"]["primary_metric"] == "val_bpb" and seen[0]["declaration"]["alpha"] == 0.05
+    assert seen[0]["declaration"]["primary"] == "val_bpb" and seen[0]["declaration"]["alpha"] == 0.05
 
 
 # -----------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class Session:
         if old and seen and not p.fresh:
             if not changed:
                 self.declaration = old
-            elif old.get("noise_source") != "none":
+            elif old.get("noise_source") != "none" and old.get("K"):
                 raise ValueError(f"label {p.name} was declared otherwise and has been run ({'; '.join(changed)}): changing it now would be "
                                  "an undeclared look; use another --label, or the declaration it has")
         self.write()
