@@ -18,7 +18,8 @@ from scripts import simulate_gates
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = {cell.name: cell for cell in read_targets(ROOT / "ideas/simulation_targets.csv")}
 FEW = ["8.1 equal rho=0 nu=9 K=1 n=2 chosen", "8.1 equal rho=0 nu=4 K=4 n=3 chosen", "8.1 equal rho=0 nu=0 K=10 n=5 chosen",
-       "8.2 equal rho=0.5 nu=9 K=4 n=5 chosen", "8.2 equal rho=0.9 nu=0 K=1 n=5 chosen", "8.3 candidate variance x2 rho=0 nu=19 K=4 n=2 chosen",
+       "8.2 equal rho=0.5 nu=9 K=4 n=5 chosen", "8.2 equal rho=0.9 nu=0 K=1 n=5 chosen",
+       "8.3 candidate variance x2 rho=0 nu=19 K=4 n=2 chosen",
        "8.3 5% outliers rho=0 nu=9 K=1 n=3 chosen", "8.4 equal rho=0 nu=9 K=4 n=2 all seeds", "8.5 equal rho=0 nu=9 K=1 n=2-12 chosen",
        "8.5 equal rho=0 nu=9 K=1 n=2-12 with futility", "bank unlucky bank rho=0 nu=9 K=1 n=2 chosen"]
 

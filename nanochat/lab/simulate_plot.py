@@ -26,7 +26,7 @@ def groups(rows) -> list[tuple[str, list[dict]]]:
     named = [("fixed n,\nno correlation", some(fixed, EQUAL, 0)), ("fixed n,\ncorrelation 0.5", some(fixed, EQUAL, 0.5)),
              ("fixed n,\ncorrelation 0.9", some(fixed, EQUAL, 0.9)), ("seeds added\nuntil decided", some(looked, EQUAL)),
              ("5 % of runs with\n5x the noise", some(ours, OUTLIERS)), ("candidate has\n2x the variance", some(ours, x2)),
-             ("candidate has\n4x the variance", some(ours, x4)), ("a bank low by luck\n(10th percentile)", some(ours, UNLUCKY))]
+             ("candidate has\n4x the variance", some(ours, x4)), ("bank at its 10th\npercentile; nu 4, 9, 19", some(ours, UNLUCKY))]
     return [(name, found) for name, found in named if found]
 
 
