@@ -67,7 +67,8 @@ def test_all_columns_can_be_shown(ledger, capsys):
 @pytest.mark.parametrize("argv, message", [
     (["--where", "val_bbp<2"], "did you mean val_bpb?"), (["--where", "seed"], "expected column=value"),
     (["--where", "seed=two"], "expected a whole number"), (["--columns", "sed"], "did you mean seed?"),
-    (["--last=0"], "expected 1 or more"), (["--run"], "--run goes with --rerun"), (["--rerun=1"], "expected a row from 1 to 0"), (["--import", "nobody"], "no such path"),
+    (["--last=0"], "expected 1 or more"), (["--run"], "--run goes with --rerun"),
+    (["--rerun=1"], "expected a row from 1 to 0"), (["--import", "nobody"], "no such path"),
     (["--import", "x", "--label=noise"], "never by picking runs"), (["--import", "x", "--arm=a b"], "expected letters")])
 def test_bad_input_is_refused_by_name(ledger, capsys, argv, message):
     assert script(ledger, *argv) == 2
