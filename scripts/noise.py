@@ -75,7 +75,7 @@ def bank_runs(protocol: Protocol, ledger) -> int:
     ours = {(cell.tag, cell.config_hash) for cell in protocol.cells}
     runs = [run for run in protocol.results.read_latest().get("runs", []) if (run["run_tag"], run["config_hash"]) in ours]
     rows = [noise_row(protocol, run) for run in runs]
-    present = {experiments.identity(row) for row in experiments.read(ledger)}
+    present = {experiments.identity(row) for row in experiments.read(ledger, label=experiments.NOISE)}
     new = [row for row in rows if experiments.identity(row) not in present]
     for row in new:
         experiments.append(ledger, row)
@@ -154,8 +154,8 @@ def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     try:
         code, profile_hash = run_noise(args) if args.run else (0, "")
-        rows = experiments.read(args.ledger)
         if code != EXIT_INTERRUPTED:
+            rows = experiments.read(args.ledger)
             show(rows, profile_hash or choose_profile(rows, args))
         return code
     except (ValueError, OSError) as e:

@@ -66,8 +66,9 @@ def test_all_columns_can_be_shown(ledger, capsys):
 
 @pytest.mark.parametrize("argv, message", [
     (["--where", "val_bbp<2"], "did you mean val_bpb?"), (["--where", "seed"], "expected column=value"),
-    (["--where", "seed=two"], "expected a whole number"), (["--columns", "sed"], "did you mean seed?"), (["--last=0"], "expected 1 or more"),
-    (["--run"], "--run goes with --rerun"), (["--rerun=1"], "expected a row from 1 to 0"), (["--import", "nobody"], "no such path"),
+    (["--where", "seed=two"], "expected a whole number"), (["--columns", "sed"], "did you mean seed?"),
+    (["--last=0"], "expected 1 or more"), (["--run"], "--run goes with --rerun"),
+    (["--rerun=1"], "expected a row from 1 to 0"), (["--import", "nobody"], "no such path"),
     (["--import", "x", "--label=noise"], "never by picking runs"), (["--import", "x", "--arm=a b"], "expected letters")])
 def test_bad_input_is_refused_by_name(ledger, capsys, argv, message):
     assert script(ledger, *argv) == 2
@@ -86,7 +87,8 @@ def test_run_of_a_lab_home_is_imported_once(ledger, base_dir, capsys):
     store(base_dir / "lab/smoke-cpu/records/nc_t_d4_gate_s1", record(1, run_id="nc_t_d4_gate_s1"), metrics())
     assert script(ledger, "--import", "nc_t_d4_gate_s1", "--label=t", "--arm=gate") == 0
     [made] = read(ledger)
-    assert (made["run_id"], made["label"], made["arm"], made["profile"], made["val_bpb"]) == ("nc_t_d4_gate_s1", "t", "gate", "smoke-cpu", 2.601)
+    assert (made["run_id"], made["label"], made["arm"]) == ("nc_t_d4_gate_s1", "t", "gate")
+    assert (made["profile"], made["val_bpb"]) == ("smoke-cpu", 2.601)
     assert script(ledger, "--import", "nc_t_d4_gate_s1") == 2
     assert "is in" in (err := capsys.readouterr().err) and "as row 1" in err and len(read(ledger)) == 1
 
@@ -112,7 +114,8 @@ def test_upstream_checkpoint_is_imported_as_far_as_its_metas_go(ledger, base_dir
     for step, bpb in ((0, 3.0), (20, 2.8), (40, 2.6)):
         write_json(folder / f"meta_{step:06d}.json", {
             "step": step, "val_bpb": bpb, "user_config": {"depth": 4, "max_seq_len": 256, "device_batch_size": 8, "num_iterations": 40},
-            "total_batch_size": 2048, "loop_state": {"min_val_bpb": bpb, "smooth_train_loss": 6.0 * (1 - 0.9 ** step), "total_training_time": 2.0 * step}})
+            "total_batch_size": 2048,
+            "loop_state": {"min_val_bpb": bpb, "smooth_train_loss": 6.0 * (1 - 0.9 ** step), "total_training_time": 2.0 * step}})
     assert script(ledger, "--import", "d4", "--label=up", "--arm=control") == 0
     [made] = read(ledger)
     assert (made["run_id"], made["status"], made["val_bpb"], made["depth"], made["trained_tokens"]) == ("d4", "ok", 2.6, 4, 81920)

@@ -213,7 +213,9 @@ def banked_runs(rows, profile_hash: str, exclude_seeds=()) -> tuple[list[dict], 
 
 def _same_target(runs, left_out) -> list[dict]:
     declared = [row for row in runs if row["target_metric_threshold"] is not None]
-    target = declared and (declared[-1]["target_metric_name"], declared[-1]["target_metric_threshold"])
+    if not declared:
+        return []
+    target = declared[-1]["target_metric_name"], declared[-1]["target_metric_threshold"]
     same = [row for row in declared if (row["target_metric_name"], row["target_metric_threshold"]) == target]
     left_out += [f"seed {row['seed']}: no time to this target" for row in runs if row not in same]
     missed = [row["seed"] for row in same if row["time_to_target_sec_measured"] is None]
