@@ -26,7 +26,8 @@ def training_clock(step: int, timed_sec: float, timed_steps: int) -> float:
 
 
 def budget_position(step: int, num_iterations: int, spent_sec: float, wall_budget_sec: float) -> float:
-    """The step itself, or further on where more of the wall budget is spent than of the steps; -1 = no wall budget.
+    """The step itself, or further on where more of the wall budget is spent than of the steps, so that the warmdown is
+    complete when either ends; -1 = no wall budget.
 
     >>> budget_position(20, 100, 3.0, -1), budget_position(20, 100, 3.0, 10.0), budget_position(20, 100, 1.0, 10.0)
     (20, 30.0, 20)
