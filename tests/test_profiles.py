@@ -95,7 +95,7 @@ def test_builtin_profile_makes_corpus_and_tokenizer_once(monkeypatch, tmp_path, 
     asked = fake_python(monkeypatch, tmp_path, "mkdir -p $NANOCHAT_BASE_DIR/tokenizer; touch $NANOCHAT_BASE_DIR/tokenizer/tokenizer.json")
     for _ in range(2):
         assert prepare(profile, home, *modules, tmp_path / "logs", said.append) == ("data", "tok")
-    assert asked.read_text() == f"-m scripts.tok_train --vocab-size=4096 NANOCHAT_BASE_DIR={home}\n"
+    assert asked.read_text() == f"-m scripts.tok_train {' '.join(PROFILES['smoke-cpu'].tokenizer_flags)} NANOCHAT_BASE_DIR={home}\n"
     assert modules[0].calls == [home / "base_data_climbmix"] * 2 and len(said) == 1  # build_builtin itself is idempotent
 
 

@@ -154,15 +154,16 @@ def refuse_rounded(arms: list[Arm], resolved: list[dict]):
         seen.append((arm, run))
 
 
-def make_cells(arms, seeds, label, dataset_id, tokenizer_id, tree) -> list[Cell]:
+def make_cells(arms, seeds, label, dataset_id, tokenizer_id, tree, aa_offset=0) -> list[Cell]:
     """Seed by seed, arms taking turns to go first: a drift of the machine hits all of them.
 
-    Two arms, three seeds: control a | a control | control a.
+    Two arms, three seeds: control a | a control | control a. aa_offset: added to the seeds that candidates train with,
+    so that candidates with the control's options are other draws of the same noise.
     """
     cells = []
     for i, seed in enumerate(seeds):
         for arm in arms[i % len(arms):] + arms[:i % len(arms)]:
             tag = "_".join(["nc", *([label] if label else []), f"d{arm.config.depth}", arm.name, f"s{seed}"])
-            config = replace(arm.config, seed=seed, model_tag=tag)
+            config = replace(arm.config, seed=seed + (aa_offset if arm is not arms[0] else 0), model_tag=tag)
             cells.append(Cell(arm, seed, config, tag, config_hash(config, dataset_id, tokenizer_id, tree)))
     return cells
