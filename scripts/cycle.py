@@ -20,18 +20,17 @@ from nanochat.lab.arms import NAME, parse_seeds
 from nanochat.lab.cells import stop_on_signals
 from nanochat.lab.commands import call
 from nanochat.lab.cycle import PHASES, plateau
+from nanochat.lab.experiments import LEDGER
 from nanochat.lab.profiles import PROFILES, cuda_memory_mib, get_profile
 from nanochat.lab.results import RESULTS_DIR
 from nanochat.lab.walk import Cycle, read_cycles, walk
-
-LEDGER = REPO_ROOT / "dev" / "ledger" / "experiments.csv"
 
 
 def build_parser():
     parser = argparse.ArgumentParser(prog="python -m scripts.cycle", allow_abbrev=False, description="Walk a cycle of the plan.")
     parser.add_argument("--label", default="cycle1", help="names the cycle; each step adds _<template>")
-    parser.add_argument("--profile", choices=list(PROFILES), help="the workload (default: protocol-16gb with a CUDA device, else smoke-cpu)")
-    parser.add_argument("--flags", default="", metavar="FLAGS", help="training flags of every arm: the baseline, as in --flags='--num-iterations=30'")
+    parser.add_argument("--profile", choices=list(PROFILES), help="the workload (default: as scripts.protocol)")
+    parser.add_argument("--flags", default="", metavar="FLAGS", help="training flags of every arm, as in --flags='--num-iterations=30'")
     parser.add_argument("--depths", nargs="+", action="extend", metavar="DEPTH", help="of the miniseries (default: 8 12 16)")
     parser.add_argument("--ratios", nargs="+", metavar="RATIO", default=["8", "10", "12"], help="lengths of the horizon sweep")
     parser.add_argument("--noise-seeds", type=int, default=8, metavar="N", help="control runs to bank first (default: %(default)s)")

@@ -19,10 +19,9 @@ from nanochat.lab.cells import stop_on_signals
 from nanochat.lab.commands import EXIT_FAILED_CELL, call, module_command, shown
 from nanochat.lab.results import RESULTS_DIR, now
 
-
 # Flags of scripts.protocol that go there as they are
-PASSED_ON = ("--candidate", "--seeds", "--until", "--max-seeds", "--noise", "--primary", "--target-bpb", "--fallback", "--min-gain", "--jobs",
-             "--timeout-minutes", "--fresh", "--ledger")
+PASSED_ON = ("--candidate", "--seeds", "--until", "--max-seeds", "--noise", "--primary", "--target-bpb", "--fallback", "--min-gain",
+             "--jobs", "--timeout-minutes", "--fresh", "--ledger")
 
 
 def build_parser():

@@ -31,7 +31,8 @@ sys.exit(130)
 
 def test_exit_code_and_environment_are_passed_on():
     assert call([sys.executable, "-c", "import os, sys; sys.exit(int(os.environ['CODE']))"], {"CODE": "7"}) == 7
-    assert shown(module_command("scripts.protocol", "--label=a b"), {"SEEDS": "1 2"}) == "SEEDS='1 2' python -m scripts.protocol '--label=a b'"
+    command = module_command("scripts.protocol", "--label=a b")
+    assert shown(command, {"SEEDS": "1 2"}) == "SEEDS='1 2' python -m scripts.protocol '--label=a b'"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")

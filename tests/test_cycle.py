@@ -4,7 +4,6 @@ Cycle: what a label's file says, plateau, rollback and re-entry as functions; th
 python -m pytest tests/test_cycle.py -q
 """
 
-import csv
 import math
 import shlex
 
@@ -12,9 +11,9 @@ import pytest
 
 from nanochat.common import read_json, write_json
 from nanochat.config import parse, to_argv
+from nanochat.lab import experiments
 from nanochat.lab import walk as walk_module
 from nanochat.lab.cycle import banked_seeds, common_winner, has_looks_left, label_status, plateau, reentry, relative_gain, rollback, winner
-from nanochat.lab.ledger import read_rows
 from nanochat.lab.profiles import PROFILES
 from nanochat.lab.walk import Cycle, read_cycles, walk
 from scripts import cycle as script
@@ -22,18 +21,23 @@ from scripts import cycle as script
 CPU = PROFILES["smoke-cpu"]
 
 
+def gate(metric, role, lo, hi):
+    return {"gate": metric, "metric": metric, "role": role, "lo": lo, "hi": hi, "result": "pass"}
+
+
 def entry(name, verdict, lo=None, n=5, **more):
-    floors = [{"gate": m, "metric": m, "role": "floor", "lo": -0.001, "hi": 0.001, "result": "pass"} for m in ("final_train_loss", "val_bpb")]
-    primary = {"gate": "wall_time", "metric": "wall_time", "role": "primary", "lo": lo, "hi": 0.1, "result": "pass"}
-    return {"candidate": name, "verdict": verdict, "reason": f"because {verdict}", "lo": lo, "n": n, "gates": [primary, *floors]} | more
+    floors = [gate(metric, "floor", -0.001, 0.001) for metric in ("final_train_loss", "val_bpb")]
+    gates = [gate("wall_time", "primary", lo, 0.1), *floors]
+    return {"candidate": name, "verdict": verdict, "reason": f"because {verdict}", "lo": lo, "n": n, "gates": gates} | more
 
 
-def facts(entries, flags="", label="x", looks=(5,), primary="wall_time", arms=None, profile_flags=CPU.flags):
+def facts(entries, flags="", label="x", primary="wall_time", arms=None):
     arms = arms or {e["candidate"]: f"--lr-multiplier=1.{i + 1}" for i, e in enumerate(entries)}
-    return {"settings": {"profile": CPU.name, "profile_flags": list(profile_flags), "machine_flags": [], "common_flags": shlex.split(flags)},
-            "declaration": {"label": label, "primary": primary, "fallback": None, "margin": 0.0, "floors": [], "alpha": 0.05, "looks": list(looks),
-                            "seeds": [1, 2, 3, 4, 5], "arms": [{"name": "control", "flags": ""}, *({"name": k, "flags": v} for k, v in arms.items())]},
-            "verdicts": entries, "runs": [{"arm": "control", "val_bpb": 2.0}, {"arm": "control", "val_bpb": None}, {"arm": "a", "val_bpb": 1.0}]}
+    declaration = {"label": label, "primary": primary, "fallback": None, "margin": 0.0, "floors": [], "alpha": 0.05, "looks": [5],
+                   "seeds": [1, 2, 3, 4, 5], "arms": [{"name": name, "flags": own} for name, own in ({"control": ""} | arms).items()]}
+    settings = {"profile": CPU.name, "profile_flags": list(CPU.flags), "machine_flags": [], "common_flags": shlex.split(flags)}
+    runs = [{"arm": "control", "val_bpb": 2.0}, {"arm": "control", "val_bpb": None}, {"arm": "a", "val_bpb": 1.0}]
+    return {"settings": settings, "declaration": declaration, "verdicts": entries, "runs": runs}
 
 
 # -----------------------------------------------------------------------------
@@ -63,7 +67,7 @@ def test_looks_are_left_only_for_the_undecided(verdict, n, chance, left):
 
 
 def test_setting_has_to_be_promoted_at_every_length_and_counts_with_its_worst():
-    both = [facts([entry("a", "promote", 0.05), entry("b", "promote", 0.02)]), facts([entry("a", "promote", 0.01), entry("b", "promote", 0.03)])]
+    both = [facts([entry("a", "promote", a), entry("b", "promote", b)]) for a, b in ((0.05, 0.02), (0.01, 0.03))]
     assert common_winner([label_status(f) for f in both], both)["candidate"] == "b"  # 0.02 at least, a only 0.01
     one = [both[0], facts([entry("a", "reject"), entry("b", "inconclusive")])]
     assert common_winner([label_status(f) for f in one], one) is None
@@ -121,15 +125,16 @@ def test_deferred_architecture_waits_for_a_plateau():
 
 def noise_row(seed, *flags, **more):
     config = parse([*CPU.flags, f"--seed={seed}", *flags])
-    return {"label": "noise", "arm": "control", "status": "ok", "profile": CPU.name, "seed": str(seed),
-            "command": shlex.join(["python", "-m", "scripts.base_train", *to_argv(config)])} | more
+    own = {"label": "noise", "arm": "control", "status": "ok", "profile": CPU.name, "seed": seed,
+           "command": shlex.join(["python", "-m", "scripts.base_train", *to_argv(config)])}
+    return dict.fromkeys(experiments.schema()) | own | more
 
 
 def test_bank_counts_the_control_runs_of_this_profile_with_these_flags():
     rows = [noise_row(1), noise_row(1), noise_row(2, "--device-batch-size=4", "--model-tag=x"), noise_row(3, "--num-iterations=30"),
             noise_row(4, status="crash"), noise_row(5, arm="a"), noise_row(6, label="x"), noise_row(7, profile="smoke-16gb")]
-    assert banked_seeds(rows, CPU, "") == {"1", "2"}
-    assert banked_seeds(rows, CPU, "--num-iterations=30") == {"3"}
+    assert banked_seeds(rows, CPU, "") == {1, 2}
+    assert banked_seeds(rows, CPU, "--num-iterations=30") == {3}
 
 
 # -----------------------------------------------------------------------------
@@ -155,10 +160,8 @@ class Place:
     def __call__(self, command, env=None):
         self.commands.append(name := self.name_of(command))
         if name == "noise":
-            with open(self.ledger, "w", newline="") as f:
-                writer = csv.DictWriter(f, ["label", "arm", "status", "profile", "seed", "command"])
-                writer.writeheader()
-                writer.writerows(noise_row(seed) for seed in self.banks)
+            for seed in self.banks:
+                experiments.append(self.ledger, noise_row(seed))
         elif name == "miniseries":
             arms = {"bundle": next(word.partition(": ")[2] for word in command if word.startswith("--candidate="))}
             for depth in (2, 4):
@@ -237,8 +240,8 @@ def test_dry_run_prints_every_step_and_leaves_nothing_behind(place):
     walk(place.cycle(dry_run=True), place, said.append)
     steps = [line for line in said if line.startswith("  $")]
     assert place.commands == [] and list(place.folder.iterdir()) == []
-    assert [name for name in ("noise", "theory_slice", "warmdown", "lr_wd", "horizon", "shape", "miniseries") if any(name in s for s in steps)] == [
-        "noise", "theory_slice", "warmdown", "lr_wd", "horizon", "shape", "miniseries"]
+    names = ["scripts.noise", "theory_slice.sh", "warmdown.sh", "lr_wd.sh", "horizon.sh", "shape.sh", "scripts.miniseries"]
+    assert len(steps) == len(names) and all(name in step for name, step in zip(names, steps))
 
 
 def test_script_says_where_it_stopped_and_what_the_cycles_come_to(place, monkeypatch, capsys):
@@ -251,4 +254,4 @@ def test_script_says_where_it_stopped_and_what_the_cycles_come_to(place, monkeyp
     out = capsys.readouterr().out
     assert "phase 0, noise and baseline banked: done" in out and "stopped in phase 1, theory slice" in out and "1 full cycles" in out
     assert script.main(["--label=a/b"]) == 2 and script.main(["--depths=x"]) == 2
-    assert len(read_rows(place.ledger)) == 2
+    assert len(experiments.read(place.ledger)) == 2

@@ -41,13 +41,13 @@ SAYS = {
 }
 
 
-def facts(depth, *entries, flags=FLAGS, **declared):
+def facts(depth, *entries, flags=FLAGS):
     names = [e["candidate"] for e in entries] or ["gate"]
     arms = [{"name": "control", "flags": ""}, *({"name": name, "flags": "--symplectic-gate"} for name in names)]
-    return {"settings": {"profile": "smoke-cpu", "profile_flags": list(flags), "machine_flags": [], "common_flags": [f"--depth={depth}"]},
-            "declaration": {"label": f"x_d{depth}", "primary": "time_to_target", "fallback": None, "margin": 0.0, "alpha": 0.05, "arms": arms,
-                            "floors": [{"metric": "val_bpb", "margin": 0.005}], **declared},
-            "verdicts": list(entries), "runs": []}
+    declaration = {"label": f"x_d{depth}", "primary": "time_to_target", "fallback": None, "margin": 0.0, "alpha": 0.05, "arms": arms,
+                   "floors": [{"metric": "val_bpb", "margin": 0.005}]}
+    settings = {"profile": "smoke-cpu", "profile_flags": list(flags), "machine_flags": [], "common_flags": [f"--depth={depth}"]}
+    return {"settings": settings, "declaration": declaration, "verdicts": list(entries), "runs": []}
 
 
 def verdict_of(*says):
@@ -156,8 +156,8 @@ def place(tmp_path, monkeypatch, base_dir):
         called.append(command)
         return protocol_script.main([word for word in command[3:] if not word.startswith("--until")])
     monkeypatch.setattr(script, "call", call)
-    argv = ["--label=t", "--depths=2 4", "--profile=smoke-cpu", "--seeds=1 2", "--noise=own", "--jobs=1", "--candidate=gate: --symplectic-gate",
-            f"--ledger={tmp_path / 'ledger.csv'}"]
+    argv = ["--label=t", "--depths=2 4", "--profile=smoke-cpu", "--seeds=1 2", "--noise=own", "--jobs=1",
+            "--candidate=gate: --symplectic-gate", f"--ledger={tmp_path / 'ledger.csv'}"]
     return functools.partial(script.main, argv), called
 
 
@@ -222,7 +222,8 @@ def test_interrupted_protocol_ends_the_miniseries_and_a_diverged_cell_does_not(m
 
 
 def test_noise_is_banked_at_each_depth_with_the_flags_of_its_protocol(capsys):
-    assert script.main(["--label=x", "--depths=2 4", "--profile=smoke-cpu", "--num-iterations=30", "--flags", "--matrix-lr=0.03", "--dry-run"]) == 0
+    argv = ["--label=x", "--depths=2 4", "--profile=smoke-cpu", "--num-iterations=30", "--flags", "--matrix-lr=0.03", "--dry-run"]
+    assert script.main(argv) == 0
     lines = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()]
     flags = "'--flags=--num-iterations=30 --matrix-lr=0.03 --depth={}'"
     assert lines == [line.format(flags.format(depth)) for depth in (2, 4) for line in (

@@ -57,9 +57,9 @@ def test_every_arm_is_another_run_and_gets_a_verdict(name, profile, stage):
     for _, arms in protocols(stage, name, profile):
         facts = [asdict(resolved(arm, profile)) for arm in arms]
         refuse_rounded(arms, facts)
-        runs = [(run["num_iterations"], run["total_batch_size"], run["n_embd"], run["n_head"], round(run["weight_decay"], 9), arm.config.depth,
-                 arm.config.lr_multiplier, arm.config.warmdown_ratio, arm.config.warmdown_shape, arm.config.final_lr_frac)
-                for arm, run in zip(arms, facts)]
+        options = ("depth", "lr_multiplier", "warmdown_ratio", "warmdown_shape", "final_lr_frac")
+        runs = [(run["num_iterations"], run["total_batch_size"], run["n_embd"], run["n_head"], round(run["weight_decay"], 9),
+                 *(getattr(arm.config, option) for option in options)) for arm, run in zip(arms, facts)]
         assert len(set(runs)) == len(arms) > 2
         assert all(profile_changes(arms[0], arm) == [] for arm in arms)
 

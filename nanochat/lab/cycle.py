@@ -11,9 +11,11 @@ import math
 import shlex
 from dataclasses import dataclass
 
-from nanochat.config import FIELDS, NOT_HASHED, build_parser, flag, hyphenate
+from nanochat.config import FIELDS
 from nanochat.lab.arms import CONTROL, parse_arm
+from nanochat.lab.experiments import NOISE
 from nanochat.lab.profiles import Profile
+from nanochat.lab.workload import OF_A_CELL, options_of
 
 PHASES = ("noise and baseline banked", "theory slice", "sweeps around the winner", "shape and fusion", "miniseries", "promotion")
 PLATEAU_GAIN = 0.02  # of a full cycle; two in a row below it, and nothing promoted, are a plateau
@@ -87,22 +89,12 @@ def relative_gain(facts: dict, entry: dict) -> float:
 # -----------------------------------------------------------------------------
 # The bank
 
-def banked_seeds(rows: list[dict], profile: Profile, flags: str) -> set[str]:
-    """Seeds of the control runs that the ledger has for this profile with these flags. rows: cells as text or typed."""
+def banked_seeds(rows: list[dict], profile: Profile, flags: str) -> set[int]:
+    """Seeds of the control runs that the ledger has for this profile with these flags."""
     wanted = vars(parse_arm(CONTROL, "", [*profile.flags, *shlex.split(flags)]).config)
-    return {str(row["seed"]) for row in rows if (row["label"], row["arm"], row["status"]) == ("noise", CONTROL, "ok")
-            and row["profile"] == profile.name and not _differences(wanted, _options(row["command"]))}
-
-
-def _options(command: str) -> dict:
-    words = hyphenate(shlex.split(command or ""))
-    start = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
-    return vars(build_parser().parse_known_args(words[start:])[0])
-
-
-def _differences(wanted: dict, found: dict) -> list[str]:
-    own = (*OF_THE_MACHINE, *NOT_HASHED, "seed")
-    return [flag(name) for name in FIELDS if name not in own and wanted[name] != found[name]]
+    names = [name for name in FIELDS if name not in (*OF_A_CELL, *OF_THE_MACHINE)]
+    return {row["seed"] for row in rows if (row["label"], row["arm"], row["status"], row["profile"]) == (NOISE, CONTROL, "ok", profile.name)
+            and (found := options_of(row)) and all(found[name] == wanted[name] for name in names)}
 
 
 # -----------------------------------------------------------------------------
@@ -122,7 +114,7 @@ def plateau(cycles: list[dict]) -> tuple[bool, str]:
         return False, f"no plateau: {', '.join(promoted)} promoted through the miniseries (robust improvement: {gains})"
     if large:
         return False, f"no plateau: {', '.join(large)} gained {PLATEAU_GAIN:.0%} or more (robust improvement: {gains})"
-    return True, f"plateau: two full cycles below {PLATEAU_GAIN:.0%} ({gains}), nothing promoted: deferred architectures may be reconsidered"
+    return True, f"plateau: two full cycles below {PLATEAU_GAIN:.0%} ({gains}), none promoted: deferred architectures may be reconsidered"
 
 
 def rollback(miniseries: dict, complexity: str | None = None, reasoning: str | None = None) -> list[str]:
@@ -136,7 +128,7 @@ def rollback(miniseries: dict, complexity: str | None = None, reasoning: str | N
     return reasons + ([f"harder to reason about: {reasoning}"] if reasoning else [])
 
 
-def reentry(earlier: list[dict], label: str, flags: str, seeds: list[int], *, deferred: bool = False, at_plateau: bool = False) -> list[str]:
+def reentry(earlier: list[dict], label: str, flags: str, seeds: list[int], *, deferred=False, at_plateau=False) -> list[str]:
     """Why a candidate may not be tried (again); [] where it may. earlier: dicts with label, flags, seeds, verdict.
 
     A rejected candidate comes back under a new label with new seeds; a deferred architecture only at a plateau.

@@ -173,7 +173,8 @@ def results_table(verdicts: list[Robustness], alpha: float) -> str:
     rows = [[v.candidate, str(d.depth), d.says, str(d.entry.get("n", "")), number(d.entry.get("mean_gain"), "+.5f"),
              number(d.entry.get("lo"), "+.5f"), number(d.entry.get("hi"), "+.5f"), *(_gate_cell(d.entry, metric) for metric in GATES)]
             for v in verdicts for d in v.depths]
-    lines = ["", table(["candidate", "depth", "says", "n", "gain", "at least", "at most", *(f"gate {n}" for n in GATES.values())], rows), ""]
+    header = ["candidate", "depth", "says", "n", "gain", "at least", "at most", *(f"gate {n}" for n in GATES.values())]
+    lines = ["", table(header, rows), ""]
     for v in verdicts:
         lines.append(f"miniseries {v.candidate}: {v.verdict}\n  {v.reason}")
         lines += [f"  rollback to default-off: {v.rollback}"] if v.rollback else []
@@ -190,6 +191,7 @@ def _gate_cell(entry, metric) -> str:
 
 def summary(verdicts: list[Robustness]) -> list[dict]:
     """For JSON: verdicts, with what each depth says and its bounds."""
+    def at_depth(d):
+        return {"depth": d.depth, "says": d.says, "why": d.why, **{key: d.entry.get(key) for key in ("n", "mean_gain", "lo", "hi")}}
     return [{"candidate": v.candidate, "verdict": v.verdict, "reason": v.reason, "rollback": v.rollback,
-             "depths": [{"depth": d.depth, "says": d.says, "why": d.why, **{key: d.entry.get(key) for key in ("n", "mean_gain", "lo", "hi")}}
-                        for d in v.depths]} for v in verdicts]
+             "depths": [at_depth(d) for d in v.depths]} for v in verdicts]

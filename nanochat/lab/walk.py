@@ -12,11 +12,10 @@ from pathlib import Path
 
 from nanochat.common import read_json, write_json
 from nanochat.config import FIELDS
-from nanochat.lab import miniseries
+from nanochat.lab import experiments, miniseries
 from nanochat.lab.arms import CONTROL, parse_arm
 from nanochat.lab.commands import EXIT_FAILED_CELL, module_command, shown
 from nanochat.lab.cycle import PHASES, Status, banked_seeds, common_winner, label_status, reentry, relative_gain
-from nanochat.lab.ledger import read_rows
 from nanochat.lab.profiles import Profile
 from nanochat.lab.results import now
 
@@ -65,12 +64,12 @@ class Cycle:
 
 def walk(cycle: Cycle, call, say=print) -> dict:
     """Run what is left, phase by phase; returns what results/<label>_cycle.json says. call(command, env) -> exit code."""
-    stopped, decided = None, True
+    stopped, decided, phases = None, True, dict(enumerate((_noise, _slice, _sweeps, _shape_and_fusion, _miniseries, _promotion)))
     try:
-        for n, phase in enumerate((_noise, _slice, _sweeps, _shape_and_fusion, _miniseries, _promotion)):
-            phase(cycle, call, say)
+        for now_in in phases:
+            phases[now_in](cycle, call, say)
     except Stop as e:
-        stopped, decided = f"phase {n}, {PHASES[n]}: {e}", e.decided
+        stopped, decided = f"phase {now_in}, {PHASES[now_in]}: {e}", e.decided
         say(f"stopped in {stopped}")
     record = {"timestamp": now(), "label": cycle.label, "profile": cycle.profile.name, "flags": cycle.flags, "accepted": cycle.accepted,
               "phases": cycle.phases, "stopped": stopped, "complete": decided and not cycle.dry_run, "improvement": cycle.improvement,
@@ -130,8 +129,9 @@ def _earlier(cycle, label) -> list[dict]:
     for path in sorted(cycle.results_dir.glob("*_latest.json")):
         declaration = (facts := read_json(path)).get("declaration") or {}
         flags = {arm["name"]: arm["flags"] for arm in declaration.get("arms", [])}
-        out += [{"label": declaration["label"], "flags": flags[entry["candidate"]], "seeds": declaration["seeds"], "verdict": entry["verdict"]}
-                for entry in facts.get("verdicts", []) if declaration.get("label") != label]
+        if declaration.get("label") != label:
+            out += [{"label": declaration["label"], "flags": flags[entry["candidate"]], "seeds": declaration["seeds"],
+                     "verdict": entry["verdict"]} for entry in facts.get("verdicts", [])]
     return out
 
 
@@ -140,9 +140,9 @@ def _earlier(cycle, label) -> list[dict]:
 
 def _noise(cycle, call, say):
     def banked():
-        return len(banked_seeds(read_rows(cycle.ledger), cycle.profile, cycle.flags))
+        return len(banked_seeds(experiments.read(cycle.ledger, label=experiments.NOISE), cycle.profile, cycle.flags))
     if banked() < cycle.noise_seeds:
-        words = ["--run", f"--seeds={cycle.noise_seeds}", f"--profile={cycle.profile.name}"]
+        words = ["--run", f"--seeds={cycle.noise_seeds}", f"--profile={cycle.profile.name}", f"--ledger={cycle.ledger}"]
         _run(cycle, call, say, module_command("scripts.noise", *words, *([f"--flags={cycle.flags}"] if cycle.flags else [])))
     done = banked() >= cycle.noise_seeds
     cycle.note(0, PHASES[0], "done" if done else "open", f"{banked()} of {cycle.noise_seeds} control runs in {cycle.ledger}", say)
@@ -204,7 +204,8 @@ def _miniseries(cycle, call, say):
     words = [f"--label={label}", "--depths", *depths, f"--profile={cycle.profile.name}", f"--noise-seeds={cycle.noise_seeds}"]
     words += [f"--flags={cycle.flags}"] if cycle.flags else []
     if not all(_is_finished(cycle, miniseries.label_of(label, depth)) for depth in depths):
-        _run(cycle, call, say, module_command("scripts.miniseries", *words, f"--candidate=bundle: {' '.join(cycle.accepted) or '(what is accepted)'}"))
+        candidate = " ".join(cycle.accepted) or "(what is accepted)"
+        _run(cycle, call, say, module_command("scripts.miniseries", *words, f"--candidate=bundle: {candidate}"))
     if cycle.dry_run:
         return cycle.note(4, PHASES[4], "open", "", say)
     try:
