@@ -17,7 +17,7 @@ from nanochat.lab.html import page, write_report
 from tests.report_case import five_candidates, make_curves, peeking, unbanked
 
 CASES = [five_candidates, unbanked, peeking]
-VOID = {"meta", "br", "hr", "img", "link", "input"}
+VOID = {"meta", "wbr", "br", "hr", "img", "link", "input"}
 HOSTILE = "<script>alert('x')</script>\"&amp;<img src=x onerror=y>"
 
 

@@ -83,7 +83,7 @@ def test_code_spans_and_tables_survive_odd_flags():
     draft = entries(facts)["lr003"]
     assert "`` --run='a `b` | c' ``" in draft
     gates = [line for line in draft.splitlines() if re.match(r"\| \S+ \| (primary|floor) ", line)]
-    assert [len(re.findall(r"(?<!\\)\|", line)) for line in gates] == [12] * 3 and "| a\\|b |" in gates[0]
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in gates] == [13] * 3 and "| a\\|b |" in gates[0]
 
 
 def test_no_verdict_yet_is_refused():

@@ -24,11 +24,12 @@ def ticks(lo: float, hi: float, most: int = 6) -> list[tuple[float, str]]:
     >>> ticks(0.0, 1.0), ticks(2.61, 2.83, 3)
     ([(0.0, '0.0'), (0.2, '0.2'), (0.4, '0.4'), (0.6, '0.6'), (0.8, '0.8'), (1.0, '1.0')], [(2.7, '2.7'), (2.8, '2.8')])
     """
-    step = 10.0 ** math.floor(math.log10((hi - lo) / most))
-    step *= next(k for k in (1, 2, 5, 10, 20) if (hi - lo) / (k * step) <= most - 1 + 1e-9)
+    def inside(step):
+        return range(math.ceil(lo / step - 1e-9), math.floor(hi / step + 1e-9) + 1)
+    power = 10.0 ** math.floor(math.log10((hi - lo) / most))
+    step = next(k * power for k in (1, 2, 5, 10, 20) if len(inside(k * power)) <= most)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    first, last = math.ceil(lo / step - 1e-9), math.floor(hi / step + 1e-9)
-    return [(round(i * step, digits + 2), f"{i * step + 0:.{digits}f}") for i in range(first, last + 1)]
+    return [(round(i * step, digits + 2), f"{i * step + 0:.{digits}f}") for i in inside(step)]
 
 
 def scale(lo, hi, at_lo, at_hi):
