@@ -110,7 +110,7 @@ def test_curves_have_a_line_a_run_and_a_mean_an_arm(make):
     facts, reader, _ = read_case(make)
     classes = [value for tag, name, value in reader.attributes if tag == "polyline" and name == "class"]
     arms, runs, timed = len(facts["declaration"]["arms"]), len(facts["runs"]), len(facts["runs"]) - 1  # one curve has no clock
-    late = sum(run["steps"] > 30 and run["run_status"] != "diverged" for run in facts["runs"])
+    late = sum(run["steps"] == 60 for run in facts["runs"])
     assert sum(c.startswith("thin") for c in classes) == runs + timed + late
     assert sum(c.startswith("thick") for c in classes) == (2 + 1 + 1) * arms, "over step, over time, the later half; and the legend"
     assert {value for tag, name, value in reader.attributes if name == "points" and "nan" in value} == set()
