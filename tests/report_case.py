@@ -72,7 +72,7 @@ def make_entry(candidate, verdict, reason, runs, k, primary="val_bpb", diverged=
     gates += [gate_of(floor["metric"], "floor", floor["metric"], floor["margin"], runs, candidate, level) for floor in FLOORS]
     first, (s_b, nu, _) = gates[0], BANK[primary]
     return entry | {
-        "mean_gain": first["mean"], "se": 0.0006, "df": nu + first["n"] - 1, "p": max(gate["p"] for gate in gates),
+        "n": first["n"], "mean_gain": first["mean"], "se": 0.0006, "df": nu + first["n"] - 1, "p": max(gate["p"] for gate in gates),
         "lo": first["lo"], "hi": first["hi"], "level": level, "noise_source": first["noise_source"],
         "chance_at_max": 0.41 if verdict == "inconclusive" else None, "smallest_gain": smallest_gain(first["n"], s_b, nu, level),
         "seeds_needed": seeds_needed(s_b, s_b, nu, level), "gates": [*gates, stability_gate(0)]}

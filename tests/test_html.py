@@ -191,6 +191,14 @@ def test_protocol_without_runs_has_a_page():
     assert "no verdict" in text and "Curves" not in text and facts["settings"]["command"] in text
 
 
+def test_control_alone_has_a_page_and_nothing_to_judge():
+    facts = five_candidates()
+    facts["declaration"] |= {"arms": facts["declaration"]["arms"][:1], "K": 0}
+    facts |= {"runs": [run for run in facts["runs"] if run["arm"] == "control"], "verdicts": [], "deltas": []}
+    text = "".join(read(page(facts, make_curves(facts))).text)
+    assert "The control alone on 5 seeds" in text and "No candidate was declared" in text and "Curves" in text
+
+
 def test_same_facts_give_the_same_file(tmp_path):
     facts = five_candidates()
     for name in ("a.html", "b.html"):

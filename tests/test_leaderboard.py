@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.lab import plots
 from nanochat.lab.experiments import append, schema
 from nanochat.lab.leaderboard import BEGIN, END, make_entries, markdown, profiles, ranking_target, replaced, verdicts_of
 from scripts import leaderboard as script
@@ -54,6 +55,8 @@ def test_extrapolated_time_is_shown_and_never_ranks_above_a_measured_one():
     cells = {row[1]: row for row in table(markdown(rows))}
     assert cells["guess"][4] == "0 of 1 reached it" and cells["guess"][5] == "1.0 (power_law, n 1)"
     assert cells["measured"][4] == "999.0" and cells["measured"][5] == ""
+    both, = table(markdown([make_row("both", 1, time=50.0, **guess), make_row("both", 2, **guess)]))
+    assert both[4:6] == ["1 of 2 reached it", "1.0 (power_law, n 1)"], "a guess beside a measured time is not shown"
 
 
 def test_time_counts_only_where_every_run_reached_the_target():
@@ -161,6 +164,20 @@ def test_command_writes_table_and_picture_and_again_the_same_bytes(files, capsys
     assert first.startswith(b"mine\n") and first.endswith(b"\nalso mine\n") and b"| 1 | control | 2 | 1 2 | 71.5 " in first
     assert struct.unpack(">II", picture[16:24]) == (750, 500)
     assert run(ledger, page) == 0 and (page.read_bytes(), page.with_name("board.png").read_bytes()) == (first, picture)
+
+
+def test_picture_has_a_dot_a_run_a_mean_an_entry_and_a_grey_control(tmp_path, monkeypatch):
+    rows = [make_row(arm, seed, bpb=1.1 + 0.01 * seed, training_sec=60.0 + seed) for arm in ("a", "control", "b") for seed in (1, 2, 3)]
+    rows += [make_row("a", 4, status="diverged"), make_row("c", 1, training_sec=None)]
+    monkeypatch.setattr(plots.plt, "close", lambda fig: None)
+    assert plots.draw_leaderboard(tmp_path / "x.png", profiles(rows))
+    lines = plots.plt.gcf().axes[0].lines
+    monkeypatch.undo()
+    plots.plt.close("all")
+    dots, means = ([line for line in lines if line.get_marker() == marker] for marker in "oD")
+    assert [len(line.get_xdata()) for line in dots] == [3, 3, 3] and {tuple(line.get_xdata()) for line in dots} == {(61.0, 62.0, 63.0)}
+    assert [(*line.get_xdata(), *line.get_ydata()) for line in means] == [(62.0, pytest.approx(1.12))] * 3
+    assert {line.get_label(): line.get_color() for line in means}["control (n 3)"] == plots.COLORS[0]
 
 
 def test_no_row_leaves_a_page_that_says_so(files, capsys):

@@ -23,20 +23,21 @@ def test_gates_table_has_a_row_a_gate_with_its_numbers():
     entry = five_candidates()["verdicts"][1]
     rows = rows_of(report.gates_table(entry))[:len(entry["gates"])]
     for gate, row in zip(entry["gates"], rows):
-        assert row[:2] == [gate["gate"], gate["role"]] and row[-3:] == [gate["result"], gate["noise_source"] or "", gate["section"]]
+        assert row[1] == gate["role"] and row[-3:] == [gate["result"], gate["noise_source"] or "", gate["section"]]
     gate = entry["gates"][0]
-    assert rows[0][2:8] == ["val_bpb (bpb)", "5", f"{gate['mean']:+.5f} ({gate['mean'] / 0.0013:+.1f})",
+    assert rows[0][:7] == ["val_bpb (bpb)", "primary", "5", f"{gate['mean']:+.5f} ({gate['mean'] / 0.0013:+.1f})",
                             f"[{gate['lo']:.5f}, {gate['hi']:.5f}]", "0.01", f"{gate['p']:.3g}"]
-    assert [row[8] for row in rows] == ["0", "-0.00995 (-5.0)", "-0.10536 (-8.8)", ""]
+    assert [row[0] for row in rows][2:] == ["tok_per_sec (log)", "no instability: run_status"]
+    assert [row[7] for row in rows] == ["0", "-0.00995 (-5.0)", "-0.10536 (-8.8)", ""]
     assert "tok_per_sec: loose: its margin is 8.8 sd" in report.gates_table(entry)
 
 
 def test_gate_that_was_missed_or_unbounded_has_empty_cells_and_infinite_ends():
     gate = five_candidates()["verdicts"][0]["gates"][0]
-    assert report.gate_cells(gate | {"lo": None, "hi": None})[5] == "[-inf, inf]"
+    assert report.gate_cells(gate | {"lo": None, "hi": None})[4] == "[-inf, inf]"
     empty = dict.fromkeys(("mean", "mean_in_sd", "lo", "hi", "level", "p", "noise_source"))
-    assert report.gate_cells(gate | empty | {"result": "fail"}) == ["val_bpb", "primary", "val_bpb (bpb)", "5", "", "", "", "", "0", "fail",
-                                                                     "", "7.1 gate 6"]
+    assert report.gate_cells(gate | empty | {"result": "fail"}) == ["val_bpb (bpb)", "primary", "5", "", "", "", "", "0", "fail", "",
+                                                                     "7.1 gate 6"]
     assert report.gates_table(unbanked()["verdicts"][0]) == ""
 
 

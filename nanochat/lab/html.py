@@ -91,11 +91,14 @@ def _head(title, facts) -> Markup:
     settings, runs = facts["settings"], facts["runs"]
     seeds = len({run["seed"] for run in runs})
     n = len(facts["declaration"]["arms"]) - 1
-    line = f"{n} candidate{'s' * (n != 1)} against the control on {seeds} paired seed{'s' * (seeds != 1)}, profile {settings['profile']}"
+    who = f"{n} candidate{'s' * (n != 1)} against the control, paired" if n else "The control alone"
+    line = f"{who} on {seeds} seed{'s' * (seeds != 1)}, profile {settings['profile']}"
     return el("header", el("h1", title), el("p", f"{line}. Written {facts['timestamp']}.", cls="soft"))
 
 
 def _verdicts(facts) -> Markup:
+    if len(facts["declaration"]["arms"]) == 1:
+        return el("section", el("p", "No candidate was declared: there is nothing to judge."))
     if not facts["verdicts"]:
         return el("section", el("p", "No run has ended yet: there is no verdict."))
     return el("section", *[_verdict(entry) for entry in facts["verdicts"]])
@@ -160,15 +163,15 @@ def _gain_figure(facts, key, entries) -> Markup:
     (role, metric, margin), arms = key, _arms(facts)
     rows = [{"name": name, "color": arms.index(name) if name in arms else 1, "gains": pair_gains(metric, facts["runs"], name)[:gate["n"]],
              "mean": gate["mean"], "lo": gate["lo"], "hi": gate["hi"], "value": _value(metric, gate)} for name, gate in entries]
-    unit = "difference of natural logs: 0.01 is about 1 %" if METRICS[metric].log else "bits per byte"
-    floor = f", floor at {-margin:+.4g}" if margin else ""
-    return el("figure", el("figcaption", el("b", metric), f" ({role}{floor}; {unit})"), Markup(svg.gain_chart(metric, rows, margin)))
+    unit = "of natural logs, 0.01 is about 1 %" if METRICS[metric].log else "bits per byte"
+    at = f" at {0.0 - margin:+.4g}" if margin else ""
+    return el("figure", el("figcaption", el("b", metric), f" ({role}{at}; {unit})"), Markup(svg.gain_chart(metric, rows, margin)))
 
 
 def _value(metric, gate) -> str:
     digits = ".4f" if METRICS[metric].log else ".5f"
-    ends = [("-\u221e", "\u221e")[i] if gate[key] is None else format(gate[key], "+" + digits) for i, key in enumerate(("lo", "hi"))]
-    return f"{gate['mean']:+{digits}}  [{ends[0]}, {ends[1]}]"
+    ends = [inf if gate[key] is None else format(gate[key], "+" + digits) for key, inf in (("lo", "-\u221e"), ("hi", "\u221e"))]
+    return f"{gate['mean']:+{digits}}  [{', '.join(ends)}]"
 
 
 # -----------------------------------------------------------------------------
@@ -182,7 +185,7 @@ def _gates(facts) -> Markup | None:
     parts = []
     for entry in facts["verdicts"]:
         if entry.get("gates"):
-            parts += [el("h3", entry["candidate"]), _table(GATE_HEADER, [gate_cells(gate) for gate in entry["gates"]], 3, RESULTS)]
+            parts += [el("h3", entry["candidate"]), _table(GATE_HEADER, [gate_cells(gate) for gate in entry["gates"]], 2, RESULTS)]
             parts += [el("p", note, cls="soft") for note in gate_notes(entry)]
     note = ("A gate passes when the lower end of its interval reaches the number under \u201clo must reach\u201d. In parentheses: "
             "in standard deviations of one control run. Section: of the plan that asks for the gate.")
@@ -198,9 +201,9 @@ def _runs(facts) -> Markup | None:
     """A column that no run has is left out; a cell that was not measured stays empty."""
     runs = facts["runs"]
     keys = [key for key in COLUMNS if any(run.get(key) is not None for run in runs)]
-    rows = [[run["arm"], run["run_status"], _remarks(run), run["seed"], *[number(run.get(key), COLUMNS[key]) for key in keys]]
+    rows = [[run["arm"], run["seed"], run["run_status"], _remarks(run), *[number(run.get(key), COLUMNS[key]) for key in keys]]
             for run in runs]
-    return _section("Runs", _table(["arm", "status", "remarks", "seed", *keys], rows, 3, RESULTS)) if runs else None
+    return _section("Runs", _table(["arm", "seed", "status", "remarks", *keys], rows, 4, RESULTS)) if runs else None
 
 
 def _remarks(run) -> str:
@@ -214,7 +217,7 @@ def _noise(facts) -> Markup | None:
     sigmas = [[metric, sigma_text(values)] for metric, values in (noise.get("metrics") or {}).items()]
     gains = [(n, gain) for n, gain in smallest_gains(facts) if math.isfinite(gain)]
     metric = primary_metric(facts["declaration"])
-    parts = [el("p", f"Source: {noise.get('source')}.")]
+    parts = [el("p", f"Source: {noise.get('source')}." + ("" if sigmas else " No control run of this profile is banked."))]
     parts += [_table(["metric", "sd of one control run"], sigmas, 2)] if sigmas else []
     if gains:
         parts += [el("p", f"The smallest true gain in {metric} that n seeds show four times out of five, {facts['declaration']['K']} "

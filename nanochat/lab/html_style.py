@@ -24,7 +24,7 @@ p{{margin:4px 0;overflow-wrap:anywhere}}
 .answer{{font-size:17px}}
 .badge{{display:inline-block;color:var(--bg);background:var(--v);border-radius:4px;padding:0 8px;font-size:14px;font-weight:600}}
 .promote{{--v:var(--good)}}.optional{{--v:var(--c2)}}.reject{{--v:var(--bad)}}.inconclusive{{--v:var(--open)}}.no-verdict{{--v:var(--soft)}}
-.charts{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));gap:14px 24px}}
+.charts{{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,430px),1fr));gap:14px 24px}}
 figure{{margin:6px 0}}figcaption{{font-size:14px;color:var(--soft)}}figcaption b{{color:var(--ink)}}
 .legend span{{display:inline-block;margin-right:18px}}
 .swatch{{width:30px;height:8px;vertical-align:middle}}
@@ -45,5 +45,6 @@ polyline{{fill:none;stroke:var(--c);stroke-linejoin:round}}.thin{{stroke-width:1
 .dot{{fill:var(--c)}}.seed{{opacity:.65}}.bar{{stroke:var(--c);stroke-width:2.4}}.mean{{fill:var(--c);stroke:var(--bg);stroke-width:1.2}}
 .c0{{--c:var(--c0)}}.c1{{--c:var(--c1)}}.c2{{--c:var(--c2)}}.c3{{--c:var(--c3)}}.c4{{--c:var(--c4)}}.c5{{--c:var(--c5)}}.c6{{--c:var(--c6)}}
 @media print{{:root{{color-scheme:light;{LIGHT}}}article,figure,tr{{break-inside:avoid}}h2,h3{{break-after:avoid}}
-main{{max-width:none;padding:0}}table{{font-size:9px}}th,td{{padding:2px 4px}}pre{{font-size:9px}}}}
+main{{max-width:none;padding:0}}.charts{{grid-template-columns:1fr 1fr}}
+.verdict,.badge,.swatch{{print-color-adjust:exact}}table{{font-size:9px}}th,td{{padding:2px 4px}}pre{{font-size:9px}}}}
 """

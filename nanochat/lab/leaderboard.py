@@ -156,7 +156,8 @@ def section(title: str, target, entries: list[Entry]) -> str:
     table = [HEADER, ["---"] + ["---"] + ["---:"] * 8 + ["---"] * 2] + [cells(i + 1, entry, target) for i, entry in enumerate(entries)]
     lines = ["| " + " | ".join(map(in_cell, row)) + " |" for row in table]
     commands = [f"# {i + 1} {entry.arm}\n{shared_command(text_of(entry.runs[-1], 'command'))}" for i, entry in enumerate(entries)]
-    return "\n".join([f"## {in_line(title)}", facts_of(entries), goal, "", *lines, "", fenced("\n".join(commands))])
+    code = fenced("\n".join(["# add --seed", *commands]))
+    return "\n".join([f"## {in_line(title)}", facts_of(entries), goal, "", *lines, "", code])
 
 
 def facts_of(entries) -> str:

@@ -17,6 +17,7 @@ import numpy as np  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 from nanochat.common import atomic_writer  # noqa: E402
+from nanochat.lab.arms import CONTROL  # noqa: E402
 from nanochat.lab.curves import as_arrays, from_first_timed, limits, mean_curve  # noqa: E402
 from nanochat.lab.stats import ALPHA, t_above  # noqa: E402
 
@@ -125,7 +126,7 @@ def _name_sides(ax, has_bar):
 # -----------------------------------------------------------------------------
 # Leaderboard
 
-MOST_ENTRIES = 7  # of a profile, best first: more are not told apart
+MOST_ENTRIES = len(COLORS) - 1  # of a profile, best first: more are not told apart
 
 
 def draw_leaderboard(path, profiles) -> bool:
@@ -157,8 +158,9 @@ def _dots(entry) -> np.ndarray:
 
 
 def _leaderboard_panel(ax, title, target, entries):
-    for k, entry in enumerate(entries[:MOST_ENTRIES]):
-        dots, color = _dots(entry), COLORS[k % len(COLORS)]
+    colors = iter(COLORS[1:])
+    for entry in entries[:MOST_ENTRIES]:
+        dots, color = _dots(entry), COLORS[0] if entry.arm == CONTROL else next(colors)
         ax.plot(*dots.T, "o", color=color, ms=5, alpha=0.5, mew=0)
         ax.plot(*dots.mean(axis=0), "D", color=color, ms=10, mec="white", label=f"{entry.arm} (n {len(dots)})")
     if target and target[0] == "val_bpb":

@@ -96,15 +96,16 @@ def _bound(value, missing: str = "unbounded", form: str = ".5f") -> str:
 # -----------------------------------------------------------------------------
 # Gates
 
-GATE_HEADER = ["gate", "role", "metric", "n", "mean (sd)", "interval", "level", "p", "lo must reach (sd)", "result", "noise", "section"]
+GATE_HEADER = ["gate", "role", "n", "mean (sd)", "interval", "level", "p", "lo must reach (sd)", "result", "noise", "section"]
 
 
 def gate_cells(gate: dict) -> list[str]:
     """One gate as a row under GATE_HEADER. A gate passes when the lower end of its interval reaches -margin."""
     margin, margin_sd = ([None if gate.get(key) is None else 0.0 - gate[key] for key in ("threshold", "threshold_in_sd")])
     interval = f"[{_bound(gate['lo'], '-inf')}, {_bound(gate['hi'], 'inf')}]" if gate.get("mean") is not None else ""
-    return [gate["gate"], gate["role"], f"{gate['metric']} ({gate['unit']})" if gate.get("unit") else gate.get("metric") or "",
-            number(gate.get("n"), "d"), _with_sd(gate.get("mean"), gate.get("mean_in_sd")), interval, number(gate.get("level"), ".3g"),
+    name = gate["gate"] if gate["gate"] == gate["metric"] else f"{gate['gate']}: {gate['metric']}"
+    return [f"{name} ({gate['unit']})" if gate.get("unit") else name, gate["role"], number(gate.get("n"), "d"),
+            _with_sd(gate.get("mean"), gate.get("mean_in_sd")), interval, number(gate.get("level"), ".3g"),
             number(gate.get("p"), ".3g"), _with_sd(margin, margin_sd), gate["result"], gate.get("noise_source") or "",
             str(gate.get("section") or "")]
 
@@ -129,7 +130,7 @@ def gates_table(entry: dict) -> str:
     if not gates:
         return ""
     lines = [f"gates of {entry['candidate']} (above 0 the candidate is better; sd: in standard deviations of one control run)",
-             table(GATE_HEADER, [gate_cells(gate) for gate in gates], left=3)]
+             table(GATE_HEADER, [gate_cells(gate) for gate in gates], left=2)]
     return "\n".join([*lines, *("  " + note for note in gate_notes(entry))])
 
 
