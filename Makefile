@@ -7,11 +7,11 @@ quote = '$(subst ','\'',$(1))'
 # $(call option,flag,VARIABLE): the flag with the variable's value as one word, where the variable is given
 option = $(if $($(2)),$(1)=$(call quote,$($(2))))
 
-.PHONY: help setup setup-dev smoke protocol dataset tok arch vram test test-slow lint clean
+.PHONY: help setup setup-dev smoke protocol upstream patch-check patch-apply patch-revert dataset tok arch vram test test-slow lint clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
 setup: ## make .venv with the pinned packages
 	$(SETUP)
 setup-dev: ## the same, with pytest and ruff
@@ -20,6 +20,14 @@ smoke: setup ## control against candidate on the built-in corpus, in minutes; FR
 	$(PY) -m scripts.smoke $(if $(filter-out 0,$(FRESH)),--fresh)
 protocol: setup ## compare: SEEDS="1337 2026" NUM_ITERATIONS=64 LABEL=mix005 CANDIDATE="--flag ..." [PROFILE=] [FLAGS="for both arms"] [JOBS=1] [FRESH=1]
 	$(PY) -m scripts.protocol $(call option,--profile,PROFILE) $(call option,--label,LABEL) $(call option,--seeds,SEEDS) $(call option,--num-iterations,NUM_ITERATIONS) $(call option,--flags,FLAGS) $(call option,--candidate,CANDIDATE) $(call option,--jobs,JOBS) $(if $(filter-out 0,$(FRESH)),--fresh)
+upstream: setup ## clone or update a nanochat checkout outside this tree and pin it: [REMOTE=url or path] [COMMIT=] [FOLDER=]
+	$(PY) -m scripts.patch upstream $(call option,--remote,REMOTE) $(call option,--commit,COMMIT) $(call option,--folder,FOLDER)
+patch-check: setup ## does PATCH=patches/x.patch apply to TREE=../nanochat? Changes nothing
+	$(PY) -m scripts.patch check $(call option,--patch,PATCH) $(call option,--tree,TREE)
+patch-apply: setup ## apply it, and note its hash and the base commit
+	$(PY) -m scripts.patch apply $(call option,--patch,PATCH) $(call option,--tree,TREE)
+patch-revert: setup ## take back what patch-apply changed, and nothing else
+	$(PY) -m scripts.patch revert $(call option,--patch,PATCH) $(call option,--tree,TREE)
 dataset: setup ## download N ClimbMix shards of 100 MB each (N=8), or FROM=path NAME=name for text of your own
 	$(PY) -m nanochat.dataset $(if $(FROM),$(call option,--from,FROM) $(call option,--name,NAME),--num-files=$(or $(N),8))
 tok: setup ## train the tokenizer (VOCAB=32768) and compare it with GPT-2's and GPT-4's
