@@ -7,7 +7,7 @@ quote = '$(subst ','\'',$(1))'
 # $(call option,flag,VARIABLE): the flag with the variable's value as one word, where the variable is given
 option = $(if $($(2)),$(1)=$(call quote,$($(2))))
 
-.PHONY: help setup setup-dev smoke protocol noise gates miniseries cycle ledger leaderboard simulate-gates dataset tok arch vram test test-slow lint clean
+.PHONY: help setup setup-dev smoke protocol noise gates miniseries cycle ledger leaderboard simulate-gates upstream patch-check patch-apply patch-revert dataset tok arch vram test test-slow lint clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -30,8 +30,18 @@ cycle: setup ## walk phases 0 to 5 of the plan as far as the gates allow: LABEL=
 	$(PY) -m scripts.cycle $(call option,--label,LABEL) $(call option,--profile,PROFILE) $(call option,--flags,FLAGS) $(call option,--depths,DEPTHS) $(call option,--noise-seeds,NOISE_SEEDS) $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
 ledger: setup ## the newest rows: [LAST=20] [WHERE="label=noise"]; python -m scripts.ledger --help for import and rerun
 	$(PY) -m scripts.ledger --last=$(or $(LAST),20) $(call option,--where,WHERE)
+leaderboard: setup ## rewrite dev/LEADERBOARD.md and its picture from the ledger [LEDGER=path]
+	$(PY) -m scripts.leaderboard $(call option,--ledger,LEDGER)
 simulate-gates: setup ## how often a verdict is wrong, and how often it sees a gain, on made-up runs, beside the targets
 	$(PY) -m scripts.simulate_gates
+upstream: setup ## clone or update a nanochat checkout outside this tree and pin it: [REMOTE=url or path] [COMMIT=] [FOLDER=]
+	$(PY) -m scripts.patch upstream $(call option,--remote,REMOTE) $(call option,--commit,COMMIT) $(call option,--folder,FOLDER)
+patch-check: setup ## does PATCH=patches/x.patch apply to TREE=../nanochat? Changes nothing
+	$(PY) -m scripts.patch check $(call option,--patch,PATCH) $(call option,--tree,TREE)
+patch-apply: setup ## apply it, and note its hash and the base commit
+	$(PY) -m scripts.patch apply $(call option,--patch,PATCH) $(call option,--tree,TREE)
+patch-revert: setup ## take back what patch-apply changed, and nothing else
+	$(PY) -m scripts.patch revert $(call option,--patch,PATCH) $(call option,--tree,TREE)
 dataset: setup ## download N ClimbMix shards of 100 MB each (N=8), or FROM=path NAME=name for text of your own
 	$(PY) -m nanochat.dataset $(if $(FROM),$(call option,--from,FROM) $(call option,--name,NAME),--num-files=$(or $(N),8))
 tok: setup ## train the tokenizer (VOCAB=32768) and compare it with GPT-2's and GPT-4's

@@ -19,16 +19,17 @@ from pathlib import Path
 from nanochat import dataset, tokenizer
 from nanochat.common import REPO_ROOT, get_base_dir
 from nanochat.lab import profiles
-from nanochat.lab.arms import make_arms, parse_seeds, split_flags
+from nanochat.lab.arms import parse_seeds, split_flags
 from nanochat.lab.cells import stop_on_signals
 from nanochat.lab.experiments import LEDGER
 from nanochat.lab.gates import PRIMARY
 from nanochat.lab.looks import MAX_SEEDS
 from nanochat.lab.protocol import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Protocol, run
+from nanochat.lab.trees import make_all_arms
 
 DEFAULT_SEEDS = ("1337", "2026")
 DEFAULT_CANDIDATE = "--symplectic-gate --symplectic-gate-mix=0.15"
-TAKES_FLAGS = ("--candidate", "--flags")
+TAKES_FLAGS = ("--candidate", "--flags", "--arm")
 
 
 def build_parser():
@@ -39,6 +40,8 @@ def build_parser():
                         help=f"whole numbers, the same for every arm (default: {' '.join(DEFAULT_SEEDS)})")
     parser.add_argument("--candidate", action="append", metavar="'[NAME:] FLAGS'",
                         help=f"what a candidate adds to the control; repeat for more (default: {DEFAULT_CANDIDATE})")
+    parser.add_argument("--arm", action="append", default=[], metavar="'NAME: tree=PATH patch=FILE flags=...'",
+                        help="an arm on another checkout, or with patches (lab/trees.py); named control it replaces the control")
     parser.add_argument("--profile", choices=list(profiles.PROFILES),
                         help="the workload (default: protocol-16gb with a CUDA device, else smoke-cpu)")
     parser.add_argument("--num-iterations", type=int, help="optimizer steps, instead of the profile's")
@@ -98,10 +101,10 @@ def make_protocol(args) -> Protocol:
     common = [f"--num-iterations={args.num_iterations}"] if args.num_iterations is not None else []
     common += split_flags("--flags", args.flags)
     machine = profiles.machine_flags(profile, memory_mib, has_triton=importlib.util.find_spec("triton") is not None)
-    candidates = args.candidate or (["aa:"] if args.aa else [DEFAULT_CANDIDATE])
-    arms = make_arms(candidates, [*profile.flags, *machine, *common])
-    if args.aa and any(arm.flags for arm in arms):
-        raise ValueError("--aa runs the control against itself: leave --candidate out, or give it no flags")
+    candidates = args.candidate or (["aa:"] if args.aa else [] if args.arm else [DEFAULT_CANDIDATE])
+    arms = make_all_arms(candidates, args.arm, [*profile.flags, *machine, *common], get_base_dir())
+    if args.aa and (args.arm or any(arm.flags for arm in arms)):
+        raise ValueError("--aa runs the control against itself: leave --candidate and --arm out, or give candidates no flags")
     if arms[0].config.device_type == "cuda" and memory_mib is None:
         raise ValueError(f"--profile={profile.name} needs a CUDA device, and torch finds none; use --profile=smoke-cpu")
     return Protocol(

@@ -11,7 +11,7 @@ import re
 import shlex
 from dataclasses import asdict, dataclass, replace
 
-from nanochat.config import FIELDS, TrainConfig, config_hash, flag, hashed_options, hyphenate, parse
+from nanochat.config import FIELDS, TrainConfig, config_hash, flag, hashed_options, hyphenate, parse, to_argv
 
 CONTROL = "control"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -28,6 +28,15 @@ class Arm:
     name: str
     flags: str  # what it adds to the control; empty for the control
     config: TrainConfig
+    tree_id = None  # identity of the code it runs; None = this repository as it is (lab/trees.py has the others)
+
+    @property
+    def argument(self) -> str | None:
+        """What names it on the command line of scripts.protocol; nothing does for the control."""
+        return None if self.name == CONTROL else f"--candidate={self.name}: {self.flags}"
+
+    def command(self, cell: "Cell", runner, resume: bool) -> list[str]:
+        return [*runner.trainer, *to_argv(replace(cell.config, resume=resume))]
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,8 @@ class Cell:
     config: TrainConfig
     tag: str  # run id and model tag
     config_hash: str
+    dataset_id: str
+    tokenizer_id: str
 
     @property
     def title(self) -> str:
@@ -136,7 +147,8 @@ def profile_changes(control: Arm, arm: Arm) -> list[str]:
 
 def same_options(arms: list[Arm]) -> list[tuple[str, str]]:
     """Pairs of arm names whose options are equal (A/A): legitimate, but worth saying."""
-    return [(a.name, b.name) for i, a in enumerate(arms) for b in arms[i + 1:] if asdict(a.config) == asdict(b.config)]
+    return [(a.name, b.name) for i, a in enumerate(arms) for b in arms[i + 1:]
+            if (asdict(a.config), a.tree_id) == (asdict(b.config), b.tree_id)]
 
 
 def refuse_rounded(arms: list[Arm], resolved: list[dict]):
@@ -165,5 +177,6 @@ def make_cells(arms, seeds, label, dataset_id, tokenizer_id, tree, aa_offset=0) 
         for arm in arms[i % len(arms):] + arms[:i % len(arms)]:
             tag = "_".join(["nc", *([label] if label else []), f"d{arm.config.depth}", arm.name, f"s{seed}"])
             config = replace(arm.config, seed=seed + (aa_offset if arm is not arms[0] else 0), model_tag=tag)
-            cells.append(Cell(arm, seed, config, tag, config_hash(config, dataset_id, tokenizer_id, tree)))
+            hashed = config_hash(config, dataset_id, tokenizer_id, arm.tree_id or tree)
+            cells.append(Cell(arm, seed, config, tag, hashed, dataset_id, tokenizer_id))
     return cells

@@ -13,11 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nanochat.common import REPO_ROOT
-from nanochat.config import to_argv
 from nanochat.lab.arms import Cell
 from nanochat.record import STATUSES, last_metrics_row, read_record, record_dir
 
@@ -55,7 +54,7 @@ class Runner:
         """Begin to train `cell`, from its latest checkpoint where it has one under the same hash."""
         before = read_record(self.home, cell.tag)
         resume = not self.fresh and before is not None and before.get("config_hash") == cell.config_hash
-        command = [*self.trainer, *to_argv(replace(cell.config, resume=resume))]
+        command = cell.arm.command(cell, self, resume)
         stamp = self._stamp(cell)
         with self._open_log(cell, command, resume) as log:
             child = subprocess.Popen(command, cwd=REPO_ROOT, env=self._environment(), stdin=subprocess.DEVNULL, stdout=log,
@@ -176,5 +175,14 @@ def ask_to_stop(children, grace_sec: float = SAVE_GRACE_SEC):
             child.wait(max(0.0, deadline - time.monotonic()))
         except (KeyboardInterrupt, subprocess.TimeoutExpired):
             deadline = 0.0
-            child.kill()
+            _kill(child)
             child.wait()
+
+
+def _kill(child):
+    """With the processes that it started: a trainer of another tree is a child of its child."""
+    if os.name == "nt":
+        child.kill()
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)

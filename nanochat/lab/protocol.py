@@ -23,6 +23,7 @@ from nanochat.lab.profiles import Profile
 from nanochat.lab.progress import Progress
 from nanochat.lab.results import RESULTS_DIR, Results, curve
 from nanochat.lab.session import Session
+from nanochat.lab.trees import check_seeds
 
 EXIT_OK, EXIT_FAILED_CELL, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 POLL_SEC = 0.5
@@ -65,6 +66,7 @@ class Protocol:
             raise ValueError(f"--jobs={self.jobs}: expected 1 or more")
         if self.jobs > 1 and self.arms[0].config.device_type != "cpu":
             raise ValueError(f"--jobs={self.jobs}: cells share cores, not a {self.arms[0].config.device_type or 'device'}; leave it at 1")
+        check_seeds(self.arms, self.seeds)
         self.results = Results(self.results_dir, self.name)  # a foreign history is refused here
 
     def identify(self, dataset_id: str, tokenizer_id: str):
@@ -84,7 +86,7 @@ class Protocol:
         words += [f"--label={self.label}"] if self.label else []
         words += ["--seeds", *map(str, seeds or self.seeds)]
         words += [f"--flags={shlex.join(self.common_flags)}"] if self.common_flags else []
-        words += [f"--candidate={arm.name}: {arm.flags}" for arm in self.arms[1:]]
+        words += [arm.argument for arm in self.arms if arm.argument]
         words += [f"--min-gain={self.min_gain:g}"] if self.min_gain else []
         words += [f"--primary={self.primary}"] if self.primary != "val_bpb" else []
         words += [f"--fallback={self.fallback}"] if self.fallback else []

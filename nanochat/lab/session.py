@@ -14,6 +14,7 @@ from nanochat.lab.cells import Outcome, Runner
 from nanochat.lab.noise import banked_target, measure, with_target
 from nanochat.lab.results import curve, delta_rows, means, now, run_row
 from nanochat.lab.target import crossing, crossing_step
+from nanochat.lab.trees import provenance
 from nanochat.record import read_metrics, record_dir
 
 
@@ -26,7 +27,7 @@ class Session:
         self.previous = self.results.read_latest()
         self.runs: dict[tuple, dict] = {}
         self.provenance = {**git_state(), "tree_hash": protocol.tree, "patch_hash": None, "upstream_commit": None,
-                           "dataset_id": protocol.dataset_id, "tokenizer_id": protocol.tokenizer_id}
+                           "dataset_id": protocol.dataset_id, "tokenizer_id": protocol.tokenizer_id, **provenance(protocol.arms)}
 
     # -------------------------------------------------------------------------
     # Declaration

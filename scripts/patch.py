@@ -1,0 +1,64 @@
+"""
+Candidate changes as patches on any nanochat checkout, and the checkout itself:
+
+    python -m scripts.patch upstream [--remote URL|PATH] [--commit COMMIT] [--folder FOLDER]
+    python -m scripts.patch check  --patch patches/nanochat_seed.patch --tree PATH
+    python -m scripts.patch apply  --patch ... --tree PATH
+    python -m scripts.patch revert --patch ... --tree PATH
+
+The checkout's default folder is upstream/ under NANOCHAT_BASE_DIR. Exit code: 0, or 2 where nothing was changed and the
+message says why. patches/README.md tells how a candidate lives; lab/patches.py does the work.
+"""
+
+import argparse
+import sys
+
+from nanochat.common import get_base_dir
+from nanochat.lab import patches
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(prog="python -m scripts.patch", description="Patches on a checkout of any nanochat.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    upstream = commands.add_parser("upstream", help="clone or update a checkout; print its branch, commit and path")
+    upstream.add_argument("--remote", help=f"URL or path (default: {patches.UPSTREAM} at {patches.UPSTREAM_COMMIT[:7]})")
+    upstream.add_argument("--commit", help="commit, branch or tag (default: the remote's HEAD)")
+    upstream.add_argument("--folder", help="where (default: upstream/ under NANOCHAT_BASE_DIR)")
+    for name, help in (("check", "dry run"), ("apply", "apply and note it"), ("revert", "take back what apply did, and nothing else")):
+        command = commands.add_parser(name, help=help)
+        command.add_argument("--patch", required=True, help="a git diff")
+        command.add_argument("--tree", required=True, help="top folder of a git checkout")
+    return parser
+
+
+def say_base(patch, tree):
+    commit = patches.head(tree)
+    if patch.base and not commit.startswith(patch.base):
+        print(f"  it was made for {patch.base}, and the tree is at {commit}: it applies, read what it changes")
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        if args.command == "upstream":
+            found = patches.upstream(args.folder or get_base_dir() / "upstream", args.remote, args.commit)
+            print(f"branch {found['branch']}\ncommit {found['commit']}\npath   {found['path']}")
+        elif args.command == "check":
+            patch = patches.check(args.tree, args.patch)
+            print(f"{patch.name} applies to {args.tree} (sha256 {patch.sha256}); nothing was changed")
+            say_base(patch, args.tree)
+        elif args.command == "apply":
+            note = patches.apply(args.tree, args.patch)
+            print(f"{note['patch']} applied to {args.tree} at {note['base_commit']} (sha256 {note['sha256']})")
+            say_base(patches.read_patch(args.patch), args.tree)
+        else:
+            note = patches.revert(args.tree, args.patch)
+            print(f"{note['patch']} taken back from {args.tree}; everything else is as it was")
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
