@@ -7,11 +7,11 @@ quote = '$(subst ','\'',$(1))'
 # $(call option,flag,VARIABLE): the flag with the variable's value as one word, where the variable is given
 option = $(if $($(2)),$(1)=$(call quote,$($(2))))
 
-.PHONY: help setup setup-dev smoke protocol noise ledger dataset tok arch vram test test-slow lint clean
+.PHONY: help setup setup-dev smoke protocol noise ledger leaderboard dataset tok arch vram test test-slow lint clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
 setup: ## make .venv with the pinned packages
 	$(SETUP)
 setup-dev: ## the same, with pytest and ruff
@@ -24,6 +24,8 @@ noise: setup ## bank SEEDS=8 runs of the control alone and print sigma and the s
 	$(PY) -m scripts.noise --run $(call option,--seeds,SEEDS) $(call option,--profile,PROFILE) $(call option,--flags,FLAGS) $(call option,--jobs,JOBS) $(if $(filter-out 0,$(FRESH)),--fresh)
 ledger: setup ## the newest rows: [LAST=20] [WHERE="label=noise"]; python -m scripts.ledger --help for import and rerun
 	$(PY) -m scripts.ledger --last=$(or $(LAST),20) $(call option,--where,WHERE)
+leaderboard: setup ## rewrite dev/LEADERBOARD.md and its picture from the ledger [LEDGER=path]
+	$(PY) -m scripts.leaderboard $(call option,--ledger,LEDGER)
 dataset: setup ## download N ClimbMix shards of 100 MB each (N=8), or FROM=path NAME=name for text of your own
 	$(PY) -m nanochat.dataset $(if $(FROM),$(call option,--from,FROM) $(call option,--name,NAME),--num-files=$(or $(N),8))
 tok: setup ## train the tokenizer (VOCAB=32768) and compare it with GPT-2's and GPT-4's
