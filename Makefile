@@ -7,7 +7,7 @@ quote = '$(subst ','\'',$(1))'
 # $(call option,flag,VARIABLE): the flag with the variable's value as one word, where the variable is given
 option = $(if $($(2)),$(1)=$(call quote,$($(2))))
 
-.PHONY: help setup setup-dev smoke protocol noise gates miniseries cycle ledger leaderboard simulate-gates upstream patch-check patch-apply patch-revert dataset tok arch vram test test-slow lint clean
+.PHONY: help setup setup-dev smoke protocol gates noise miniseries cycle ledger leaderboard simulate-gates upstream patch-check patch-apply patch-revert dataset tok arch vram test test-slow lint clean
 .DEFAULT_GOAL := help
 
 help: ## this list

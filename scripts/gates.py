@@ -15,18 +15,22 @@ from pathlib import Path
 
 from nanochat.common import read_json
 from nanochat.lab import gates, report
+from nanochat.lab.cycle import plateau
 from nanochat.lab.log_entry import log_entry
 from nanochat.lab.results import RESULTS_DIR
+from nanochat.lab.walk import read_cycles
 
 EXIT = {"promote": 0, "optional": 10, "inconclusive": 11, "reject": 12, None: 13}
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(prog="python -m scripts.gates", allow_abbrev=False, description="The verdict of a label, gate by gate.")
+    parser = argparse.ArgumentParser(prog="python -m scripts.gates", allow_abbrev=False,
+                                     description="The verdict of a label, gate by gate.")
     parser.add_argument("--label", default="protocol", help="of the protocol")
     parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where the protocol wrote")
     parser.add_argument("--json", action="store_true", help="the verdicts as JSON")
     parser.add_argument("--exit-code", action="store_true", help="the verdict as exit status, see above")
+    parser.add_argument("--plateau", action="store_true", help="whether the cycles so far have stopped improving")
     parser.add_argument("--log-entry", action="store_true", help="a draft for dev/LOG.md")
     return parser
 
@@ -45,6 +49,10 @@ def read_facts(folder: Path, label: str) -> dict:
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
+    if args.plateau:
+        reached, why = plateau(read_cycles(args.results_dir))
+        print(f"plateau: {'yes' if reached else 'no'}; {why}")
+        return 0
     try:
         facts = read_facts(args.results_dir, args.label)
     except ValueError as e:

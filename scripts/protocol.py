@@ -14,12 +14,13 @@ import argparse
 import importlib.util
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from nanochat import dataset, tokenizer
-from nanochat.common import REPO_ROOT, get_base_dir
+from nanochat.common import get_base_dir
 from nanochat.lab import profiles
-from nanochat.lab.arms import parse_seeds, split_flags
+from nanochat.lab.arms import parse_seeds, refuse_rounded, split_flags
 from nanochat.lab.cells import stop_on_signals
 from nanochat.lab.experiments import LEDGER
 from nanochat.lab.gates import PRIMARY
@@ -51,13 +52,15 @@ def build_parser():
     parser.add_argument("--fallback", choices=("wall_time",), help="decides where a candidate misses the target")
     parser.add_argument("--min-gain", type=float, metavar="GAIN",
                         help="the smallest gain worth having: a candidate shown to have less is rejected (default: one sd of the bank)")
-    parser.add_argument("--noise", choices=("bank", "own"), default="bank", help="spread from banked control runs, or of the differences alone")
+    parser.add_argument("--noise", choices=("bank", "own"), default="bank",
+                        help="spread from banked control runs, or of the differences alone")
     parser.add_argument("--until", choices=("decided",), help="add seeds, one at a time, until every candidate is decided or futile")
     parser.add_argument("--max-seeds", type=int, metavar="N", help=f"the most that --until may run (default: {MAX_SEEDS})")
     parser.add_argument("--aa", action="store_true", default=os.environ.get("AA", "") not in ("", "0"),
                         help="candidates are the control on other seeds: what is promoted is a false promotion (also AA=1)")
-    parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH", help=f"rows and bank (default: {LEDGER.relative_to(REPO_ROOT)})")
-    parser.add_argument("--jobs", type=int, metavar="N", help="cells that run side by side (default: on a CPU the arms of a seed, else 1)")
+    parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH", help="rows and bank (default: dev/ledger/experiments.csv, or NANOCHAT_LEDGER)")
+    parser.add_argument("--jobs", type=int, metavar="N",
+                        help="cells that run side by side (default: on a CPU the arms of a seed, else 1)")
     parser.add_argument("--timeout-minutes", type=float, metavar="MINUTES", help="stop a cell, resumable, after this long")
     parser.add_argument("--fresh", action="store_true", default=os.environ.get("FRESH", "") not in ("", "0"),
                         help="run every cell anew (also FRESH=1)")
@@ -115,11 +118,20 @@ def make_protocol(args) -> Protocol:
         machine=profiles.machine_name(arms[0].config.device_type))
 
 
+def refuse_no_ops(protocol):
+    """Raise ValueError for an arm that rounds to the run of another one."""
+    if any(arm.flags for arm in protocol.arms):
+        from nanochat.cost import resolve  # needs torch, which takes seconds
+        vocab_size = tokenizer.get_tokenizer(protocol.home).get_vocab_size()
+        refuse_rounded(protocol.arms, [asdict(resolve(arm.config, vocab_size)) for arm in protocol.arms])
+
+
 def main(argv=None) -> int:
     args = build_parser().parse_args(join_flag_values(sys.argv[1:] if argv is None else argv))
     try:
         protocol = make_protocol(args)
         protocol.identify(*profiles.prepare(protocol.profile, protocol.home, dataset, tokenizer, protocol.results.logs))
+        refuse_no_ops(protocol)
         return run(protocol)
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)

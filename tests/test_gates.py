@@ -13,6 +13,7 @@ import pytest
 from nanochat.lab.gates import declaration_changes, judge
 from tests.gates_case import BANK, BETTER, CONTROL, declared, make_runs
 
+
 def verdict_of(declaration, **values):
     entry, = judge(declaration, make_runs(**values))
     json.dumps(entry, allow_nan=False)  # what is written is strict JSON

@@ -116,7 +116,8 @@ def paired_runs(declaration, runs, name) -> list[tuple[dict, dict]]:
             pairs.append(tuple(cells))
     if len(pairs) < 2:
         raise Refusal("fewer than 2 pairs: one seed shows one draw of the noise; add seeds")
-    profiles = {run.get("profile_hash") for pair in pairs for run in pair}
+    same = ("profile_hash",) if not declaration.get("matched_budget") else ("device", "dataset_id", "tokenizer_id", "bound")
+    profiles = {tuple(run.get(name) for name in same) for pair in pairs for run in pair}
     if len(profiles) > 1:
         raise Refusal(f"{name} and control differ in device, dataset or tokenizer: different profiles are not compared")
     return pairs
@@ -165,6 +166,7 @@ def _untimely(pairs) -> str | None:
     """Speeds are only compared between cells that took turns on one machine."""
     apart = [control["seed"] for control, candidate in pairs if control.get("declared_at") != candidate.get("declared_at")]
     if apart:
-        raise Refusal(f"control and candidate of seed {apart[0]} ran under different protocols: their speeds do not compare; FRESH=1 runs both")
+        raise Refusal(f"control and candidate of seed {apart[0]} ran under different protocols: their speeds do not compare; "
+                      "FRESH=1 runs both")
     loaded = [f"{run['arm']} s{run['seed']}" for pair in pairs for run in pair if run.get("overloaded")]
     return f"overloaded: {', '.join(loaded)}" if loaded else None

@@ -20,7 +20,7 @@ from nanochat.lab.ledger import append_row, read_schema, read_typed
 from nanochat.lab.target import crossing, extrapolate
 from nanochat.lab.workload import option_differences
 
-LEDGER = REPO_ROOT / "dev" / "ledger" / "experiments.csv"
+LEDGER = Path(os.environ.get("NANOCHAT_LEDGER") or REPO_ROOT / "dev" / "ledger" / "experiments.csv")
 NOISE = "noise"  # label of the banked runs: the control alone, on seeds that protocols do not use
 BOOLS = ("dirty", "overloaded")
 INTEGERS = ("seed", "depth", "max_seq_len", "device_batch_size", "total_batch_size", "threads", "num_iterations",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanochat.lab import looks as looks_module
-from nanochat.lab.arms import CONTROL
+from nanochat.lab.arms import CONTROL, matched_budget
 from nanochat.lab.evidence import Evidence, Refusal, gather
 from nanochat.lab.looks import MAX_SEEDS, declared_looks
 from nanochat.lab.stats import ALPHA, MIN_PAIRS_WITHOUT_BANK, Comparison, compare, seeds_needed, smallest_gain
@@ -50,13 +50,17 @@ def declare(label, profile, arms, seeds, changes, declared_at, *, primary="val_b
         raise ValueError(f"--max-seeds={len(seeds)}: expected at most {MAX_SEEDS}")
     looks = declared_looks(nu if banked else 0, len(seeds)) if until_decided else [len(seeds)]
     noise_source = "bank" if banked else "own" if looks[-1] >= MIN_PAIRS_WITHOUT_BANK else "none"
+    matched = matched_budget(arms[0].config)
+    floors = [{"metric": metric, "margin": margin} for metric, margin in FLOORS.items()
+              if metric != primary and not (matched and metric == "tok_per_sec")]  # a larger model does fewer tokens a second by design
     if min_gain is None and primary == "wall_time":
         min_gain = math.log(1.03)
     return {
-        "declared_at": declared_at, "label": label, "profile": profile, "primary": primary, "margin": PRIMARY[primary], "fallback": fallback,
-        "floors": [{"metric": metric, "margin": margin} for metric, margin in FLOORS.items() if metric != primary], "target": target,
+        "declared_at": declared_at, "label": label, "profile": profile, "primary": primary, "margin": PRIMARY[primary],
+        "fallback": fallback,
+        "floors": floors, "target": target,
         "alpha": ALPHA, "min_gain": s_b if min_gain is None and banked else min_gain, "seeds": list(seeds), "looks": looks,
-        "max_seeds": len(seeds), "K": len(arms) - 1, "noise_source": noise_source, "noise": noise if banked else None,
+        "max_seeds": len(seeds), "matched_budget": matched, "K": len(arms) - 1, "noise_source": noise_source, "noise": noise if banked else None,
         "arms": [{"name": arm.name, "flags": arm.flags, "profile_changes": changes.get(arm.name, [])} for arm in arms],
     }
 
@@ -162,8 +166,9 @@ def _entry(declaration, name) -> dict:
 
 def _verdict(declaration, state) -> dict:
     e, entry = state.evidence, _entry(declaration, state.name)
-    if e.refusal or (not e.stopped and e.n < declaration["looks"][0]):
-        return entry | {"text": "no verdict", "reason": e.refusal or f"{e.n} pairs; the first declared look is at {declaration['looks'][0]}"}
+    first = declaration["looks"][0]
+    if e.refusal or (not e.stopped and e.n < first):
+        return entry | {"text": "no verdict", "reason": e.refusal or f"{e.n} pairs; the first declared look is at {first}"}
     if e.diverged:
         verdict, reason = _diverged(e.diverged)
         return entry | {"verdict": verdict, "text": verdict, "reason": reason, "n": e.n, "gates": [stability_row(e)]}
@@ -239,11 +244,19 @@ def gate_row(declaration, gate, test, plain) -> dict:
     if test.source == "missed":
         return row | {"n": test.n, "result": "fail" if gate.metric == "time_to_target" else "cannot tell", "note": gate.missed,
                       **dict.fromkeys(("mean", "mean_in_sd", "lo", "hi", "level", "p", "noise_source"))}
-    numbers = {"mean": test.mean, "mean_in_sd": test.mean / s_b if s_b else None, "lo": test.lo, "hi": test.hi, "level": test.level, "p": test.p}
+    numbers = {"mean": test.mean, "mean_in_sd": test.mean / s_b if s_b else None, "lo": test.lo, "hi": test.hi, "level": test.level,
+               "p": test.p}
     if gate.role == "floor" and s_b and gate.margin / s_b > LOOSE_FLOOR:
         row["note"] = f"loose: its margin is {gate.margin / s_b:.1f} sd" + (f"; {gate.note}" if gate.note else "")
     passes = "pass" if test.p <= test.level else "fail" if plain.hi < -gate.margin else "cannot tell"
-    return row | {"n": test.n, "noise_source": test.source, "result": passes} | {k: _finite(v) for k, v in numbers.items()}
+    return row | {"n": test.n, "noise_source": _source(declaration, gate, test), "result": passes,
+                  **{k: _finite(v) for k, v in numbers.items()}}
+
+
+def _source(declaration, gate, test) -> str:
+    nu = bank_of(declaration["noise"], gate.metric)[1]
+    return {"bank": f"bank nu={nu}", "own": "own: spreads more than the bank" if nu else "own",
+            "bank-only": "bank-only: missed targets"}.get(test.source, test.source)
 
 
 def stability_row(e) -> dict:

@@ -86,7 +86,8 @@ def machine_name(device_type: str) -> str:
     if device_type == "cpu":
         return cpu_name()
     try:
-        names = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=True).stdout
+        names = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True,
+                               check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return ""
     return names.splitlines()[0].strip() if names.strip() else ""

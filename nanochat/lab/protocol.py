@@ -18,6 +18,7 @@ from nanochat.config import profile_hash
 from nanochat.lab import gates, report
 from nanochat.lab.arms import NAME, Arm, Cell, make_cells, same_options
 from nanochat.lab.cells import TRAINER, Outcome
+from nanochat.lab.html import write_report
 from nanochat.lab.plots import draw_protocol
 from nanochat.lab.profiles import Profile
 from nanochat.lab.progress import Progress
@@ -187,6 +188,9 @@ def report_results(session: Session, facts: dict, say=print):
     if session.declaration["noise_source"] == "none":
         more = protocol.seeds + [max(protocol.seeds) + i for i in range(1, 6 - len(protocol.seeds))]
         say(f"to settle it without a bank, reusing these cells:\n  {protocol.command(more)}")
+    page = session.results.logs / "report.html"
+    write_report(page, facts, curves)
+    written.append(page)
     written = [path for path in written if path.exists()]
     say(f"written: {', '.join(map(str, written))}; logs in {session.results.logs}")
 

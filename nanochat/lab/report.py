@@ -58,7 +58,7 @@ def results_table(facts: dict) -> str:
     if deltas:
         parts += ["", "candidate minus control (bpb below 0: the candidate is better)",
                   table(["candidate", "seed", "bpb", "duration_sec", "speed_ratio"], deltas)]
-    parts += ["", *_notes(facts), *map(verdict, facts["verdicts"]), ""]
+    parts += ["", *_notes(facts), verdicts(facts), ""]
     return "\n".join(parts)
 
 
