@@ -58,7 +58,8 @@ def build_parser():
     parser.add_argument("--max-seeds", type=int, metavar="N", help=f"the most that --until may run (default: {MAX_SEEDS})")
     parser.add_argument("--aa", action="store_true", default=os.environ.get("AA", "") not in ("", "0"),
                         help="candidates are the control on other seeds: what is promoted is a false promotion (also AA=1)")
-    parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH", help="rows and bank (default: dev/ledger/experiments.csv, or NANOCHAT_LEDGER)")
+    parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH",
+                        help="rows and bank (default: dev/ledger/experiments.csv, or NANOCHAT_LEDGER)")
     parser.add_argument("--jobs", type=int, metavar="N",
                         help="cells that run side by side (default: on a CPU the arms of a seed, else 1)")
     parser.add_argument("--timeout-minutes", type=float, metavar="MINUTES", help="stop a cell, resumable, after this long")

@@ -42,10 +42,12 @@ def floor_case(d_bpb):
 
 def test_faster_at_a_price_inside_the_floor_is_optional():  # case 12
     entry = floor_case([-0.0021, -0.0035, -0.0018])
-    assert (entry["verdict"], entry["reason"]) == ("optional", "better by 0.05189 (at least 0.03852), at a price in val_bpb inside its floor")
+    assert entry["verdict"] == "optional"
+    assert entry["reason"] == ("better by 0.05189 (at least 0.03852), at a price in val_bpb inside its floor")
     time, bpb, _ = entry["gates"]
     assert (time["df"] if "df" in time else entry["df"]) == 11 and time["p"] == pytest.approx(1.18111e-05, rel=1e-4)
-    assert bpb["p"] == pytest.approx(0.0130267, rel=1e-4) and bpb["result"] == "pass" and bpb["threshold_in_sd"] == pytest.approx(3.846, rel=1e-3)
+    assert bpb["p"] == pytest.approx(0.0130267, rel=1e-4) and bpb["result"] == "pass"
+    assert bpb["threshold_in_sd"] == pytest.approx(3.846, rel=1e-3)
 
 
 def test_faster_and_as_good_is_promoted_and_faster_and_much_worse_is_rejected():  # case 12

@@ -10,7 +10,9 @@ measured. A row is one line, so a torn line is one lost row, and two branches th
 """
 
 import math
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 

@@ -36,8 +36,8 @@ NO_NOISE = f"no noise banked: run `make noise SEEDS={BANK_SEEDS}`"
 # -----------------------------------------------------------------------------
 # Before the first run
 
-def declare(label, profile, arms, seeds, changes, declared_at, *, primary="val_bpb", fallback=None, min_gain=None, until_decided=False,
-            source="bank", noise=None, target=None) -> dict:
+def declare(label, profile, arms, seeds, changes, declared_at, *, primary="val_bpb", fallback=None, min_gain=None,
+            until_decided=False, source="bank", noise=None, target=None) -> dict:
     """What decides, fixed before the first run. changes: {arm: profile options it changes}. seeds: all that may be run.
     noise: facts of the bank, lab.experiments.bank per metric. Raises ValueError for a plan that could decide nothing."""
     if primary not in PRIMARY or fallback not in (None, "wall_time"):
@@ -60,7 +60,8 @@ def declare(label, profile, arms, seeds, changes, declared_at, *, primary="val_b
         "fallback": fallback,
         "floors": floors, "target": target,
         "alpha": ALPHA, "min_gain": s_b if min_gain is None and banked else min_gain, "seeds": list(seeds), "looks": looks,
-        "max_seeds": len(seeds), "matched_budget": matched, "K": len(arms) - 1, "noise_source": noise_source, "noise": noise if banked else None,
+        "max_seeds": len(seeds), "matched_budget": matched, "K": len(arms) - 1, "noise_source": noise_source,
+        "noise": noise if banked else None,
         "arms": [{"name": arm.name, "flags": arm.flags, "profile_changes": changes.get(arm.name, [])} for arm in arms],
     }
 
