@@ -219,6 +219,8 @@ def test_interrupted_protocol_ends_the_miniseries_and_a_diverged_cell_does_not(m
     assert script.main(["--label=x", "--depths", "2", "4", "6", "--noise-seeds=0"]) == 130
     assert script.main(["--label=x", "--depths", "2", "--noise-seeds=0"]) == 2  # and then says which file is not there
     assert "depth 2: no results/x_d2_latest.json" in capsys.readouterr().err.replace(os.sep, "/")
+    monkeypatch.setattr(script, "call", lambda command: "scripts.noise" in command)
+    assert script.main(["--label=x", "--depths", "2"]) == 1, "without its noise no depth is run"
 
 
 def test_noise_is_banked_at_each_depth_with_the_flags_of_its_protocol(capsys):
