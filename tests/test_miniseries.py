@@ -9,6 +9,7 @@ import functools
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -150,6 +151,7 @@ def place(tmp_path, monkeypatch, base_dir):
     enter(tmp_path, monkeypatch)
     monkeypatch.setattr(protocol_script, "Protocol", functools.partial(Protocol, trainer=FAKE))
     monkeypatch.setattr(protocol_script.profiles, "prepare", lambda *args, **kw: ("data", "tok"))
+    monkeypatch.setattr(protocol_script.tokenizer, "get_tokenizer", lambda home: SimpleNamespace(get_vocab_size=lambda: 4096))
     called = []
 
     def call(command):

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -167,6 +168,7 @@ def main(monkeypatch):
     """script.main on the stand-in, without a card, a corpus or a tokenizer."""
     monkeypatch.setattr(script, "Protocol", functools.partial(Protocol, trainer=FAKE))
     monkeypatch.setattr(script.profiles, "prepare", lambda *args: ("data", "tok"))
+    monkeypatch.setattr(script.tokenizer, "get_tokenizer", lambda home: SimpleNamespace(get_vocab_size=lambda: 4096))
     monkeypatch.setattr(script.profiles, "cuda_memory_mib", lambda: None)
     monkeypatch.delenv("NANOCHAT_DTYPE", raising=False)
     return script.main
@@ -195,7 +197,10 @@ def test_flags_may_be_words_of_their_own_and_candidates_repeat(main):
     (["--seeds", "1", "x"], "'x' is not a whole number"), (["--seeds="], "no seeds"),
     (["--candidate=--dept=4"], "arm candidate: unknown flag"), (["--profile=protocol-16gb"], "needs a CUDA device"),
     (["--flags=--total-batch-size=1000"], "arm control: .*multiple"),
-    (["--flags='"], "--flags: cannot read"), (["--num-iterations=0"], "arm control: --num-iterations=0")])
+    (["--candidate=x: --target-param-data-ratio=3"], "arm x: .* resolves to the run of control"),
+    (["--max-seeds=4"], "only with --until"),
+    (["--until=decided", "--max-seeds=13"], "at most 12"), (["--aa", "--candidate=x: --matrix-lr=0.03"], "--aa runs the control"),
+    (["--primary=time_to_target"], "no target; give --target-bpb"), (["--flags='"], "--flags: cannot read"), (["--num-iterations=0"], "arm control: --num-iterations=0")])
 def test_bad_input_is_one_clear_line_and_exit_2(main, capsys, argv, message):
     assert main(argv) == 2
     err = capsys.readouterr().err
