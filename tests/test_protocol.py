@@ -200,7 +200,8 @@ def test_flags_may_be_words_of_their_own_and_candidates_repeat(main):
     (["--candidate=x: --target-param-data-ratio=3"], "arm x: .* resolves to the run of control"),
     (["--max-seeds=4"], "only with --until"),
     (["--until=decided", "--max-seeds=13"], "at most 12"), (["--aa", "--candidate=x: --matrix-lr=0.03"], "--aa runs the control"),
-    (["--primary=time_to_target"], "no target; give --target-bpb"), (["--flags='"], "--flags: cannot read"), (["--num-iterations=0"], "arm control: --num-iterations=0")])
+    (["--primary=time_to_target"], "no target; give --target-bpb"), (["--flags='"], "--flags: cannot read"),
+    (["--num-iterations=0"], "arm control: --num-iterations=0")])
 def test_bad_input_is_one_clear_line_and_exit_2(main, capsys, argv, message):
     assert main(argv) == 2
     err = capsys.readouterr().err

@@ -10,12 +10,12 @@ import math
 from collections import defaultdict
 
 import numpy as np
-from scipy.special import chdtri, ndtri
+from scipy.special import ndtri
 
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.experiments import METRICS, NOISE, bank, banked_runs, metric_curve, value_of
 from nanochat.lab.report import number, table
-from nanochat.lab.stats import ALPHA, smallest_gain
+from nanochat.lab.stats import ALPHA, sigma_interval, smallest_gain
 from nanochat.lab.target import crossing, refuse_missed, threshold_from_bank
 from nanochat.lab.workload import why_other_profile
 
@@ -33,12 +33,6 @@ def noise_seeds(n: int) -> list[int]:
     if n < 2:
         raise ValueError(f"--seeds={n}: expected 2 or more; one run shows no spread")
     return [FIRST_SEED + i for i in range(n)]
-
-
-def sigma_interval(s: float, nu: int) -> tuple[float, float]:
-    """90 % interval of a normal sd of which s is an estimate with nu degrees of freedom."""
-    tail = (1 - INTERVAL) / 2
-    return s * math.sqrt(nu / chdtri(nu, tail)), s * math.sqrt(nu / chdtri(nu, 1 - tail))
 
 
 # -----------------------------------------------------------------------------
