@@ -87,6 +87,13 @@ def test_profile_arrives_in_the_trees_own_flags_and_environment(monkeypatch):
     assert not {"NANOCHAT_DTYPE", "TORCHDYNAMO_DISABLE"} & meta("control_s4", 20)["environment"].keys()  # as the options say, not the shell
 
 
+def test_tree_runs_its_own_scripts_whatever_is_on_the_path(monkeypatch):
+    """Its scripts/ has no __init__.py, as upstream's; ours, which has one, would win."""
+    monkeypatch.setenv("PYTHONPATH", f"{REPO_ROOT}{os.pathsep}elsewhere")
+    assert run(make(CONTROL, seeds=[3])) == 0
+    assert meta("control_s3", 20)["environment"]["PYTHONPATH"] == "elsewhere"
+
+
 def test_what_nobody_said_stays_the_trees_own_default():
     run(make(CONTROL, seeds=[3]))
     assert meta("control_s3", 20)["user_config"]["matrix_lr"] == 1.0  # ours is another

@@ -23,6 +23,7 @@ from pathlib import Path
 from zipfile import is_zipfile
 
 from nanochat.common import read_json, tree_hash, write_json
+from nanochat.lab.tree_flags import trainer_environment
 from nanochat.record import RunRecord, last_metrics_row, read_record, record_dir
 from nanochat.schedule import TIMED_FROM_STEP
 
@@ -47,10 +48,8 @@ class Stop:
 
 def train(order: dict, more, each_poll, stop: Stop) -> int:
     """The trainer's exit code; each_poll() is called while it runs."""
-    changes = order["environment"]
-    env = {**{k: v for k, v in os.environ.items() if k not in changes}, **{k: v for k, v in changes.items() if v is not None}}
-    child = subprocess.Popen([sys.executable, "-m", "scripts.base_train", *order["argv"], *more], cwd=order["tree"], env=env,
-                             stdin=subprocess.DEVNULL)
+    child = subprocess.Popen([sys.executable, "-m", "scripts.base_train", *order["argv"], *more], cwd=order["tree"],
+                             env=trainer_environment(order["environment"]), stdin=subprocess.DEVNULL)
     told = False
     while child.poll() is None:
         if stop.asked_at and not told:
