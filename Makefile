@@ -7,19 +7,33 @@ quote = '$(subst ','\'',$(1))'
 # $(call option,flag,VARIABLE): the flag with the variable's value as one word, where the variable is given
 option = $(if $($(2)),$(1)=$(call quote,$($(2))))
 
-.PHONY: help setup setup-dev smoke protocol upstream patch-check patch-apply patch-revert dataset tok arch vram test test-slow lint clean
+.PHONY: help setup setup-dev smoke protocol gates noise miniseries cycle ledger leaderboard simulate-gates upstream patch-check patch-apply patch-revert dataset tok arch vram test test-slow lint clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
 setup: ## make .venv with the pinned packages
 	$(SETUP)
 setup-dev: ## the same, with pytest and ruff
 	$(SETUP) --dev
 smoke: setup ## control against candidate on the built-in corpus, in minutes; FRESH=1 reuses nothing
 	$(PY) -m scripts.smoke $(if $(filter-out 0,$(FRESH)),--fresh)
-protocol: setup ## compare: SEEDS="1337 2026" NUM_ITERATIONS=64 LABEL=mix005 CANDIDATE="--flag ..." [PROFILE=] [FLAGS="for both arms"] [JOBS=1] [FRESH=1]
-	$(PY) -m scripts.protocol $(call option,--profile,PROFILE) $(call option,--label,LABEL) $(call option,--seeds,SEEDS) $(call option,--num-iterations,NUM_ITERATIONS) $(call option,--flags,FLAGS) $(call option,--candidate,CANDIDATE) $(call option,--jobs,JOBS) $(if $(filter-out 0,$(FRESH)),--fresh)
+protocol: setup ## compare: SEEDS="1337 2026" NUM_ITERATIONS=64 LABEL=mix005 CANDIDATE="--flag ..." [PROFILE=] [FLAGS="for both arms"] [UNTIL=decided MAX_SEEDS=12] [AA=1] [PRIMARY=] [TARGET=] [JOBS=1] [FRESH=1]
+	$(PY) -m scripts.protocol $(call option,--profile,PROFILE) $(call option,--label,LABEL) $(call option,--seeds,SEEDS) $(call option,--num-iterations,NUM_ITERATIONS) $(call option,--flags,FLAGS) $(call option,--candidate,CANDIDATE) $(call option,--until,UNTIL) $(call option,--max-seeds,MAX_SEEDS) $(call option,--primary,PRIMARY) $(call option,--target-bpb,TARGET) $(call option,--noise,NOISE) $(call option,--jobs,JOBS) $(if $(filter-out 0,$(AA)),--aa) $(if $(filter-out 0,$(FRESH)),--fresh)
+gates: setup ## the verdict of LABEL=mix005, gate by gate, from its result file
+	$(PY) -m scripts.gates $(call option,--label,LABEL)
+noise: setup ## bank SEEDS=8 runs of the control alone and print sigma and the smallest gains: [PROFILE=] [FLAGS=] [JOBS=2] [FRESH=1]
+	$(PY) -m scripts.noise --run $(call option,--seeds,SEEDS) $(call option,--profile,PROFILE) $(call option,--flags,FLAGS) $(call option,--jobs,JOBS) $(if $(filter-out 0,$(FRESH)),--fresh)
+miniseries: setup ## a candidate across depths, then one verdict: DEPTHS="2 4" LABEL=mix005 CANDIDATE="--flag ..." [PROFILE=] [SEEDS=] [MAX_SEEDS=] [NUM_ITERATIONS=] [FLAGS=] [NOISE=own] [NOISE_SEEDS=8]
+	$(PY) -m scripts.miniseries $(call option,--label,LABEL) $(call option,--depths,DEPTHS) $(call option,--profile,PROFILE) $(call option,--seeds,SEEDS) $(call option,--max-seeds,MAX_SEEDS) $(call option,--num-iterations,NUM_ITERATIONS) $(call option,--flags,FLAGS) $(call option,--noise,NOISE) $(call option,--noise-seeds,NOISE_SEEDS) $(call option,--candidate,CANDIDATE)
+cycle: setup ## walk phases 0 to 5 of the plan as far as the gates allow: LABEL=cycle1 [PROFILE=] [FLAGS=] [DEPTHS="2 4"] [NOISE_SEEDS=8] [DRY_RUN=1]
+	$(PY) -m scripts.cycle $(call option,--label,LABEL) $(call option,--profile,PROFILE) $(call option,--flags,FLAGS) $(call option,--depths,DEPTHS) $(call option,--noise-seeds,NOISE_SEEDS) $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
+ledger: setup ## the newest rows: [LAST=20] [WHERE="label=noise"]; python -m scripts.ledger --help for import and rerun
+	$(PY) -m scripts.ledger --last=$(or $(LAST),20) $(call option,--where,WHERE)
+leaderboard: setup ## rewrite dev/LEADERBOARD.md and its picture from the ledger [LEDGER=path]
+	$(PY) -m scripts.leaderboard $(call option,--ledger,LEDGER)
+simulate-gates: setup ## how often a verdict is wrong, and how often it sees a gain, on made-up runs, beside the targets
+	$(PY) -m scripts.simulate_gates
 upstream: setup ## clone or update a nanochat checkout outside this tree and pin it: [REMOTE=url or path] [COMMIT=] [FOLDER=]
 	$(PY) -m scripts.patch upstream $(call option,--remote,REMOTE) $(call option,--commit,COMMIT) $(call option,--folder,FOLDER)
 patch-check: setup ## does PATCH=patches/x.patch apply to TREE=../nanochat? Changes nothing

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import subprocess
 from pathlib import Path
 
@@ -130,3 +131,12 @@ def git_state(root=REPO_ROOT) -> dict:
     except (OSError, subprocess.CalledProcessError):
         return {"git_commit": None, "dirty": None}
     return {"git_commit": commit, "dirty": dirty}
+
+
+def cpu_name() -> str:
+    """Model of the processor, as a record says it."""
+    try:
+        with open("/proc/cpuinfo") as f:
+            return next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

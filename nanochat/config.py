@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass, field
 
 from nanochat.common import hash_json
+from nanochat.schedule import WARMDOWN_SHAPES, multiplied_batch, nearest
 
 
 def option(default, help, choices=None, profile=False, aliases=()):
@@ -59,6 +60,8 @@ class TrainConfig:
     num_iterations: int = option(-1, "optimizer steps (-1 = not given)", profile=True)
     target_flops: float = option(-1.0, "steps from a FLOP budget (-1 = not given)", profile=True)
     target_param_data_ratio: float = option(12.0, "steps from training tokens per scaling parameter", profile=True)
+    wall_budget_sec: float = option(-1.0, "end, fully warmed down, after this many seconds of training steps if the steps are not done "
+                                    "before (-1 = no such end)", profile=True)
     # Optimization
     device_batch_size: int = option(32, "rows per micro-batch", profile=True)
     total_batch_size: int = option(-1, "tokens per optimizer step (-1 = from the scaling law)", profile=True)
@@ -70,11 +73,22 @@ class TrainConfig:
     warmup_steps: int = option(40, "steps of linear warm-up")
     warmdown_ratio: float = option(0.65, "share of the steps over which the learning rate falls")
     final_lr_frac: float = option(0.05, "learning rate at the end, as a share of its peak")
+    # Experiment knobs: what an arm may change within one profile
+    warmdown_shape: str = option("linear", "how the learning rate falls (Muon's momentum falls linearly always)", tuple(WARMDOWN_SHAPES))
+    batch_multiplier: float = option(1.0, "times the batch, given or automatic, rounded to micro-batches; rates and decay follow it, "
+                                     "and --num-iterations counts steps of the batch without it: the tokens stay")
+    lr_multiplier: float = option(1.0, "times every learning rate that has a flag")
+    wd_multiplier: float = option(1.0, "times --weight-decay")
+    ratio_ref: float = option(-1.0, "data:param ratio of the d12 that batch and decay are scaled from, pinned, so that tau does not move "
+                              "with the horizon (-1 = --target-param-data-ratio, as upstream)")
     data_order: str = option("seed", "order of documents: by seed, or as the files have them (upstream's stream)", ("seed", "file"),
                              profile=True)
     # Evaluation
     eval_every: int = option(250, "validate every N steps and at the end (-1 = never)", profile=True)
     eval_tokens: int = option(80 * 524288, "tokens per validation", profile=True)
+    target_bpb: float = option(-1.0, "bits per byte to be reached, for --eval-near-target (-1 = none)")
+    eval_near_target: int = option(-1, "validate every N steps while near --target-bpb and not yet there (-1 = --eval-every only)")
+    eval_near_bpb: float = option(0.05, "how far above --target-bpb is near")
     core_metric_every: int = option(-1, "CORE every N steps: not here yet, anything but -1 is refused")
     core_metric_max_per_task: int = option(500, "examples per CORE task")
     sample_every: int = option(2000, "print samples every N steps and at the end (-1 = never)")
@@ -176,7 +190,9 @@ def validate(config: TrainConfig):
     _require(config.max_seq_len >= 2, "max_seq_len", config.max_seq_len, "at least 2")
     for name in ("embedding_lr", "unembedding_lr", "matrix_lr", "scalar_lr"):
         _require(getattr(config, name) > 0, name, getattr(config, name), "a rate above 0")
-    for name in ("weight_decay", "warmup_steps", "symplectic_gate_ramp_start", "symplectic_gate_ramp_steps", "seed"):
+    for name in ("batch_multiplier", "lr_multiplier", "eval_near_bpb"):
+        _require(getattr(config, name) > 0, name, getattr(config, name), "a number above 0")
+    for name in ("weight_decay", "wd_multiplier", "warmup_steps", "symplectic_gate_ramp_start", "symplectic_gate_ramp_steps", "seed"):
         _require(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
     _require(config.seed < 2 ** 63, "seed", config.seed, "less than 2^63")
     for name in ("warmdown_ratio", "final_lr_frac", "symplectic_gate_mix"):
@@ -186,7 +202,8 @@ def validate(config: TrainConfig):
              config.window_pattern, "letters S and L, like SSSL")
     _require(config.num_iterations > 0 or config.target_flops > 0 or config.target_param_data_ratio > 0, "num_iterations",
              config.num_iterations, "one horizon: --num-iterations, --target-flops or --target-param-data-ratio above 0")
-    for name in ("eval_every", "sample_every", "save_every", "keep_last", "num_iterations", "total_batch_size"):
+    for name in ("eval_every", "sample_every", "save_every", "keep_last", "num_iterations", "total_batch_size", "ratio_ref",
+                 "wall_budget_sec", "target_bpb", "eval_near_target"):
         _require(getattr(config, name) > 0 or getattr(config, name) == -1, name, getattr(config, name), "a positive number, or -1")
     _require(config.resume_from_step >= -1, "resume_from_step", config.resume_from_step, "a step, or -1")
     _require(config.eval_every == -1 or config.eval_tokens >= config.device_batch_size * config.max_seq_len, "eval_tokens",
@@ -199,7 +216,7 @@ def validate(config: TrainConfig):
     _require_effect(config)
     model_shape(config)
     if config.total_batch_size != -1:
-        grad_accum_steps(config.total_batch_size, config.device_batch_size, config.max_seq_len)
+        multiplied_batch(config.total_batch_size, config.batch_multiplier, config.device_batch_size, config.max_seq_len)
 
 
 def _require_effect(config: TrainConfig):
@@ -207,12 +224,21 @@ def _require_effect(config: TrainConfig):
     for name, f in FIELDS.items():
         if name.startswith("symplectic_gate_") and getattr(config, name) != f.default:
             _require(config.symplectic_gate, name, getattr(config, name), "--symplectic-gate beside it: alone it changes nothing")
-    _require(config.symplectic_gate_ramp_steps > 0 or config.symplectic_gate_ramp_start == 0, "symplectic_gate_ramp_start",
-             config.symplectic_gate_ramp_start, "--symplectic-gate-ramp-steps beside it: alone it changes nothing")
-
-
-def _nearest(candidates, value, n=4) -> str:
-    return ", ".join(map(str, sorted(sorted(candidates, key=lambda c: (abs(c - value), c))[:n])))
+    c, alone = config, "beside it: alone it changes nothing"
+    for name, ok, expected in (
+            ("symplectic_gate_ramp_start", c.symplectic_gate_ramp_steps > 0, f"--symplectic-gate-ramp-steps {alone}"),
+            ("warmdown_shape", c.warmdown_ratio > 0 and c.final_lr_frac < 1, "a warmdown: with --warmdown-ratio=0 or --final-lr-frac=1 "
+             "the rate does not fall"),
+            ("wd_multiplier", c.weight_decay > 0, "a --weight-decay above 0 to multiply"),
+            ("ratio_ref", c.total_batch_size == -1 or c.weight_decay * c.wd_multiplier > 0, "an automatic batch or a weight decay: "
+             "nothing else depends on it"),
+            ("ratio_ref", c.num_iterations == -1 or c.total_batch_size != -1, "--total-batch-size beside --num-iterations: the batch "
+             "law needs the tokens of the run first"),
+            ("target_bpb", c.eval_near_target > 0, f"--eval-near-target {alone}"),
+            ("eval_near_target", c.target_bpb > 0, f"--target-bpb {alone}"),
+            ("eval_near_target", c.eval_near_target < c.eval_every, f"less than --eval-every={c.eval_every}: else nothing gets denser"),
+            ("eval_near_bpb", c.eval_near_target > 0, f"--eval-near-target {alone}")):
+        _require(ok or getattr(c, name) == FIELDS[name].default, name, getattr(c, name), expected)
 
 
 def model_shape(config: TrainConfig) -> tuple[int, int, int]:
@@ -229,29 +255,13 @@ def model_shape(config: TrainConfig) -> tuple[int, int, int]:
         _require(dim > 0, "model_dim", dim, "a positive number, or -1")
         divisors = [d for d in range(2, dim + 1, 2) if dim % d == 0]
         _require(dim % head_dim == 0, "head_dim", head_dim,
-                 f"a divisor of --model-dim {dim}; the nearest are {_nearest(divisors, head_dim)}")
+                 f"a divisor of --model-dim {dim}; the nearest are {nearest(divisors, head_dim)}")
     _require(dim >= 24, "model_dim", dim, "at least 24 (the smear gate reads the first 24 channels)")
     n_head = dim // head_dim
     n_kv_head = n_head if config.n_kv_head == -1 else config.n_kv_head
     divisors = [d for d in range(1, n_head + 1) if n_head % d == 0]
     _require(n_kv_head in divisors, "n_kv_head", n_kv_head, f"a divisor of the {n_head} query heads: {', '.join(map(str, divisors))}")
     return dim, n_head, n_kv_head
-
-
-def grad_accum_steps(total_batch_size: int, device_batch_size: int, max_seq_len: int, world_size: int = 1) -> int:
-    """Micro-batches per optimizer step. Raises ValueError naming the nearest batches that divide."""
-    micro = device_batch_size * max_seq_len * world_size
-    if total_batch_size > 0 and total_batch_size % micro == 0:
-        return total_batch_size // micro
-    rows = total_batch_size // (max_seq_len * world_size)
-    if rows and total_batch_size % (max_seq_len * world_size) == 0:
-        near = _nearest([d for d in range(1, rows + 1) if rows % d == 0], device_batch_size)
-        hint = f"device batch sizes that divide it: {near}"
-    else:
-        near = max(1, round(total_batch_size / micro)) * micro
-        hint = f"the nearest total batch size for this device batch is {near}"
-    raise ValueError(f"--total-batch-size={total_batch_size} is not a multiple of --device-batch-size {device_batch_size} x "
-                     f"--max-seq-len {max_seq_len} x {world_size} ranks = {micro} tokens; {hint}")
 
 
 # -----------------------------------------------------------------------------

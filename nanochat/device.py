@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from nanochat.common import print0
+from nanochat.common import cpu_name, print0
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -80,12 +80,7 @@ def synchronize(device: torch.device):
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name()
-    try:
-        with open("/proc/cpuinfo") as f:
-            return next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
-    except (OSError, StopIteration):
-        import platform
-        return platform.processor() or platform.machine()
+    return cpu_name()
 
 
 def peak_flops(device: torch.device) -> float:

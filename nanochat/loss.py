@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from nanochat.layers.linear import widened
+
 LARGEST_SAFE_CAP = 60.0  # exp(60) times a million tokens still is a float32
 # Logits per chunk: 4 MiB in fp32, about an L2 cache; on CUDA enough to fill the card (not measured yet).
 CHUNK_LOGITS, CHUNK_LOGITS_CUDA = 2 ** 20, 2 ** 26
@@ -51,7 +53,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx, x, weight, targets, cap, reduction):
         rows = (CHUNK_LOGITS_CUDA if x.device.type == "cuda" else CHUNK_LOGITS) // weight.size(0)
         rows = max(1, min(rows, x.size(0)))
-        w = weight.to(x.dtype)
+        dtype = x.dtype
+        wide = torch.float32 if widened(x) else dtype  # of the products; their results are rounded to dtype
+        x, w = x.to(wide), weight.to(dtype).to(wide)
         losses = torch.empty(x.size(0), device=x.device)
         logits, spare = x.new_empty(rows, w.size(0)), torch.empty(rows, w.size(0), device=x.device)  # one pair for all chunks
         needs_grad = reduction == "mean" and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
@@ -60,7 +64,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             scale = 1 / (targets >= 0).sum()  # infinite where all are ignored: the loss is nan, as the plain one's
         for start in range(0, x.size(0), rows):
             part = slice(start, start + rows)
-            z = torch.mm(x[part], w.T, out=logits[:len(x[part])]).float()
+            z = torch.mm(x[part], w.T, out=logits[:len(x[part])]).to(dtype).float()
             losses[part], e, total, t = _chunk_losses(z, targets[part], cap, spare[:len(z)])
             if needs_grad:
                 share = torch.where(targets[part] >= 0, scale, 0)  # of this row in the mean
@@ -68,14 +72,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 grad_z[torch.arange(e.size(0), device=e.device), targets[part].clamp_min(0)] -= share
                 if t is not None:  # the soft cap's derivative is 1 - t^2
                     grad_z.addcmul_(grad_z, t.square_(), value=-1)
-                grad_z = grad_z.to(x.dtype)
+                grad_z = grad_z.to(dtype).to(wide)
                 torch.mm(grad_z, w, out=grad_x[part])
                 if grad_w.dtype == grad_z.dtype:
                     grad_w.addmm_(grad_z.T, x[part])
                 else:
                     grad_w += grad_z.T @ x[part]
         if needs_grad:
-            ctx.save_for_backward(grad_x, grad_w)
+            ctx.save_for_backward(grad_x.to(dtype), grad_w)
             return losses.sum() * scale
         return losses.sum() / (targets >= 0).sum() if reduction == "mean" else losses
 

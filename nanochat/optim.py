@@ -11,6 +11,8 @@ Polar Express iterations (arXiv:2505.16932); rescaling to the Frobenius norm of 
 
 import torch
 
+from nanochat.layers.linear import product
+
 # Polar Express for 5 iterations, safety factor 2e-2, cushion 2 (table of arXiv:2505.16932): x <- a x + b x^3 + c x^5
 POLAR_EXPRESS = tuple(zip(
     (8.156554524902461, 4.042929935166739, 3.8916678022926607, 3.285753657755655, 2.3465413258596377),  # a
@@ -74,9 +76,9 @@ def orthogonalize(x, steps: int):
     x.div_(x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-6)
     tall = x.size(-2) > x.size(-1)
     for a, b, c in POLAR_EXPRESS[:steps]:
-        gram = x.mT @ x if tall else x @ x.mT
-        poly = (gram @ gram).mul_(c).add_(gram.mul_(b))
-        x = (x @ poly if tall else poly @ x).add_(x.mul_(a))
+        gram = product(x.mT, x) if tall else product(x, x.mT)
+        poly = product(gram, gram).mul_(c).add_(gram.mul_(b))
+        x = (product(x, poly) if tall else product(poly, x)).add_(x.mul_(a))
     return x
 
 

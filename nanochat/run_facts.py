@@ -13,6 +13,7 @@ import torch
 from nanochat import device as dev
 from nanochat.common import git_state, tree_hash
 from nanochat.config import config_hash, profile_hash
+from nanochat.cost import ended_by_wall_budget
 from nanochat.dataset import get_dataset_id
 from nanochat.record import RunRecord, TensorBoardSink, WandbSink, read_metrics, record_dir
 from nanochat.schedule import TIMED_FROM_STEP
@@ -62,8 +63,9 @@ def summarize(run) -> dict:
         tok_per_sec_median=tokens_per_step / dt if dt else None, dt_median_ms=1000 * dt if dt else None,
         avg_tok_per_sec=tokens_per_step * state.timed_steps / state.total_training_time if state.timed_steps else None,
         peak_mem_mib=dev.peak_memory_mib(run.device), trained_tokens=tokens_per_step * run.step, steps=run.step,
-        epochs_used=run.loader.epochs_used())
-    return dict(clocks={**state.clocks, "total_training_time": state.total_training_time}, results=results)
+        epochs_used=run.loader.epochs_used(), bound=run.bound)
+    resolved = ended_by_wall_budget(run.resolved, run.step) if run.bound == "wall" else run.resolved
+    return dict(clocks={**state.clocks, "total_training_time": state.total_training_time}, results=results, resolved=asdict(resolved))
 
 
 def print_summary(facts: dict):

@@ -21,7 +21,7 @@ from nanochat.loss import stay_out_of_graphs
 from nanochat.optim import MuonAdamW, setup_optimizer
 from nanochat.record import RunRecord
 from nanochat.run_facts import open_record
-from nanochat.schedule import B_REF
+from nanochat.schedule import B_REF, BOUNDS, training_clock
 from nanochat.tokenizer import get_token_bytes, get_tokenizer, get_tokenizer_id
 
 
@@ -33,6 +33,7 @@ class LoopState:
     total_training_time: float = 0.0  # seconds of the steps that the clock counts
     timed_steps: int = 0
     val_bpb: float | None = None
+    last_eval_step: int | None = None
     clocks: dict = field(default_factory=lambda: dict(setup_sec=0.0, compile_sec=None, eval_sec=0.0, save_sec=0.0, wall_time_sec=0.0))
 
 
@@ -56,6 +57,18 @@ class Run:
     val_batches: list | None = None
     last_save: float = field(default_factory=time.monotonic)
     stop_signal: int | None = None
+    bound: str | None = None  # what ended the run: iterations, flops, ratio or wall
+
+    @property
+    def spent_sec(self) -> float:
+        """Of the wall budget."""
+        return training_clock(self.step, self.state.total_training_time, self.state.timed_steps)
+
+    def reached(self) -> str | None:
+        """The bound that the run has come to; None while it goes on."""
+        if self.step >= self.resolved.num_iterations:
+            return BOUNDS[self.resolved.horizon]
+        return "wall" if 0 < self.config.wall_budget_sec <= self.spent_sec else None
 
     @property
     def checkpoint_dir(self) -> Path:
@@ -82,7 +95,7 @@ def set_up(config, argv, base_dir, tag, started) -> Run:
                         state=checkpoint[2]["dataloader_state_dict"] if checkpoint else None)
 
     model = build_model(gpt_config(config, resolved.vocab_size), device, dtype, config.seed)
-    scale = resolved.batch_lr_scale
+    scale = resolved.batch_lr_scale * config.lr_multiplier
     optimizer = setup_optimizer(model, unembedding_lr=config.unembedding_lr * scale, embedding_lr=config.embedding_lr * scale,
                                 matrix_lr=config.matrix_lr * scale, scalar_lr=config.scalar_lr * scale,
                                 weight_decay=resolved.weight_decay, polar_dtype=dtype, compile_update=compiling)
@@ -107,12 +120,18 @@ def _announce(config: TrainConfig, r: Resolved):
     print0(f"Estimated FLOPs per token: {r.flops_per_token:e}")
     if config.total_batch_size == -1:
         print0(f"Auto-computed optimal batch size: {r.total_batch_size:,} tokens")
+    if config.batch_multiplier != 1:
+        print0(f"Batch multiplier {config.batch_multiplier} is {r.batch_multiplier:.6g} in whole micro-batches")
     print0(f"Scaling LRs by {r.batch_lr_scale:.4f} for batch size {r.total_batch_size:,} (reference: {B_REF:,})")
     print0(f"Scaling weight decay from {config.weight_decay:.6f} to {r.weight_decay:.6f} for depth {config.depth}")
+    tau = "no decay" if r.tau is None else f"tau {r.tau:.6g}"
+    print0(f"Matrices: learning rate {r.matrix_lr:.6g}, weight decay {r.weight_decay:.6g}, {tau}")
     how = {"num_iterations": "Using user-provided number of iterations",
            "target_flops": "Calculated number of iterations from target FLOPs",
            "target_param_data_ratio": "Calculated number of iterations from target data:param ratio"}
     print0(f"{how[r.horizon]}: {r.num_iterations:,}")
+    if config.wall_budget_sec > 0:
+        print0(f"Wall budget: {config.wall_budget_sec:g} seconds of training steps, if those steps are not done before")
     print0(f"Total number of training tokens: {r.total_tokens:,}")
     print0(f"Tokens : Scaling params ratio: {r.effective_ratio:.2f}")
     print0(f"Total training FLOPs estimate: {r.flops_per_token * r.total_tokens:e}")

@@ -104,12 +104,23 @@ def due(every: int, step: int, last: bool) -> bool:
     return every > 0 and (last or step % every == 0)
 
 
+def eval_due(run: Run, last: bool) -> bool:
+    """On the regular grid, and near a declared target on a denser one until it is reached. A checkpoint is saved after the
+    validation of its step: the run that resumes from it takes that validation again."""
+    config, state = run.config, run.state
+    if due(config.eval_every, run.step, last) or state.last_eval_step == run.step:
+        return True
+    near = state.val_bpb is not None and state.val_bpb <= config.target_bpb + config.eval_near_bpb
+    return near and state.min_val_bpb > config.target_bpb and due(config.eval_near_target, run.step, False)
+
+
 def loop(run: Run):
-    config, n, step_at_start = run.config, run.resolved.num_iterations, run.step
+    config, step_at_start = run.config, run.step
     while True:
-        step, last = run.step, run.step >= n
+        step, run.bound = run.step, run.reached()
+        last = run.bound is not None
         run.model.step.fill_(step)
-        if due(config.eval_every, step, last):
+        if eval_due(run, last):
             validate(run)
         if step > 0 and due(config.sample_every, step, last):
             sample(run)
@@ -135,12 +146,13 @@ def loop(run: Run):
 def set_schedule(run: Run) -> float:
     """Rates, momentum and decay of this step; returns the learning rate multiplier."""
     config, n, step = run.config, run.resolved.num_iterations, run.step
-    lrm = schedule.lr_multiplier(step, n, config.warmup_steps, config.warmdown_ratio, config.final_lr_frac)
+    at = schedule.budget_position(step, n, run.spent_sec, config.wall_budget_sec)
+    lrm = schedule.lr_multiplier(step, n, config.warmup_steps, config.warmdown_ratio, config.final_lr_frac, config.warmdown_shape, at)
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * lrm
         if group["kind"] == "muon":
-            group["momentum"] = schedule.muon_momentum(step, n, config.warmdown_ratio)
-            group["weight_decay"] = run.resolved.weight_decay * schedule.weight_decay_multiplier(step, n)
+            group["momentum"] = schedule.muon_momentum(step, n, config.warmdown_ratio, at)
+            group["weight_decay"] = run.resolved.weight_decay * schedule.weight_decay_multiplier(at, n)
     return lrm
 
 
@@ -185,7 +197,10 @@ def log_step(run: Run, dt: float, loss: float, grad_norm: float, lrm: float, fir
                     "total_training_time": state.total_training_time})
     eta = ""
     if state.timed_steps:
-        eta = f" | eta: {state.total_training_time / state.timed_steps * (r.num_iterations - step) / 60:.1f}m"
+        left = state.total_training_time / state.timed_steps * (r.num_iterations - step)
+        if run.config.wall_budget_sec > 0:
+            left = min(left, run.config.wall_budget_sec - run.spent_sec)
+        eta = f" | eta: {left / 60:.1f}m"
     print0(f"step {step:05d}/{r.num_iterations:05d} ({100 * step / r.num_iterations:.2f}%) | loss: {smooth:.6f} | lrm: {lrm:.2f} | "
            f"dt: {dt * 1000:.2f}ms | tok/sec: {int(tok_per_sec):,} | bf16_mfu: {mfu:.2f} | epoch: {position['epoch']} "
            f"pq: {position['pq_idx']} rg: {position['rg_idx']} | total time: {state.total_training_time / 60:.2f}m{eta}")
@@ -209,6 +224,7 @@ def validate(run: Run):
     if not math.isfinite(state.val_bpb):
         raise Diverged(f"step {run.step}: validation bpb {state.val_bpb}")
     print0(f"Step {run.step:05d} | Validation bpb: {state.val_bpb:.6f}")
+    state.last_eval_step = run.step
     state.min_val_bpb = min(state.val_bpb, state.min_val_bpb if state.min_val_bpb is not None else state.val_bpb)
     run.record.log({"step": run.step, "val/bpb": state.val_bpb, "total_training_time": state.total_training_time,
                     "total_training_flops": run.resolved.flops_per_token * run.resolved.total_batch_size * run.step})

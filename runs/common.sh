@@ -37,3 +37,38 @@ train() {
         python -m scripts.base_train "$@" --resume
     fi
 }
+
+# compare LABEL FLAGS CANDIDATE... : a protocol. FLAGS are those of every arm, each CANDIDATE is "NAME: FLAGS". Left to the caller:
+#   PROFILE   FLAGS, before the template's own   PRIMARY TARGET_BPB   NOISE=bank|own
+#   SEEDS="1 2 3 4 5": these and no more; without, seeds are added until it is decided, MAX_SEEDS at most
+compare() {
+    local candidate options=(--label="$1" --flags="${FLAGS:-} $2" --noise="${NOISE:-bank}")
+    if [ -n "${SEEDS:-}" ]; then
+        options+=(--seeds="$SEEDS")
+    else
+        options+=(--until=decided --max-seeds="${MAX_SEEDS:-12}")
+    fi
+    [ -z "${PROFILE:-}" ] || options+=(--profile="$PROFILE")
+    [ -z "${PRIMARY:-}" ] || options+=(--primary="$PRIMARY")
+    [ -z "${TARGET_BPB:-}" ] || options+=(--target-bpb="$TARGET_BPB")
+    for candidate in "${@:3}"; do
+        options+=(--candidate="$candidate")
+    done
+    python -m scripts.protocol "${options[@]}"
+}
+
+# product A B : their product, for settings that are made of settings.
+product() {
+    awk "BEGIN { printf \"%g\", $1 * $2 }"
+}
+
+# require_flags NAME... : stop where the trainer does not have these options yet.
+require_flags() {
+    python - "$@" <<'PY'
+import sys
+from nanochat.config import FIELDS, flag
+
+missing = [flag(name) for name in sys.argv[1:] if name not in FIELDS]
+sys.exit(f"error: the trainer has no {' and no '.join(missing)} yet, so nothing was run" if missing else 0)
+PY
+}

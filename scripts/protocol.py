@@ -5,7 +5,8 @@ Compare candidates with a control over paired seeds, and say what the comparison
         --candidate="mix005: --symplectic-gate --symplectic-gate-mix=0.05"
 
 Every arm is checked before the first run; complete runs are reused, stopped ones resumed. Writes
-results/<label>_latest.json, <label>_history.csv and <label>.png in the working directory. Exit code: 0 all
+results/<label>_latest.json, <label>_history.csv and <label>.png in the working directory, and a row a run into the
+ledger. Exit code: 0 all
 runs ok, 1 some run failed, 2 bad input, 130 interrupted (the same command goes on).
 """
 
@@ -13,12 +14,17 @@ import argparse
 import importlib.util
 import os
 import sys
+from dataclasses import asdict
+from pathlib import Path
 
 from nanochat import dataset, tokenizer
 from nanochat.common import get_base_dir
 from nanochat.lab import profiles
-from nanochat.lab.arms import parse_seeds, split_flags
+from nanochat.lab.arms import parse_seeds, refuse_rounded, split_flags
 from nanochat.lab.cells import stop_on_signals
+from nanochat.lab.experiments import LEDGER
+from nanochat.lab.gates import PRIMARY
+from nanochat.lab.looks import MAX_SEEDS
 from nanochat.lab.protocol import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Protocol, run
 from nanochat.lab.trees import make_all_arms
 
@@ -41,9 +47,21 @@ def build_parser():
                         help="the workload (default: protocol-16gb with a CUDA device, else smoke-cpu)")
     parser.add_argument("--num-iterations", type=int, help="optimizer steps, instead of the profile's")
     parser.add_argument("--flags", default="", metavar="'FLAGS'", help="training flags for every arm, control too")
-    parser.add_argument("--min-gain", type=float, metavar="BPB",
-                        help="the smallest gain worth having: a candidate shown to have less is rejected")
-    parser.add_argument("--jobs", type=int, metavar="N", help="cells that run side by side (default: on a CPU the arms of a seed, else 1)")
+    parser.add_argument("--primary", choices=list(PRIMARY), default="val_bpb", help="the metric that decides; the others are floors")
+    parser.add_argument("--target-bpb", type=float, metavar="BPB", help="what time to target is measured to (default: from the bank)")
+    parser.add_argument("--fallback", choices=("wall_time",), help="decides where a candidate misses the target")
+    parser.add_argument("--min-gain", type=float, metavar="GAIN",
+                        help="the smallest gain worth having: a candidate shown to have less is rejected (default: one sd of the bank)")
+    parser.add_argument("--noise", choices=("bank", "own"), default="bank",
+                        help="spread from banked control runs, or of the differences alone")
+    parser.add_argument("--until", choices=("decided",), help="add seeds, one at a time, until every candidate is decided or futile")
+    parser.add_argument("--max-seeds", type=int, metavar="N", help=f"the most that --until may run (default: {MAX_SEEDS})")
+    parser.add_argument("--aa", action="store_true", default=os.environ.get("AA", "") not in ("", "0"),
+                        help="candidates are the control on other seeds: what is promoted is a false promotion (also AA=1)")
+    parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH",
+                        help="rows and bank (default: dev/ledger/experiments.csv, or NANOCHAT_LEDGER)")
+    parser.add_argument("--jobs", type=int, metavar="N",
+                        help="cells that run side by side (default: on a CPU the arms of a seed, else 1)")
     parser.add_argument("--timeout-minutes", type=float, metavar="MINUTES", help="stop a cell, resumable, after this long")
     parser.add_argument("--fresh", action="store_true", default=os.environ.get("FRESH", "") not in ("", "0"),
                         help="run every cell anew (also FRESH=1)")
@@ -63,22 +81,50 @@ def join_flag_values(argv):
     return out
 
 
+def all_seeds(seeds, until, most):
+    """Every seed that may be run: those given, and with --until the next ones up to --max-seeds.
+
+    >>> all_seeds([5, 9], "decided", 4)
+    [5, 9, 10, 11]
+    """
+    if not until:
+        if most is not None:
+            raise ValueError(f"--max-seeds={most}: only with --until=decided; otherwise --seeds says it all")
+        return seeds
+    most = MAX_SEEDS if most is None else most
+    if len(seeds) > most:
+        raise ValueError(f"--max-seeds={most}: {len(seeds)} seeds were given")
+    return seeds + [max(seeds) + i for i in range(1, most - len(seeds) + 1)]
+
+
 def make_protocol(args) -> Protocol:
     """Everything that can be wrong is found here, before data is made or anything is trained."""
-    seeds = parse_seeds(DEFAULT_SEEDS if args.seeds is None else args.seeds)
+    seeds = all_seeds(parse_seeds(DEFAULT_SEEDS if args.seeds is None else args.seeds), args.until, args.max_seeds)
     memory_mib = profiles.cuda_memory_mib() if args.profile != "smoke-cpu" else None
     profile = profiles.get_profile(args.profile or ("smoke-cpu" if memory_mib is None else "protocol-16gb"))
     common = [f"--num-iterations={args.num_iterations}"] if args.num_iterations is not None else []
     common += split_flags("--flags", args.flags)
     machine = profiles.machine_flags(profile, memory_mib, has_triton=importlib.util.find_spec("triton") is not None)
-    candidates = args.candidate or ([] if args.arm else [DEFAULT_CANDIDATE])
+    candidates = args.candidate or (["aa:"] if args.aa else [] if args.arm else [DEFAULT_CANDIDATE])
     arms = make_all_arms(candidates, args.arm, [*profile.flags, *machine, *common], get_base_dir())
+    if args.aa and (args.arm or any(arm.flags for arm in arms)):
+        raise ValueError("--aa runs the control against itself: leave --candidate and --arm out, or give candidates no flags")
     if arms[0].config.device_type == "cuda" and memory_mib is None:
         raise ValueError(f"--profile={profile.name} needs a CUDA device, and torch finds none; use --profile=smoke-cpu")
     return Protocol(
         args.label, profile, arms, seeds, profile.home(get_base_dir()), common_flags=common, machine_flags=machine, min_gain=args.min_gain,
         fresh=args.fresh, timeout_sec=args.timeout_minutes and args.timeout_minutes * 60,
-        jobs=profiles.side_by_side(arms) if args.jobs is None else args.jobs)
+        jobs=profiles.side_by_side(arms) if args.jobs is None else args.jobs, primary=args.primary, fallback=args.fallback,
+        target_bpb=args.target_bpb, noise=args.noise, until_decided=bool(args.until), aa=args.aa, ledger=args.ledger,
+        machine=profiles.machine_name(arms[0].config.device_type))
+
+
+def refuse_no_ops(protocol):
+    """Raise ValueError for an arm that rounds to the run of another one."""
+    if any(arm.flags for arm in protocol.arms):
+        from nanochat.cost import resolve  # needs torch, which takes seconds
+        vocab_size = tokenizer.get_tokenizer(protocol.home).get_vocab_size()
+        refuse_rounded(protocol.arms, [asdict(resolve(arm.config, vocab_size)) for arm in protocol.arms])
 
 
 def main(argv=None) -> int:
@@ -86,6 +132,7 @@ def main(argv=None) -> int:
     try:
         protocol = make_protocol(args)
         protocol.identify(*profiles.prepare(protocol.profile, protocol.home, dataset, tokenizer, protocol.results.logs))
+        refuse_no_ops(protocol)
         return run(protocol)
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)

@@ -8,9 +8,11 @@ for the whole session (fixtures of a module or session see that one) and into a 
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported anywhere; subprocesses inherit it
+os.environ["NANOCHAT_LEDGER"] = os.path.join(tempfile.mkdtemp(prefix="nanochat-tests-"), "experiments.csv")  # not the repository's
 REPO_ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_ROOT))
 

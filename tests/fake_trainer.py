@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from dataclasses import asdict
+from datetime import datetime, timezone
 
 from nanochat.common import get_base_dir
 from nanochat.config import config_hash, parse, profile_hash
@@ -32,7 +33,7 @@ def open_record(config, resumed_from):
     facts = dict(config=asdict(config), command=" ".join(sys.argv), resumed_from_step=resumed_from, error=None,
                  config_hash=config_hash(config, *ids, os.environ["FAKE_TREE"]), profile_hash=profile_hash(config, "cpu", *ids),
                  load_start=0.5, threads=os.environ.get("OMP_NUM_THREADS"), load_end=float(os.environ.get("FAKE_LOAD", 0.5)),
-                 started_at="2026-01-01T00:00:00+00:00", resolved={"num_iterations": config.num_iterations})
+                 started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"), resolved={"num_iterations": config.num_iterations})
     record = RunRecord(get_base_dir(), config.model_tag, facts)
     record.cut_back(resumed_from or 0)
     record.update()

@@ -4,10 +4,13 @@ Arms and cells: everything a user can get wrong is found before the first run, b
 python -m pytest tests/test_arms.py -v
 """
 
+from dataclasses import asdict
+
 import pytest
 
 from nanochat.config import config_hash
-from nanochat.lab.arms import make_arms, make_cells, parse_seeds, profile_changes, same_options
+from nanochat.cost import resolve
+from nanochat.lab.arms import make_arms, make_cells, matched_budget, parse_seeds, profile_changes, refuse_rounded, same_options
 
 COMMON = ["--depth=4", "--no-compile", "--num-iterations=60"]
 
@@ -73,3 +76,55 @@ def test_equal_arms_and_other_workloads_are_noticed():
     assert same_options([control, same, deep, gate]) == [("control", "candidate")]
     assert profile_changes(control, deep) == ["--depth 4 -> 6"]
     assert profile_changes(control, gate) == [] == profile_changes(control, same)
+
+
+# -----------------------------------------------------------------------------
+# Matched budgets, and arms that rounding makes equal
+
+FLOPS = ["--num-iterations=-1", "--target-flops=1e12"]
+
+
+@pytest.mark.parametrize("budget", [FLOPS, ["--wall-budget-sec=60"]], ids=["flops", "wall"])
+@pytest.mark.parametrize("flags", ["--depth=6", "--aspect-ratio=96", "--model-dim=512", "--head-dim=64", "--n-kv-head=1"])
+def test_shape_is_a_treatment_under_one_budget_and_a_workload_without(budget, flags):
+    control, arm = make_arms([flags], [*COMMON, *budget])
+    assert profile_changes(control, arm) == []
+    assert profile_changes(*make_arms([flags], COMMON)) != []
+
+
+@pytest.mark.parametrize("flags", ["--max-seq-len=1024", "--eval-tokens=1048576", "--eval-every=5", "--dtype=bfloat16", "--compile",
+                                   "--device-batch-size=16", "--data-order=file", "--window-pattern=L"])
+def test_a_budget_matches_nothing_but_the_shape(flags):
+    control, arm = make_arms([f"--depth=6 {flags}"], [*COMMON, *FLOPS])
+    change, = profile_changes(control, arm)
+    assert change.split()[0] in ("--" + flags.lstrip("-").partition("=")[0],)
+
+
+@pytest.mark.parametrize("flags", ["--target-flops=2e12", "--num-iterations=7", "--wall-budget-sec=9"])
+def test_arms_of_different_budgets_are_not_matched(flags):
+    control, arm = make_arms([f"--depth=6 {flags}"], [*COMMON, *FLOPS])
+    assert any(change.startswith("--depth") for change in profile_changes(control, arm))
+
+
+def test_steps_are_no_budget_and_hide_one_of_flops():
+    assert [matched_budget(make_arms([], [*COMMON, *flags])[0].config) for flags in (
+        [], ["--target-flops=1e12"], FLOPS, ["--wall-budget-sec=60"], [*FLOPS, "--wall-budget-sec=60"])] == [
+        None, None, "--target-flops=1e+12", "--wall-budget-sec=60", "--wall-budget-sec=60"]
+
+
+RESOLVE = ["--depth=2", "--max-seq-len=64", "--device-batch-size=2", "--total-batch-size=256", "--num-iterations=-1", "--no-compile"]
+
+
+@pytest.mark.parametrize("flags, common", [
+    ("--target-flops=1e11", []), ("--total-batch-size=256 --batch-multiplier=1", ["--total-batch-size=128", "--batch-multiplier=2"]),
+    ("--model-dim=128", []), ("--wd-multiplier=2 --weight-decay=0.14", [])])
+def test_arm_that_resolves_to_another_is_refused_by_name(flags, common):
+    arms = make_arms([f"a: {flags}"], [*RESOLVE, "--target-flops=1.001e11", *common])
+    with pytest.raises(ValueError, match=f"arm a: {flags} resolves to the run of control"):
+        refuse_rounded(arms, [asdict(resolve(arm.config, 1000)) for arm in arms])
+
+
+def test_arms_that_differ_and_equal_arms_are_no_trap():
+    candidates = ["aa:", "lr: --lr-multiplier=1.1", "gate: --symplectic-gate", "down: --warmdown-ratio=0.3", "batch: --batch-multiplier=2"]
+    arms = make_arms(candidates, [*RESOLVE, "--target-flops=1e11"])
+    refuse_rounded(arms, [asdict(resolve(arm.config, 1000)) for arm in arms])

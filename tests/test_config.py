@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from nanochat import config as module
-from nanochat.config import FIELDS, NOT_HASHED, TrainConfig, flag, grad_accum_steps, model_shape, option, parse, to_argv, validate
+from nanochat.config import FIELDS, NOT_HASHED, TrainConfig, flag, model_shape, option, parse, to_argv, validate
+from nanochat.schedule import grad_accum_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 # A value of each option that is valid beside the defaults of all others, and is not its own default.
@@ -26,7 +27,8 @@ OTHER = dict(
     total_batch_size=524288, embedding_lr=0.2, unembedding_lr=0.004, weight_decay=0.18, matrix_lr=0.018, scalar_lr=1.0, warmup_steps=5,
     warmdown_ratio=0.3, final_lr_frac=0.0, data_order="file", eval_every=100, eval_tokens=2 ** 20, sample_every=-1,
     core_metric_max_per_task=20, model_tag="nc_x_d4_control_s1337", resume_from_step=40, resume=True, save_every=50, save_minutes=2.5,
-    keep_last=3)
+    keep_last=3, wall_budget_sec=60.0, warmdown_shape="cosine", batch_multiplier=2.0, lr_multiplier=0.9, wd_multiplier=1.4, ratio_ref=12.0,
+    target_bpb=0.9, eval_near_target=10, eval_near_bpb=0.1)
 REFUSED = ("fp8", "core_metric_every")  # only the default is accepted: not here yet
 
 
@@ -57,7 +59,10 @@ def test_examples_cover_every_option():
 def company_of(name) -> dict:
     """Options without which `name` would change nothing, and is refused."""
     company = {"symplectic_gate": True} if name.startswith("symplectic_gate_") else {}
-    return {**company, "symplectic_gate_ramp_steps": 100} if name == "symplectic_gate_ramp_start" else company
+    if name == "symplectic_gate_ramp_start":
+        company["symplectic_gate_ramp_steps"] = 100
+    together = ("target_bpb", "eval_near_target", "eval_near_bpb")
+    return {**company, **{other: OTHER[other] for other in together[:2] if name in together and other != name}}
 
 
 @pytest.mark.parametrize("name", OTHER)
@@ -176,7 +181,9 @@ BAD = [(name, value) for names, values in (
     (("warmup_steps", "symplectic_gate_ramp_start", "symplectic_gate_ramp_steps", "seed"), (-1,)),
     (("warmdown_ratio", "final_lr_frac", "symplectic_gate_mix"), (-0.01, 1.01, "nan")), (("symplectic_gate_eps",), (0, -1e-6, "nan")),
     (("window_pattern",), ("", "SXL", "S L")),
-    (("num_iterations", "total_batch_size", "eval_every", "sample_every", "save_every", "keep_last"), (0, -2)),
+    (("num_iterations", "total_batch_size", "eval_every", "sample_every", "save_every", "keep_last", "ratio_ref",
+      "wall_budget_sec", "target_bpb", "eval_near_target"), (0, -2)),
+    (("batch_multiplier", "lr_multiplier", "eval_near_bpb"), (0, -1, "nan")), (("wd_multiplier",), (-0.1, "inf")),
     (("target_flops", "target_param_data_ratio", "save_minutes"), ("nan", "inf")), (("resume_from_step",), (-2, -100)),
     (("eval_tokens",), (0, 32 * 2048 - 1)), (("core_metric_every",), (2000, 0, 5)), (("model_tag",), ("a/b", "../x", ".hidden", "a\\b")),
     (("n_kv_head",), (0, 3, 40, -2)), (("model_dim",), (0, -2, 100)), (("head_dim",), (7,)),

@@ -10,22 +10,8 @@ import math
 import numpy as np
 import pytest
 
-from nanochat.lab.arms import make_arms
-from nanochat.lab.gates import declaration_changes, declare, judge
-
-CONTROL = [1.1020, 1.1035, 1.1011, 1.1027, 1.1040]
-BETTER = [1.1001, 1.1022, 1.1003, 1.1004, 1.1031]  # case 4 of verdicts.md: p 0.0038
-
-
-def declared(n, names=("candidate",), min_gain=None, changes=None):
-    arms = make_arms([f"{name}: --matrix-lr=0.03" for name in names], [])
-    return declare("label", "smoke-cpu", arms, list(range(n)), changes or {}, min_gain, "2026-01-01T00:00:00+00:00")
-
-
-def make_runs(**values):
-    """control=[...], candidate=[...] -> runs[]; a string instead of a number is a status without a value."""
-    return [{"arm": arm, "seed": seed, "run_status": "ok" if isinstance(x, float) else x, "profile_hash": "p",
-             "val_bpb": x if isinstance(x, float) else None} for arm, row in values.items() for seed, x in enumerate(row)]
+from nanochat.lab.gates import declaration_changes, judge
+from tests.gates_case import BANK, BETTER, CONTROL, declared, make_runs
 
 
 def verdict_of(declaration, **values):
@@ -37,7 +23,7 @@ def verdict_of(declaration, **values):
 def test_two_seeds_without_a_bank_are_inconclusive_and_say_what_settles_it():  # case 3
     entry = verdict_of(declared(2), control=CONTROL[:2], candidate=BETTER[:2])
     assert (entry["verdict"], entry["text"]) == ("inconclusive", "inconclusive (2 seeds, no noise bank)")
-    assert 'make protocol SEEDS="1 2 3 4 5"' in entry["reason"]
+    assert entry["reason"] == "no noise banked: run `make noise SEEDS=8`"
     assert (entry["p"], entry["lo"], entry["hi"], entry["noise_source"]) == (1, None, None, "none")
 
 
@@ -119,6 +105,16 @@ def broken(kind):
         runs[6]["profile_hash"] = "q"
     elif kind == "other workload":
         declaration = declared(5, changes={"candidate": ["--depth 4 -> 6"]})
+    elif kind == "began before":
+        runs[7]["started_at"] = "2025-12-31T23:59:59+00:00"
+    elif kind == "more candidates":
+        declaration["arms"].append({"name": "late", "flags": "", "profile_changes": []})
+    elif kind == "undeclared look":
+        declaration["seeds"] = declaration["seeds"] + [5]
+    elif kind == "infinite":
+        runs[2]["val_bpb"] = math.inf
+    elif kind == "bank without spread":
+        declaration = declared(5, noise={"metrics": {"val_bpb": {"s_b": 0.0, "nu": 9}}})
     elif kind == "copied":
         runs = make_runs(control=CONTROL, candidate=[c - 0.002 for c in CONTROL])
     return declaration, runs
@@ -128,15 +124,20 @@ def broken(kind):
     ("one pair", "fewer than 2 pairs"), ("nan", "not a finite number"), ("no value", "not a finite number"),
     ("unequal seeds", "need the same seeds"), ("duplicate", "duplicate rows"), ("undeclared seed", "not declared"),
     ("undeclared arm", "not declared"), ("other device", "different profiles"), ("other workload", "--depth 4 -> 6"),
-    ("copied", "rounded or copied")])
+    ("copied", "rounded or copied"), ("began before", "a clock ran backwards"), ("more candidates", "contradicts itself"),
+    ("undeclared look", "contradicts itself"), ("infinite", "not a finite number"), ("bank without spread", "duplicates of each other")])
 def test_broken_runs_get_the_named_refusal_and_never_a_verdict(kind, message):
-    entry, = judge(*broken(kind))
+    entry = judge(*broken(kind))[0]
     assert entry["verdict"] is None and entry["text"] == "no verdict" and message in entry["reason"]
 
 
 def test_declaration_holds_what_decides_and_says_what_changed():
     old, new = declared(2), declared(5, min_gain=0.002)
     assert (old["noise_source"], new["noise_source"], new["K"], new["looks"], new["alpha"]) == ("none", "own", 1, [5], 0.05)
+    assert declared(2, noise=BANK)["noise_source"] == "bank" and declared(2, noise=BANK)["min_gain"] == 0.0013
+    assert declared(12, noise=BANK, until_decided=True)["looks"] == list(range(2, 13))
+    assert declared(12, until_decided=True)["looks"] == list(range(5, 13))
+    assert declared(6, noise=BANK, source="own")["noise_source"] == "own"
     assert declaration_changes(old, {**old, "declared_at": "later"}) == []
     changed = declaration_changes(old, new)
     assert "seeds: [0, 1] -> [0, 1, 2, 3, 4]" in changed and "min_gain: None -> 0.002" in changed

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from closed_form import TINY, uniform
 
 from nanochat.gpt import Context, GPTConfig
+from nanochat.layers import linear as linear_module
 from nanochat.layers.attention import QK_SCALE, CausalSelfAttention, RotateAndNorm, attend, rotary_table, rotate
 from nanochat.layers.cache import DecodeCache
-from nanochat.layers.linear import Linear, RMSNorm, norm
+from nanochat.layers.linear import Linear, WidenedLinear, norm, product
 from nanochat.layers.mlp import ReluSquaredMLP
 
 torch.set_num_threads(1)
@@ -59,23 +60,19 @@ def test_rotary_turns_pairs_by_minus_position_times_frequency():
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("size", [1.0, 1e-3], ids=["", "eps-matters"])
-def test_norms_written_out_are_torchs_to_the_last_bit_with_its_gradient(dtype, tolerance, size):
+def test_norm_of_queries_written_out_is_torchs_to_the_last_bit_with_its_gradient(dtype, tolerance, size):
     x, grad = (size * uniform((2, 9, 3, 16), "x")).to(dtype).requires_grad_(), uniform((2, 9, 3, 16), "grad").to(dtype)
     cos, sin = rotary_table(9, 16, 100000.0, "cpu", dtype)
-    for ours, theirs in ((RMSNorm.apply(x), F.rms_norm(x, (16,))),
-                         (RotateAndNorm.apply(x, cos, sin, QK_SCALE), F.rms_norm(rotate(x, cos, sin), (16,)) * QK_SCALE)):
-        assert torch.equal(ours, theirs)
-        dx, expected = (torch.autograd.grad(y, x, grad)[0] for y in (ours, theirs))
-        assert (dx - expected).abs().max() <= tolerance * expected.abs().max() and dx.abs().max() > 0
+    ours, theirs = RotateAndNorm.apply(x, cos, sin, QK_SCALE), F.rms_norm(rotate(x, cos, sin), (16,)) * QK_SCALE
+    assert torch.equal(ours, theirs)
+    dx, expected = (torch.autograd.grad(y, x, grad)[0] for y in (ours, theirs))
+    assert (dx - expected).abs().max() <= tolerance * expected.abs().max() and dx.abs().max() > 0
 
 
-def turn_and_norm(x):
-    return RotateAndNorm.apply(x, *rotary_table(4, 6, 100.0, "cpu", torch.float64), QK_SCALE)
-
-
-@pytest.mark.parametrize("function", [RMSNorm.apply, turn_and_norm])
-def test_norms_written_out_have_the_slope_of_finite_differences(function):
-    torch.autograd.gradcheck(function, uniform((2, 4, 2, 6), "x").double().requires_grad_(), eps=1e-4, atol=1e-3)
+def test_norm_of_queries_written_out_has_the_slope_of_finite_differences():
+    table = rotary_table(4, 6, 100.0, "cpu", torch.float64)
+    torch.autograd.gradcheck(lambda x: RotateAndNorm.apply(x, *table, QK_SCALE), uniform((2, 4, 2, 6), "x").double().requires_grad_(),
+                             eps=1e-4, atol=1e-3)
 
 
 def test_rotary_scores_depend_on_the_distance_only():
@@ -229,3 +226,16 @@ def test_wrong_order_of_tokens_gives_another_result():
     x = uniform((1, 8, 48), "x")
     swapped = x[:, [1, 0, *range(2, 8)]]
     assert (layer(x, context(config, 8))[0][:, -1] - layer(swapped, context(config, 8))[0][:, -1]).abs().max() > 1e-3
+
+
+def test_bf16_products_made_in_fp32_are_rounded_like_those_made_in_bf16(monkeypatch):
+    """Against the exact product of the same bf16 operands: every result and gradient is its nearest bf16, give or take a tie."""
+    x, weight = uniform((2, 5, 48), "x").bfloat16().requires_grad_(), uniform((24, 48), "w").bfloat16().requires_grad_()
+    dy = uniform((2, 5, 24), "dy").bfloat16()
+    y = WidenedLinear.apply(x, weight)
+    dx, dw = torch.autograd.grad(y, (x, weight), dy)
+    X, W, D = x.detach().double(), weight.detach().double(), dy.double()
+    for ours, exact in ((y, X @ W.T), (dx, D @ W), (dw, torch.einsum("btn,btk->nk", D, X))):
+        assert ours.dtype == torch.bfloat16 and ((ours.double() - exact).abs() <= exact.abs() / 256 + 1e-6).all()
+    monkeypatch.setattr(linear_module, "CPU_MULTIPLIES_BF16", False)
+    assert torch.equal(product(x[0], weight.T), y[0]) and linear_module.widened(x) and not linear_module.widened(x.float())

@@ -57,6 +57,14 @@ def test_protocol_passes_each_variable_as_one_word():
                          "--flags=--depth=4 --no-compile", f"--candidate={candidate}", "--fresh"]
 
 
+def test_noise_counts_seeds_and_ledger_shows_the_newest():
+    assert would_run("noise", "SEEDS=8", "FLAGS=--depth=4 --no-compile", "FRESH=1")[1:] == [
+        "-m", "scripts.noise", "--run", "--seeds=8", "--flags=--depth=4 --no-compile", "--fresh"]
+    assert would_run("noise")[1:] == ["-m", "scripts.noise", "--run"]
+    assert would_run("ledger")[1:] == ["-m", "scripts.ledger", "--last=20"]
+    assert would_run("ledger", "LAST=5", "WHERE=label=noise")[1:] == ["-m", "scripts.ledger", "--last=5", "--where=label=noise"]
+
+
 def test_variables_that_are_not_given_leave_no_flag():
     assert would_run("protocol")[1:] == ["-m", "scripts.protocol"]
     assert would_run("smoke")[1:] == ["-m", "scripts.smoke"] and would_run("smoke", "FRESH=1")[-1] == "--fresh"

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from nanochat.config import grad_accum_steps, parse
+from nanochat.config import parse
 from nanochat.lab import profiles
 from nanochat.lab.profiles import PROFILES, cuda_memory_mib, fit_device_batch, get_profile, machine_flags, prepare
+from nanochat.schedule import grad_accum_steps
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: p.name)
@@ -94,7 +95,7 @@ def test_builtin_profile_makes_corpus_and_tokenizer_once(monkeypatch, tmp_path, 
     asked = fake_python(monkeypatch, tmp_path, "mkdir -p $NANOCHAT_BASE_DIR/tokenizer; touch $NANOCHAT_BASE_DIR/tokenizer/tokenizer.json")
     for _ in range(2):
         assert prepare(profile, home, *modules, tmp_path / "logs", said.append) == ("data", "tok")
-    assert asked.read_text() == f"-m scripts.tok_train --vocab-size=4096 NANOCHAT_BASE_DIR={home}\n"
+    assert asked.read_text() == f"-m scripts.tok_train {' '.join(PROFILES['smoke-cpu'].tokenizer_flags)} NANOCHAT_BASE_DIR={home}\n"
     assert modules[0].calls == [home / "base_data_climbmix"] * 2 and len(said) == 1  # build_builtin itself is idempotent
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -46,7 +47,7 @@ def finished(finished_once):
 
 def test_cells_run_in_turn_and_the_verdict_says_what_would_settle_it(finished):
     assert ran() == ["control_s1337", "gate_s1337", "gate_s2026", "control_s2026"]
-    assert "verdict gate: inconclusive (2 seeds, no noise bank)" in finished and "SEEDS=\"1 2 3 4 5\"" in finished
+    assert "verdict gate: inconclusive (2 seeds, no noise bank)" in finished and "make noise SEEDS=8" in finished
     assert "--seeds 1337 2026 2027 2028 2029 '--candidate=gate: --symplectic-gate'" in finished
 
 
@@ -86,7 +87,7 @@ def test_declaration_is_on_disk_before_the_first_run(monkeypatch):
     monkeypatch.setattr(protocol, "run_cells", lambda session, left: seen.append(read_json(LATEST)))
     run(make())
     assert seen[0]["runs"] == [] and seen[0]["declaration"]["arms"][1]["name"] == "gate"
-    assert seen[0]["declaration"]["primary_metric"] == "val_bpb" and seen[0]["declaration"]["alpha"] == 0.05
+    assert seen[0]["declaration"]["primary"] == "val_bpb" and seen[0]["declaration"]["alpha"] == 0.05
 
 
 # -----------------------------------------------------------------------------
@@ -167,6 +168,7 @@ def main(monkeypatch):
     """script.main on the stand-in, without a card, a corpus or a tokenizer."""
     monkeypatch.setattr(script, "Protocol", functools.partial(Protocol, trainer=FAKE))
     monkeypatch.setattr(script.profiles, "prepare", lambda *args: ("data", "tok"))
+    monkeypatch.setattr(script.tokenizer, "get_tokenizer", lambda home: SimpleNamespace(get_vocab_size=lambda: 4096))
     monkeypatch.setattr(script.profiles, "cuda_memory_mib", lambda: None)
     monkeypatch.delenv("NANOCHAT_DTYPE", raising=False)
     return script.main
@@ -195,7 +197,11 @@ def test_flags_may_be_words_of_their_own_and_candidates_repeat(main):
     (["--seeds", "1", "x"], "'x' is not a whole number"), (["--seeds="], "no seeds"),
     (["--candidate=--dept=4"], "arm candidate: unknown flag"), (["--profile=protocol-16gb"], "needs a CUDA device"),
     (["--flags=--total-batch-size=1000"], "arm control: .*multiple"),
-    (["--flags='"], "--flags: cannot read"), (["--num-iterations=0"], "arm control: --num-iterations=0")])
+    (["--candidate=x: --target-param-data-ratio=3"], "arm x: .* resolves to the run of control"),
+    (["--max-seeds=4"], "only with --until"),
+    (["--until=decided", "--max-seeds=13"], "at most 12"), (["--aa", "--candidate=x: --matrix-lr=0.03"], "--aa runs the control"),
+    (["--primary=time_to_target"], "no target; give --target-bpb"), (["--flags='"], "--flags: cannot read"),
+    (["--num-iterations=0"], "arm control: --num-iterations=0")])
 def test_bad_input_is_one_clear_line_and_exit_2(main, capsys, argv, message):
     assert main(argv) == 2
     err = capsys.readouterr().err

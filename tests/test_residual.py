@@ -17,7 +17,7 @@ from nanochat.cost import gpt_config
 from nanochat.gpt import Context, GPTConfig, build_model
 from nanochat.layers.cache import DecodeCache
 from nanochat.layers.linear import norm
-from nanochat.layers.residual import PlainResidual, SymplecticGate
+from nanochat.layers.residual import Change, PlainResidual, SymplecticGate
 from nanochat.optim import setup_optimizer
 
 torch.set_num_threads(1)
@@ -110,10 +110,21 @@ def test_sums_are_kept_in_float32_for_bfloat16_inputs():
 def test_write_multiplies_the_output_before_it_joins_the_stream():
     s, x, y = uniform((2, 9, 48), "s"), norm(uniform((2, 9, 48), "x")), uniform((2, 9, 48), "y")
     gate = gate_of()
-    assert torch.equal(gate.write(s, x, y, None, context()), s + y * gate.gate(x, context()))
+    assert torch.allclose(gate.write(s, x, y, None, context()), s + y * gate.gate(x, context()), rtol=0, atol=5e-7)
     assert torch.equal(PlainResidual(None, 0).write(s, x, y, None, context()), s + y)
     mixed = gate.write(s.bfloat16(), x.bfloat16(), y.bfloat16(), None, context())
     assert mixed.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_change_between_tokens_and_its_gradient_equal_the_plain_expression_in_float64(dtype, tolerance):
+    x, de = norm(uniform((2, 7, 12), "x")).to(dtype).requires_grad_(), uniform((2, 6), "de")
+    exact = x.detach().double().requires_grad_()
+    e = ((exact[:, 1:] - exact[:, :-1]) ** 2).mean(dim=-1)
+    ours, dx = Change.apply(x), torch.autograd.grad(Change.apply(x), x, de)[0]
+    expected, = torch.autograd.grad(e, exact, de.double())
+    assert ours.dtype == torch.float32 and (ours - e).abs().max() < 1e-6 and dx.dtype == dtype
+    assert (dx - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 def test_odd_means_every_second_layer_from_the_second():

@@ -18,10 +18,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"nanochat", "scripts", "runs", "patches", "ideas", "dev", "tests", ".ci"}
 MAX_LINES = 300
-MORE_LINES = {"tests/test_config.py": (320, "one example value and both directions for every option")}  # path: (budget, reason)
+MORE_LINES = {"tests/test_config.py": (330, "one example value and both directions for every option")}  # path: (budget, reason)
 
 # A module of nanochat/ imports only modules to its left; `layers` stands for the whole folder.
-ORDER = """common config schedule record
+ORDER = """common schedule config record
     dataset download shards corpus tokenizer_files tokenizer
     device dataloader layers loss gpt optim cost vram checkpoint_manager engine loss_eval run_facts run_setup trainer""".split()
 COMMAND_LINES = {"dataset": ["download", "corpus"]}  # what a library file that is also a command needs for that, imported late

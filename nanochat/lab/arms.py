@@ -11,10 +11,15 @@ import re
 import shlex
 from dataclasses import asdict, dataclass, replace
 
-from nanochat.config import FIELDS, TrainConfig, config_hash, flag, hyphenate, parse, to_argv
+from nanochat.config import FIELDS, TrainConfig, config_hash, flag, hashed_options, hyphenate, parse, to_argv
 
 CONTROL = "control"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SHAPE = ("depth", "aspect_ratio", "model_dim", "head_dim", "n_kv_head")
+# Options that a run sees only through what cost.resolve makes of them.
+IN_RESOLVED = ("aspect_ratio", "model_dim", "head_dim", "n_kv_head", "num_iterations", "target_flops", "target_param_data_ratio",
+               "total_batch_size", "weight_decay", "batch_multiplier", "wd_multiplier", "ratio_ref")
+HOW_RESOLVED = ("horizon", "batch_multiplier", "ref_tokens")  # how a value was come to, not what is run
 RESERVED = ("seed", "model_tag", "resume", "resume_from_step")  # a cell sets them
 
 
@@ -117,10 +122,27 @@ def parse_seeds(words) -> list[int]:
     return seeds
 
 
+def matched_budget(config: TrainConfig) -> str | None:
+    """The budget that ends a run whatever its shape: seconds of training, or FLOPs. None where steps or tokens a parameter do.
+
+    A wall budget ends a run only if its steps are not done before: whoever compares looks at the bound of each record.
+    """
+    if config.wall_budget_sec > 0:
+        return f"--wall-budget-sec={config.wall_budget_sec:g}"
+    if config.num_iterations == -1 and config.target_flops > 0:
+        return f"--target-flops={config.target_flops:g}"
+    return None
+
+
 def profile_changes(control: Arm, arm: Arm) -> list[str]:
-    """Profile options in which `arm` differs from the control: its runs are another workload."""
+    """Profile options in which `arm` differs from the control: its runs are another workload.
+
+    Under one matched budget the shape of the model is a treatment like any other: what it costs is in the budget.
+    """
+    budgets = {matched_budget(control.config), matched_budget(arm.config)}
+    free = SHAPE if len(budgets) == 1 and None not in budgets else ()
     return [f"{flag(name)} {getattr(control.config, name)} -> {getattr(arm.config, name)}" for name, f in FIELDS.items()
-            if f.metadata["profile"] and getattr(control.config, name) != getattr(arm.config, name)]
+            if f.metadata["profile"] and name not in free and getattr(control.config, name) != getattr(arm.config, name)]
 
 
 def same_options(arms: list[Arm]) -> list[tuple[str, str]]:
@@ -129,16 +151,32 @@ def same_options(arms: list[Arm]) -> list[tuple[str, str]]:
             if (asdict(a.config), a.tree_id) == (asdict(b.config), b.tree_id)]
 
 
-def make_cells(arms, seeds, label, dataset_id, tokenizer_id, tree) -> list[Cell]:
+def refuse_rounded(arms: list[Arm], resolved: list[dict]):
+    """Raise ValueError for an arm whose options differ from an earlier arm's and resolve to the same run: it would be that arm
+    under another name, and its verdict one on nothing. resolved: asdict(cost.resolve(...)) of each arm. A/A arms are no trap.
+    """
+    seen = []
+    for arm, facts in zip(arms, resolved):
+        options = {name: value for name, value in hashed_options(arm.config).items() if name not in IN_RESOLVED}
+        run = options, {name: value for name, value in facts.items() if name not in HOW_RESOLVED}
+        for other, its_run in seen:
+            if its_run == run and hashed_options(other.config) != hashed_options(arm.config):
+                raise ValueError(f"arm {arm.name}: {arm.flags or 'no flags'} resolves to the run of {other.name}; expected another batch, "
+                                 "rate, decay or length: choose values that survive the rounding, or leave the arm out")
+        seen.append((arm, run))
+
+
+def make_cells(arms, seeds, label, dataset_id, tokenizer_id, tree, aa_offset=0) -> list[Cell]:
     """Seed by seed, arms taking turns to go first: a drift of the machine hits all of them.
 
-    Two arms, three seeds: control a | a control | control a.
+    Two arms, three seeds: control a | a control | control a. aa_offset: added to the seeds that candidates train with,
+    so that candidates with the control's options are other draws of the same noise.
     """
     cells = []
     for i, seed in enumerate(seeds):
         for arm in arms[i % len(arms):] + arms[:i % len(arms)]:
             tag = "_".join(["nc", *([label] if label else []), f"d{arm.config.depth}", arm.name, f"s{seed}"])
-            config = replace(arm.config, seed=seed, model_tag=tag)
+            config = replace(arm.config, seed=seed + (aa_offset if arm is not arms[0] else 0), model_tag=tag)
             hashed = config_hash(config, dataset_id, tokenizer_id, arm.tree_id or tree)
             cells.append(Cell(arm, seed, config, tag, hashed, dataset_id, tokenizer_id))
     return cells

@@ -94,7 +94,8 @@ class Runner:
         """(optimizer steps done, of how many). None while the child has not written: the file may be an older run's."""
         cell = attempt.cell
         path = record_dir(self.home, cell.tag) / "metrics.jsonl"
-        total = cell.config.num_iterations if cell.config.num_iterations > 0 else None
+        given = cell.config.num_iterations > 0 and cell.config.batch_multiplier == 1  # else the trainer decides how many
+        total = cell.config.num_iterations if given else None
         try:
             if path.stat().st_mtime < attempt.wall_start - 1:  # file systems round
                 return None, total

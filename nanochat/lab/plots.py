@@ -1,5 +1,6 @@
 """
-The picture of a protocol: validation curves over step and over training time, and the paired differences.
+The picture of a protocol: validation curves over step and over training time, and the paired differences; and that of a
+leaderboard: val_bpb against training time.
 
 Thin lines and dots are single runs, thick lines and bars are means: what varies from seed to seed is shown
 beside what is claimed. Numbers in, picture out; matplotlib is imported nowhere else.
@@ -16,6 +17,8 @@ import numpy as np  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 from nanochat.common import atomic_writer  # noqa: E402
+from nanochat.lab.arms import CONTROL  # noqa: E402
+from nanochat.lab.curves import as_arrays, from_first_timed, limits, mean_curve  # noqa: E402
 from nanochat.lab.stats import ALPHA, t_above  # noqa: E402
 
 # Okabe & Ito (2008), told apart with every common colour blindness; the control is grey, not a colour.
@@ -24,7 +27,6 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))  # overl
 SIZE_IN, DPI = (15, 5), 100
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6",
          "axes.axisbelow": True, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left"}
-EARLY = 0.2  # share of the steps whose steep fall may leave the picture at the top
 
 
 def draw_protocol(path, name: str, arms: list[str], curves: dict, deltas: list[dict]) -> bool:
@@ -32,7 +34,7 @@ def draw_protocol(path, name: str, arms: list[str], curves: dict, deltas: list[d
 
     curves: {(arm, seed): [(step, training seconds or None, val_bpb), ...]}; deltas: as results.delta_rows.
     """
-    curves = {key: np.array(points, dtype=float) for key, points in curves.items() if points}
+    curves = as_arrays(curves)
     if not curves:
         return False
     with plt.rc_context(STYLE):
@@ -61,39 +63,16 @@ def _save(fig, path):
 def _curves(ax, arms, curves, x: int):
     """x: 0 = step, 1 = training time."""
     for k, arm in enumerate(arms):
-        mine = [_from_first_timed(points) if x == 1 else points for (a, _), points in curves.items() if a == arm]
+        mine = [from_first_timed(points) if x == 1 else points for (a, _), points in curves.items() if a == arm]
         color = COLORS[k % len(COLORS)]
         for points in mine:
             ax.plot(points[:, x], points[:, 2], color=color, lw=1, alpha=0.55, marker="." if len(points) < 3 else None)
-        mean = _mean_curve(mine)
+        mean = mean_curve(mine)
         if len(mean):
             ax.plot(mean[:, x], mean[:, 2], color=color, lw=2.6, ls=DASHES[k % len(DASHES)], label=arm,
                     marker="o" if len(mean) < 3 else None)
-    ax.set_ylim(*_limits(list(curves.values())))
+    ax.set_ylim(*limits(list(curves.values())))
     ax.margins(x=0.02)
-
-
-def _from_first_timed(points):
-    """The clock skips the first steps: of the validations at time 0 only the last one says where it starts."""
-    points = points[np.isfinite(points[:, 1])]
-    return points[max(0, np.sum(points[:, 1] == 0) - 1):]
-
-
-def _mean_curve(runs) -> np.ndarray:
-    """Mean over runs of (step, time, bpb) at the steps that all of them have validated."""
-    if not runs:
-        return np.empty((0, 3))
-    steps = sorted(set.intersection(*(set(points[:, 0]) for points in runs)))
-    return np.array([np.mean([points[points[:, 0] == step][0] for points in runs], axis=0) for step in steps]).reshape(-1, 3)
-
-
-def _limits(runs) -> tuple[float, float]:
-    last = max(points[-1, 0] for points in runs)
-    late = np.concatenate([points[points[:, 0] >= EARLY * last, 2] for points in runs])
-    if len(late) < 3 * len(runs):  # too few validations to leave one out
-        late = np.concatenate([points[:, 2] for points in runs])
-    pad = 0.05 * (np.ptp(late) or abs(late[0]) or 1)
-    return late.min() - pad, late.max() + pad
 
 
 def _paired(ax, candidates, deltas):
@@ -142,3 +121,53 @@ def _name_sides(ax, has_bar):
     ax.text(0.02, 0.025, "below 0: better", va="bottom", **grey)
     if has_bar:
         ax.text(0.98, 0.025, f"bar: {1 - 2 * ALPHA:.0%} interval, paired t", va="bottom", ha="right", **grey)
+
+
+# -----------------------------------------------------------------------------
+# Leaderboard
+
+MOST_ENTRIES = len(COLORS) - 1  # of a profile, best first: more are not told apart
+
+
+def draw_leaderboard(path, profiles) -> bool:
+    """Write the picture, a panel a profile; False, and no file, when no run ended with a val_bpb and a training time.
+
+    profiles: [(title, target, ranked entries)], see leaderboard.profiles. Small: a run; large: the mean of an entry.
+    """
+    drawable = [(title, target, [entry for entry in entries if len(_dots(entry))]) for title, target, entries in profiles]
+    drawable = [item for item in drawable if item[2]]
+    if not drawable:
+        return False
+    with plt.rc_context(STYLE):
+        columns = min(2, len(drawable))
+        rows = -(-len(drawable) // columns)
+        fig, axes = plt.subplots(rows, columns, figsize=(7.5 * columns, 5 * rows), layout="constrained", squeeze=False)
+        for ax, (title, target, entries) in zip(axes.flat, drawable):
+            _leaderboard_panel(ax, title, target, entries)
+        for ax in axes.flat[len(drawable):]:
+            ax.set_axis_off()
+        _save(fig, path)
+        plt.close(fig)
+    return True
+
+
+def _dots(entry) -> np.ndarray:
+    """(training seconds, val_bpb) of the runs that ended ok and have both."""
+    dots = [(run.get("training_sec"), run.get("val_bpb")) for run in entry.ok]
+    return np.array([dot for dot in dots if not set(dot) & {None, ""}], dtype=float).reshape(-1, 2)
+
+
+def _leaderboard_panel(ax, title, target, entries):
+    colors = iter(COLORS[1:])
+    for entry in entries[:MOST_ENTRIES]:
+        dots, color = _dots(entry), COLORS[0] if entry.arm == CONTROL else next(colors)
+        ax.plot(*dots.T, "o", color=color, ms=5, alpha=0.5, mew=0)
+        ax.plot(*dots.mean(axis=0), "D", color=color, ms=10, mec="white", label=f"{entry.arm} (n {len(dots)})")
+    if target and target[0] == "val_bpb":
+        ax.axhline(target[1], color="black", lw=1, ls=(0, (4, 3)), label=f"target {target[1]:g}")
+    left_out = len(entries) - MOST_ENTRIES
+    ax.set(title=title + (f", best {MOST_ENTRIES} of {len(entries)}" if left_out > 0 else ""),
+           xlabel="training time (s), without start-up and validation", ylabel="val_bpb at the end (bits per byte)")
+    ax.margins(0.12)
+    ax.ticklabel_format(style="plain", useOffset=False)
+    ax.legend(frameon=False, fontsize=10, loc="upper left", bbox_to_anchor=(1, 1))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from nanochat.common import REPO_ROOT
+from nanochat.common import REPO_ROOT, cpu_name
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ PROFILES = {p.name: p for p in (
     Profile("smoke-cpu", "any CPU, no network, about a minute a cell on 2 cores", (
         "--device-type=cpu", "--no-compile", "--depth=4", "--max-seq-len=256", "--device-batch-size=8", "--total-batch-size=2048",
         "--num-iterations=60", "--warmup-steps=5", "--eval-every=10", "--eval-tokens=16384", "--save-every=-1", "--save-minutes=5",
-        "--keep-last=1", *QUIET), builtin=True, tokenizer_flags=("--vocab-size=4096",)),
+        "--keep-last=1", *QUIET), builtin=True, tokenizer_flags=("--vocab-size=4096", "--max-chars=20000000")),
     Profile("smoke-16gb", "one CUDA card, no network, 26 M tokens for two seeds: about 15 minutes at 30,000 tokens a second", (
         "--device-type=cuda", "--no-compile", "--depth=12", "--max-seq-len=512", "--device-batch-size=1", "--total-batch-size=32768",
         "--num-iterations=200", "--eval-every=100", "--eval-tokens=262144", "--save-every=-1", "--save-minutes=5", "--keep-last=1",
@@ -79,6 +79,18 @@ def cuda_memory_mib() -> int | None:
         return None
     answer = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True).stdout.strip()
     return int(answer) if answer.isdigit() else None
+
+
+def machine_name(device_type: str) -> str:
+    """The device as records name it: a noise bank is of one machine. Empty where it cannot be known beforehand."""
+    if device_type == "cpu":
+        return cpu_name()
+    try:
+        names = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True,
+                               check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return names.splitlines()[0].strip() if names.strip() else ""
 
 
 def fit_device_batch(memory_mib: int) -> int:

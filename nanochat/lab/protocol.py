@@ -1,32 +1,34 @@
 """
 A protocol: control and candidates over the same seeds, cell by cell, into one result file.
 
-The declaration (arms, seeds, metric, alpha, what counts as noise) is on disk before the first run and is
-what the verdict is read from; the file is replaced after every cell, so a reboot costs at most one cell's
-work since its last checkpoint. `run` is everything between parsed arguments and the exit code.
+The declaration (arms, seeds, gates, looks, what counts as noise) is on disk before the first run and is what
+the verdict is read from. `run` is everything between parsed arguments and the exit code.
 """
 
 import contextlib
 import math
-import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from nanochat.common import git_state, tree_hash
+from nanochat.common import tree_hash
+from nanochat.config import profile_hash
 from nanochat.lab import gates, report
-from nanochat.lab.arms import NAME, Arm, Cell, make_cells, profile_changes, same_options
-from nanochat.lab.cells import TRAINER, Outcome, Runner
+from nanochat.lab.arms import NAME, Arm, Cell, make_cells, same_options
+from nanochat.lab.cells import TRAINER, Outcome
+from nanochat.lab.html import write_report
 from nanochat.lab.plots import draw_protocol
 from nanochat.lab.profiles import Profile
 from nanochat.lab.progress import Progress
-from nanochat.lab.results import RESULTS_DIR, Results, curve, delta_rows, means, now, run_row
-from nanochat.lab.trees import check_seeds, provenance
+from nanochat.lab.results import RESULTS_DIR, Results, curve
+from nanochat.lab.session import Session
+from nanochat.lab.trees import check_seeds
 
 EXIT_OK, EXIT_FAILED_CELL, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 POLL_SEC = 0.5
+AA_OFFSET = 1_000_000  # between the seeds of a pair in an A/A protocol
 
 
 @dataclass
@@ -38,7 +40,15 @@ class Protocol:
     home: Path  # base dir of the cells
     common_flags: list[str] = field(default_factory=list)  # of all arms, as the user gave them
     machine_flags: list[str] = field(default_factory=list)  # of all arms, as profiles.machine_flags chose them
-    min_gain: float | None = None  # bpb; the smallest gain worth having, declared before the run
+    min_gain: float | None = None  # in the unit of the primary metric; the smallest gain worth having
+    primary: str = "val_bpb"
+    fallback: str | None = None  # judged where a candidate misses the target
+    target_bpb: float | None = None  # None: from the bank
+    noise: str = "bank"  # or "own": the differences alone
+    until_decided: bool = False  # seeds are added at the declared looks
+    aa: bool = False  # every candidate is the control on other seeds
+    ledger: Path | None = None  # rows go here, and the bank comes from here
+    machine: str = ""  # name of the device; a bank is of one machine
     fresh: bool = False
     timeout_sec: float | None = None
     jobs: int = 1  # cells that run side by side, each on its share of the cores
@@ -63,7 +73,9 @@ class Protocol:
     def identify(self, dataset_id: str, tokenizer_id: str):
         """Fix what the cells are computed from; their hashes follow."""
         self.dataset_id, self.tokenizer_id, self.tree = dataset_id, tokenizer_id, tree_hash()
-        self.cells = make_cells(self.arms, self.seeds, self.label, dataset_id, tokenizer_id, self.tree)
+        self.cells = make_cells(self.arms, self.seeds, self.label, dataset_id, tokenizer_id, self.tree, AA_OFFSET if self.aa else 0)
+        control = self.arms[0].config
+        self.profile_hash = profile_hash(control, control.device_type or "cpu", dataset_id, tokenizer_id)
 
     @property
     def name(self) -> str:
@@ -77,87 +89,13 @@ class Protocol:
         words += [f"--flags={shlex.join(self.common_flags)}"] if self.common_flags else []
         words += [arm.argument for arm in self.arms if arm.argument]
         words += [f"--min-gain={self.min_gain:g}"] if self.min_gain else []
+        words += [f"--primary={self.primary}"] if self.primary != "val_bpb" else []
+        words += [f"--fallback={self.fallback}"] if self.fallback else []
+        words += [f"--target-bpb={self.target_bpb:g}"] if self.target_bpb is not None else []
+        words += [f"--noise={self.noise}"] if self.noise != "bank" else []
+        words += ["--until=decided", f"--max-seeds={len(self.seeds)}"] if self.until_decided else []
+        words += ["--aa"] if self.aa else []
         return shlex.join(words)
-
-
-class Session:
-    """One invocation: what has been run or reused so far, and the files that say so."""
-
-    def __init__(self, protocol: Protocol):
-        self.protocol = protocol
-        self.results = protocol.results
-        self.runner = Runner(protocol.home, self.results.logs, protocol.trainer, protocol.timeout_sec, protocol.fresh,
-                             threads=max(1, (os.cpu_count() or 1) // protocol.jobs) if protocol.jobs > 1 else None)
-        self.previous = self.results.read_latest()
-        self.runs: dict[tuple, dict] = {}
-        self.provenance = {**git_state(), "tree_hash": protocol.tree, "patch_hash": None, "upstream_commit": None,
-                           "dataset_id": protocol.dataset_id, "tokenizer_id": protocol.tokenizer_id, **provenance(protocol.arms)}
-
-    def declare(self) -> list[str]:
-        """Fix the declaration and write it; returns what differs from the label's last one."""
-        p = self.protocol
-        changes = {arm.name: profile_changes(p.arms[0], arm) for arm in p.arms[1:]}
-        self.declaration = gates.declare(p.label, p.profile.name, p.arms, p.seeds, changes, p.min_gain, now())
-        self.declaration["common_flags"] = shlex.join(p.machine_flags + p.common_flags)
-        old = self.previous.get("declaration")
-        changed = gates.declaration_changes(old, self.declaration) if old else []
-        if old and not changed and not p.fresh:
-            self.declaration["declared_at"] = old["declared_at"]
-        self.write()
-        return changed
-
-    def ordered_runs(self) -> list[dict]:
-        cells = [(arm.name, seed) for seed in self.protocol.seeds for arm in self.protocol.arms]
-        return [self.runs[cell] for cell in cells if cell in self.runs]
-
-    def settings(self) -> dict:
-        p = self.protocol
-        return {"label": p.label, "profile": p.profile.name, "profile_flags": list(p.profile.flags), "machine_flags": p.machine_flags,
-                "common_flags": p.common_flags, "seeds": p.seeds, "arms": [{"name": arm.name, "flags": arm.flags} for arm in p.arms],
-                "base_dir": str(p.home), "timeout_sec": p.timeout_sec, "jobs": p.jobs, "command": p.command()}
-
-    def facts(self) -> dict:
-        p, runs = self.protocol, self.ordered_runs()
-        names = [arm.name for arm in p.arms]
-        deltas = delta_rows(names, p.seeds, runs)
-        verdicts = gates.judge(self.declaration, runs) if runs else []
-        return {
-            "timestamp": now(), "settings": self.settings(),
-            "runs": runs, "deltas": deltas, **means(names, deltas), "verdicts": verdicts,
-            "noise": {"source": self.declaration["noise_source"], "s_b": None, "nu": 0},
-            "provenance": self.provenance, "declaration": self.declaration,
-        }
-
-    def write(self) -> dict:
-        facts = self.facts()
-        self.results.write(facts)
-        return facts
-
-    def reuse(self) -> list[Cell]:
-        """Take over every cell that is complete; returns those that are left to run, in order."""
-        earlier = {(run.get("run_tag"), run.get("config_hash")): run for run in self.previous.get("runs", [])}
-        left = []
-        for cell in self.protocol.cells:
-            outcome = self.runner.reusable(cell)
-            if outcome is None:
-                left.append(cell)
-            else:
-                run = earlier.get((cell.tag, cell.config_hash), {})
-                self._keep(cell, outcome, run.get("declared_at"), run.get("timestamp"))
-        return left
-
-    def finish(self, cell: Cell, outcome: Outcome) -> dict:
-        """The row of a cell that has ended, in memory and on disk."""
-        run = self._keep(cell, outcome, self.declaration["declared_at"], now())
-        self.results.append(run)
-        self.write()
-        return run
-
-    def _keep(self, cell, outcome, declared_at, timestamp) -> dict:
-        p = self.protocol
-        run = run_row(cell, outcome, p.label, p.profile.name, declared_at, timestamp)
-        self.runs[cell.arm.name, cell.seed] = run
-        return run
 
 
 def run(protocol: Protocol, say=print) -> int:
@@ -166,16 +104,32 @@ def run(protocol: Protocol, say=print) -> int:
     with _only_one(protocol):
         session = Session(protocol)
         changed = session.declare()
-        left = session.reuse()
-        session.write()
-        _announce(session, left, changed, say)
-        stopped = run_cells(session, left)
+        _announce(session, changed, say)
+        for cells in batches(session):
+            left = session.reuse(cells)
+            session.write()
+            _announce_cells(session, cells, left, say)
+            if run_cells(session, left):
+                session.write()
+                say(f"stopped; what was trained is saved. Go on with the same command:\n  {protocol.command()}")
+                return EXIT_INTERRUPTED
         facts = session.write()
-        if stopped:
-            say(f"stopped; what was trained is saved. Go on with the same command:\n  {protocol.command()}")
-            return EXIT_INTERRUPTED
         report_results(session, facts, say)
     return EXIT_OK if all(row["run_status"] == "ok" for row in facts["runs"]) else EXIT_FAILED_CELL
+
+
+def batches(session: Session):
+    """The cells up to each declared look, of the arms that are still undecided; a fixed protocol has one look."""
+    protocol, done = session.protocol, 0
+    for look in session.declaration["looks"]:
+        if done:
+            decided = gates.is_decided(session.declaration, session.ordered_runs())
+            if all(decided.values()):
+                return
+        skipped = [name for name, no_use in decided.items() if no_use] if done else []
+        seeds = protocol.seeds[done:look]
+        yield [cell for cell in protocol.cells if cell.seed in seeds and cell.arm.name not in skipped]
+        done = look
 
 
 def run_cells(session: Session, cells: list[Cell]) -> bool:
@@ -184,7 +138,7 @@ def run_cells(session: Session, cells: list[Cell]) -> bool:
     Raises ValueError when the code is no longer what the cells' hashes say: arms must not run on different code.
     """
     runner, protocol = session.runner, session.protocol
-    progress = Progress(len(protocol.cells), len(cells))
+    progress = Progress(len(session.runs) + len(cells), len(cells))
     waiting, running = list(cells), []
     try:
         while waiting or running:
@@ -231,14 +185,17 @@ def report_results(session: Session, facts: dict, say=print):
     curves = {(run["arm"], run["seed"]): curve(protocol.home, run["run_tag"]) for run in facts["runs"]}
     if draw_protocol(session.results.picture, protocol.name, [arm.name for arm in protocol.arms], curves, facts["deltas"]):
         written.append(session.results.picture)
-    if any(verdict["noise_source"] == "none" for verdict in facts["verdicts"] if "noise_source" in verdict):
+    if session.declaration["noise_source"] == "none":
         more = protocol.seeds + [max(protocol.seeds) + i for i in range(1, 6 - len(protocol.seeds))]
-        say(f"to settle it, reusing these cells:\n  {protocol.command(more)}")
+        say(f"to settle it without a bank, reusing these cells:\n  {protocol.command(more)}")
+    page = session.results.logs / "report.html"
+    write_report(page, facts, curves)
+    written.append(page)
     written = [path for path in written if path.exists()]
     say(f"written: {', '.join(map(str, written))}; logs in {session.results.logs}")
 
 
-def _announce(session, left, changed, say):
+def _announce(session, changed, say):
     p = session.protocol
     say(f"protocol {p.name}: profile {p.profile.name} ({p.profile.about})")
     if p.machine_flags + p.common_flags:
@@ -252,11 +209,14 @@ def _announce(session, left, changed, say):
             say(f"  {arm['name']} changes the workload ({'; '.join(arm['profile_changes'])}): it is run and shown, and gets no verdict")
     for line in changed:
         say(f"  new declaration, {line}")
-    reused = [f"{run['arm']} s{run['seed']}" for run in session.ordered_runs()]
+
+
+def _announce_cells(session, cells, left, say):
+    reused = [cell.title for cell in cells if cell not in left]
     if reused:
-        say(f"  reused {len(reused)} of {len(p.cells)} cells, complete under the same hash: {', '.join(reused)} (FRESH=1 runs anew)")
+        say(f"  reused {len(reused)} of {len(cells)} cells, complete under the same hash: {', '.join(reused)} (FRESH=1 runs anew)")
     if left:
-        say(f"  to run: {len(left)} cells, {', '.join(c.title for c in left)}")
+        say(f"  to run: {len(left)} cells, {', '.join(cell.title for cell in left)}")
 
 
 @contextlib.contextmanager

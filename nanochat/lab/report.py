@@ -1,12 +1,14 @@
 """
-Results as text: one table of runs, one of differences, one verdict per candidate.
+Results as text: one table of runs, one of differences, one of gates and one verdict per candidate, and what the label rests on.
 """
 
 import os
 import time
 from pathlib import Path
 
+from nanochat.lab.gains import METRICS, primary_gate
 from nanochat.lab.progress import format_time
+from nanochat.lab.stats import smallest_gain
 
 
 def table(header: list[str], rows: list[list[str]], left: int = 1) -> str:
@@ -56,7 +58,7 @@ def results_table(facts: dict) -> str:
     if deltas:
         parts += ["", "candidate minus control (bpb below 0: the candidate is better)",
                   table(["candidate", "seed", "bpb", "duration_sec", "speed_ratio"], deltas)]
-    parts += ["", *_notes(facts), *map(verdict, facts["verdicts"]), ""]
+    parts += ["", *_notes(facts), verdicts(facts), ""]
     return "\n".join(parts)
 
 
@@ -72,15 +74,142 @@ def _notes(facts) -> list[str]:
 def verdict(entry: dict) -> str:
     lines = [f"verdict {entry['candidate']}: {entry['text']}", f"  {entry['reason']}"]
     if entry.get("se"):  # a test was made
-        lines.append(f"  gain {entry['mean_gain']:+.5f} bpb (positive = better), interval [{_bound(entry['lo'])}, {_bound(entry['hi'])}] "
-                     f"at level {entry['level']:.3g}, p {entry['p']:.3g}, n {entry['n']}, noise {entry['noise_source']} (df {entry['df']})")
-        if entry["verdict"] != "promote":
-            lines.append(f"  smallest gain that {entry['n']} seeds show (80 % power): {_bound(entry['smallest_gain'])} bpb")
+        metric = primary_gate(entry)["metric"]
+        unit = f"of log {METRICS[metric].key}" if METRICS[metric].log else "bpb"
+        lines.append(f"  gain {entry['mean_gain']:+.5f} {unit} (positive = better), interval "
+                     f"[{_bound(entry['lo'])}, {_bound(entry['hi'])}] at level {entry['level']:.3g}, p {entry['p']:.3g}, n {entry['n']}, "
+                     f"noise {entry['noise_source']} (df {entry['df']})")
+    lines += [f"  {text}" for text in [seeds_text(entry)] if text]
     return "\n".join(lines)
 
 
-def _bound(value) -> str:
-    return "unbounded" if value is None else f"{value:.5f}"
+def verdicts(facts: dict) -> str:
+    """Every candidate's gates and verdict, then what the label rests on."""
+    parts = [part for entry in facts["verdicts"] for part in (gates_table(entry), verdict(entry)) if part]
+    return "\n\n".join([*parts, "\n".join(label_lines(facts | {"verdicts": []}))])
+
+
+def _bound(value, missing: str = "unbounded", form: str = ".5f") -> str:
+    return missing if value is None else format(value, form)
+
+
+# -----------------------------------------------------------------------------
+# Gates
+
+GATE_HEADER = ["gate", "role", "n", "mean (sd)", "interval", "level", "p", "lo must reach (sd)", "result", "noise", "section"]
+
+
+def gate_cells(gate: dict) -> list[str]:
+    """One gate as a row under GATE_HEADER. A gate passes when the lower end of its interval reaches -margin."""
+    margin, margin_sd = ([None if gate.get(key) is None else 0.0 - gate[key] for key in ("threshold", "threshold_in_sd")])
+    interval = f"[{_bound(gate['lo'], '-inf')}, {_bound(gate['hi'], 'inf')}]" if gate.get("mean") is not None else ""
+    name = gate["gate"] if gate["gate"] == gate["metric"] else f"{gate['gate']}: {gate['metric']}"
+    return [f"{name} ({gate['unit']})" if gate.get("unit") else name, gate["role"], number(gate.get("n"), "d"),
+            _with_sd(gate.get("mean"), gate.get("mean_in_sd")), interval, number(gate.get("level"), ".3g"),
+            number(gate.get("p"), ".3g"), _with_sd(margin, margin_sd), gate["result"], gate.get("noise_source") or "",
+            str(gate.get("section") or "")]
+
+
+def _with_sd(value, value_in_sd) -> str:
+    """
+    >>> _with_sd(-0.005, -3.846), _with_sd(0.0, 0.0), _with_sd(0.1, None), _with_sd(None, None)
+    ('-0.00500 (-3.8)', '0', '+0.10000', '')
+    """
+    if not value:
+        return "" if value is None else "0"
+    return f"{value:+.5f}" + ("" if value_in_sd is None else f" ({value_in_sd:+.1f})")
+
+
+def gate_notes(entry: dict) -> list[str]:
+    return [f"{gate['gate']}: {gate['note']}" for gate in entry.get("gates") or [] if gate.get("note")]
+
+
+def gates_table(entry: dict) -> str:
+    """One row a gate, and the notes below; empty where no gate was reached."""
+    gates = entry.get("gates") or []
+    if not gates:
+        return ""
+    lines = [f"gates of {entry['candidate']} (above 0 the candidate is better; sd: in standard deviations of one control run)",
+             table(GATE_HEADER, [gate_cells(gate) for gate in gates], left=2)]
+    return "\n".join([*lines, *("  " + note for note in gate_notes(entry))])
+
+
+# -----------------------------------------------------------------------------
+# What a label rests on
+
+SEEDS_SHOWN = (2, 3, 5, 8, 12)
+
+
+def label_lines(facts: dict) -> list[str]:
+    """What was declared, the noise, and what these seeds can and cannot show."""
+    declaration, noise = facts["declaration"], facts.get("noise") or {}
+    lines = [f"{declaration['K']} candidate{'s' * (declaration['K'] != 1)}, looks at {looks_text(declaration['looks'])} seeds, "
+             f"alpha {declaration['alpha']:g} for the whole label, noise source {declaration['noise_source']}"]
+    lines += [f"sigma of {name}: {sigma_text(values)}" for name, values in (noise.get("metrics") or {}).items()]
+    lines += [f"correlation of earlier pairs on {name}: {plain(values)}" for name, values in (noise.get("correlation") or {}).items()]
+    lines += [f"left out of the bank: {text}" for text in noise.get("left_out") or []]
+    if gains := smallest_gains(facts):
+        shown = ", ".join(f"n={n} {gain:.4g}" for n, gain in gains)
+        lines.append(f"smallest gain that n seeds show (80 % power), {primary_metric(declaration)}: {shown}")
+    return lines + [f"{entry['candidate']}: {text}" for entry in facts["verdicts"] if (text := seeds_text(entry))]
+
+
+def primary_metric(declaration: dict) -> str:
+    return declaration.get("primary") or declaration["primary_metric"]
+
+
+def looks_text(looks: list[int]) -> str:
+    """
+    >>> looks_text([5]), looks_text([2, 3, 4, 5]), looks_text([2, 5, 8])
+    ('5', '2 to 5', '2, 5, 8')
+    """
+    if len(looks) > 2 and looks == list(range(looks[0], looks[-1] + 1)):
+        return f"{looks[0]} to {looks[-1]}"
+    return ", ".join(map(str, looks))
+
+
+def sigma_text(values: dict) -> str:
+    """sd of one control run of the bank, with its 90 % interval."""
+    text = f"{values['s_b']:.4g} [{_bound(values['lo'], '0', '.4g')}, {_bound(values['hi'], 'inf', '.4g')}] at 90 %, df {values['nu']}"
+    facts = [f"{values['n']} control runs"] if values.get("n") else []
+    facts += [f"median {values['median']:.5g}"] if values.get("median") is not None else []
+    return text + (f" ({', '.join(facts)})" if facts else "")
+
+
+def smallest_gains(facts: dict) -> list[tuple[int, float]]:
+    """(n, smallest gain that n pairs show with 80 % power) on the primary metric, at the level that K candidates leave."""
+    declaration = facts["declaration"]
+    values = ((facts.get("noise") or {}).get("metrics") or {}).get(primary_metric(declaration))
+    if not values or not values["nu"]:
+        return []
+    level = declaration["alpha"] / max(1, declaration["K"])
+    return [(n, smallest_gain(n, values["s_b"], values["nu"], level)) for n in SEEDS_SHOWN]
+
+
+def seeds_text(entry: dict) -> str:
+    """What would have been seen, beside every verdict that is not promote; empty where nothing is known of it."""
+    if entry["verdict"] in (None, "promote"):
+        return ""
+    facts = []
+    if entry.get("smallest_gain") is not None:
+        facts.append(f"the smallest gain that {entry['n']} seeds show (80 % power) is {entry['smallest_gain']:.4g}")
+    if entry.get("seeds_needed") is not None:
+        facts.append(f"about {entry['seeds_needed']} seeds show min_gain")
+    if entry.get("chance_at_max") is not None:
+        facts.append(f"chance to pass at the last look {entry['chance_at_max']:.0%}")
+    return ", ".join(facts)
+
+
+def plain(value) -> str:
+    """
+    >>> plain({"r": 0.3125, "pairs": 8, "seeds": [1, 2], "note": None})
+    'r 0.312, pairs 8, seeds 1 2'
+    """
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items() if item is not None)
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(plain, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 class Stopwatch:

@@ -74,6 +74,11 @@ def run_row(cell, outcome, label: str, profile: str, declared_at: str | None, ti
         "arm": cell.arm.name, "candidate": cell.arm.flags, "label": label, "config_hash": cell.config_hash,
         "profile_hash": record.get("profile_hash"), "reused": outcome.reused, "error": outcome.error,
         "command": record.get("command"), "started_at": record.get("started_at"), "declared_at": declared_at,
+        "run_id": record.get("run_id"), "git_commit": record.get("git_commit"), "dirty": record.get("dirty"),
+        "device": (record.get("device") or {}).get("name"), "threads": record.get("threads"), "dataset_id": record.get("dataset_id"),
+        "tokenizer_id": record.get("tokenizer_id"), "steps": results.get("steps"), "bound": results.get("bound"),
+        "training_sec": clocks.get("total_training_time"),
+        **{name: results.get(name) for name in ("final_train_loss", "tok_per_sec_median", "dt_median_ms", "peak_mem_mib")},
         "load": max(load, default=None), "overloaded": overloaded(max(load)) if load else None,
     }
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from nanochat.layers.linear import Linear, by_hand, inverse_rms, norm
+from nanochat.layers.linear import Linear, norm
 
 QK_SCALE = 1.2  # on q and on k after their norm: sharper attention, as upstream has it
 VE_GATE_CHANNELS = 12
@@ -27,11 +27,26 @@ def rotate(x, cos, sin):
     return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1)
 
 
+def by_hand(x) -> bool:
+    """Whether the derivative written out below pays: on a CPU, eager, torch makes a pass over memory of each term.
+    Elsewhere kernels and compilers fuse them, and keep no more than is kept here: so meta tensors count as a CPU's."""
+    return x.device.type in ("cpu", "meta") and not torch.compiler.is_compiling()
+
+
+def inverse_rms(x):
+    """1 / sqrt(mean(x^2) + eps) over the last dimension, kept, in fp32 at least. eps: torch's default for rms_norm, which is
+    fp32's for every dtype."""
+    square = (x.float() if x.element_size() < 4 else x).pow(2)
+    return square.mean(dim=-1, keepdim=True).add_(torch.finfo(torch.float32).eps).rsqrt_()
+
+
 class RotateAndNorm(torch.autograd.Function):
     """o = scale norm(rotate(x)); the same roundings as one after the other, and a third of the passes.
 
     With r the inverse RMS and do the gradient of o: d rotate(x) = r scale (do - o mean(do o) / scale^2), and dx is
-    that turned back.
+    that turned back. The norms of the residual stream are not written out so: at the first step some gradients (of
+    the lambdas, of backout) are rounding errors, AdamW makes whole steps of them, and other errors are another run
+    (dev/LOG.md, 2026-11-21).
     """
 
     @staticmethod

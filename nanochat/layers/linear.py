@@ -4,39 +4,39 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-
-def by_hand(x) -> bool:
-    """Whether the derivatives written out here pay: on a CPU, eager, torch makes a pass over memory of each term.
-    Elsewhere kernels and compilers fuse them."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def inverse_rms(x):
-    """1 / sqrt(mean(x^2) + eps) over the last dimension, kept, in fp32 at least. eps: torch's default for rms_norm, which is
-    fp32's for every dtype."""
-    square = (x.float() if x.element_size() < 4 else x).pow(2)
-    return square.mean(dim=-1, keepdim=True).add_(torch.finfo(torch.float32).eps).rsqrt_()
-
-
-class RMSNorm(torch.autograd.Function):
-    """y = r x with r = inverse_rms(x); dx = r (dy - y mean(dy y))."""
-
-    @staticmethod
-    def forward(ctx, x):
-        r = inverse_rms(x)
-        y = (x * r).to(x.dtype)
-        ctx.save_for_backward(y, r)
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):
-        y, r = ctx.saved_tensors
-        return torch.addcmul(dy, y, (dy * y).mean(dim=-1, keepdim=True), value=-1).mul_(r)
+CPU_MULTIPLIES_BF16 = any(map(torch.cpu.get_capabilities().get, ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")))
 
 
 def norm(x):
     """RMSNorm over the last dimension, no gain, torch's default eps."""
-    return RMSNorm.apply(x) if by_hand(x) else F.rms_norm(x, (x.size(-1),))
+    return F.rms_norm(x, (x.size(-1),))
+
+
+def widened(x) -> bool:
+    """Whether products of x are better made in fp32 and rounded: bf16 on a CPU that has no such instructions. Its
+    library converts all the same, at half the speed (dev/LOG.md, 2026-11-21), and sums in fp32 all the same."""
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and not CPU_MULTIPLIES_BF16
+
+
+def product(a, b):
+    """a @ b, outside autograd."""
+    return (a.float() @ b.float()).to(a.dtype) if widened(a) else a @ b
+
+
+class WidenedLinear(torch.autograd.Function):
+    """F.linear of bf16 x [..., K] and weight [N, K], multiplied in fp32, all results rounded to bf16."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return F.linear(x.float(), weight.float()).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensors
+        dy = dy.float()
+        dw = dy.flatten(0, -2).T @ x.float().flatten(0, -2)
+        return (dy @ weight.float()).to(x.dtype), dw.to(x.dtype)
 
 
 class Linear(nn.Linear):
@@ -46,4 +46,4 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x):
-        return F.linear(x, self.weight.to(x.dtype))
+        return (WidenedLinear.apply if widened(x) else F.linear)(x, self.weight.to(x.dtype))

@@ -1,0 +1,43 @@
+"""
+Run one command after another, as a user would: a miniseries and a cycle are lists of public commands.
+
+A child has a session of its own, so that Ctrl-C reaches it once, from here, and it has all the time it needs
+to save: a protocol killed before it has stopped its cells would leave them training.
+"""
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+
+EXIT_FAILED_CELL = 1  # of scripts.protocol: some run failed or diverged; the others are there
+
+
+def module_command(module: str, *words) -> list[str]:
+    return [sys.executable, "-m", module, *map(str, words)]
+
+
+def shown(command: list[str], env: dict | None = None) -> str:
+    """The command as one would type it.
+
+    >>> shown([sys.executable, "-m", "scripts.protocol", "--label=a b"], {"LABEL": "x"})
+    "LABEL=x python -m scripts.protocol '--label=a b'"
+    """
+    words = ["python" if word == sys.executable else word for word in command]
+    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in (env or {}).items()), shlex.join(words)])
+
+
+def call(command: list[str], env: dict | None = None) -> int:
+    """Run to the end; returns the exit code. Every Ctrl-C of ours is passed on to the child and what it runs in its session
+    (a template is bash with a protocol in it), and the child decides when it has saved."""
+    sys.stdout.flush()
+    child = subprocess.Popen(command, env={**os.environ, **(env or {})}, start_new_session=os.name != "nt")
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            if os.name != "nt":
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGINT)

@@ -1,0 +1,71 @@
+"""
+A gain in words: what the terminal, the HTML page and the LOG draft say about a gate, said in one place.
+
+A gain d is control minus candidate, POSITIVE = candidate better. Ratios (times, train loss, tok/s) are differences of
+natural logs there, which add up and average, and percent here, which people read. After an early stop the measured
+gain is optimistic and its interval is not, so a headline quotes the lower bound.
+"""
+
+import math
+from dataclasses import dataclass
+
+from nanochat.lab.arms import CONTROL
+
+
+@dataclass(frozen=True)
+class Metric:
+    key: str  # of a run row
+    log: bool
+    sign: int  # +1: lower is better
+    good: str
+    bad: str
+
+
+METRICS = {
+    "val_bpb": Metric("val_bpb", False, 1, "bpb better", "bpb worse"),
+    "final_train_loss": Metric("final_train_loss", True, 1, "lower train loss", "higher train loss"),
+    "tok_per_sec": Metric("tok_per_sec_median", True, -1, "more tokens a second", "fewer tokens a second"),
+    "time_to_target": Metric("time_to_target_sec", True, 1, "less time to target", "more time to target"),
+    "wall_time": Metric("training_sec", True, 1, "less wall time", "more wall time"),
+}
+
+
+def gain_text(metric: str, d: float) -> str:
+    """
+    >>> gain_text("val_bpb", 0.0035), gain_text("val_bpb", -0.002), gain_text("time_to_target", 0.0519)
+    ('0.0035 bpb better', '0.002 bpb worse', '5.06 % less time to target')
+    >>> gain_text("tok_per_sec", -0.093)
+    '8.88 % fewer tokens a second'
+    """
+    m = METRICS[metric]
+    words = m.good if d >= 0 else m.bad
+    if not m.log:
+        return f"{abs(d):.4g} {words}"
+    return f"{abs(100 * math.expm1(-m.sign * d)):.3g} % {words}"  # change of the candidate's value, relative to the control's
+
+
+def pair_gains(metric: str, runs: list[dict], candidate: str) -> list[tuple[int, float]]:
+    """(seed, d) of every pair in which both runs ended ok and have the metric, in the order of the runs."""
+    m = METRICS[metric]
+    values = {(run["arm"], run["seed"]): run.get(m.key) for run in runs if run["run_status"] == "ok"}
+    pairs = [(seed, value, values.get((candidate, seed))) for (arm, seed), value in values.items() if arm == CONTROL]
+    if m.log:
+        return [(seed, m.sign * math.log(a / b)) for seed, a, b in pairs if a and b]
+    return [(seed, m.sign * (a - b)) for seed, a, b in pairs if a is not None and b is not None]
+
+
+def primary_gate(entry: dict) -> dict:
+    """The gate that decides; an entry without gates is itself the only one, on val_bpb."""
+    gates = [gate for gate in entry.get("gates") or [] if gate["role"] == "primary"]
+    return gates[0] if gates else {"metric": entry.get("metric") or "val_bpb", "n": entry.get("n"), "mean": entry.get("mean_gain"),
+                                   "lo": entry.get("lo"), "hi": entry.get("hi")}
+
+
+def headline(entry: dict) -> str:
+    """One sentence: for a promotion the lower bound of the gain, else the verdict's reason."""
+    gate = primary_gate(entry)
+    lo, mean = gate.get("lo"), gate.get("mean")
+    if entry["verdict"] in ("promote", "optional") and lo is not None and mean is not None and lo > 0:
+        price = "; every floor holds" if entry["verdict"] == "promote" else ", at a price inside its floor"
+        return f"at least {gain_text(gate['metric'], lo)} (measured: {gain_text(gate['metric'], mean)}, {gate['n']} seeds){price}"
+    return entry["reason"] or "no runs yet"

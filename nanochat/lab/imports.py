@@ -1,0 +1,78 @@
+"""
+Find the record of any run: by its run id in a base directory and the lab's homes below it, or by a path.
+
+An upstream checkpoint has no record, but its meta_*.json files say what was asked for, and one validation each:
+enough for a row with empty cells. A base model's folder under base_checkpoints/ is such a path.
+"""
+
+from pathlib import Path
+
+from nanochat.common import read_json
+from nanochat.lab.profiles import PROFILES
+from nanochat.record import read_metrics
+
+EMA_BETA = 0.9  # upstream's smoothing of the training loss, recorded before its start is corrected for
+
+
+def find_run(what: str, base_dir) -> tuple[dict, list[dict], str | None]:
+    """(record, metrics rows, name of the profile whose home it is in). Raises ValueError where there is not exactly one."""
+    folders = [_folder(Path(what))] if Path(what).exists() else _by_id(what, Path(base_dir))
+    if not folders:
+        raise ValueError(f"{what}: no such path, and no run of this id in {base_dir} or {Path(base_dir) / 'lab'}; "
+                         "give the folder of its run.json, or NANOCHAT_BASE_DIR")
+    if len(folders) > 1:
+        raise ValueError(f"{what}: {len(folders)} runs have this id; give the path of one: {', '.join(map(str, folders))}")
+    folder = folders[0].resolve()
+    profile = folder.parent.parent.name
+    profile = profile if profile in PROFILES and folder.parent.parent.parent.name == "lab" else None
+    if (folder / "run.json").exists():
+        record = read_json(folder / "run.json")
+        if record.get("status") == "running":
+            raise ValueError(f"{folder}: the run has not ended (or was killed, and says so when it is started again)")
+        return record, read_metrics(folder / "metrics.jsonl"), profile
+    return *record_of_metas(folder), profile
+
+
+def _folder(path: Path) -> Path:
+    folder = path if path.is_dir() else path.parent
+    if not _holds_run(folder):
+        raise ValueError(f"{path}: expected a folder with run.json, or with an upstream checkpoint's meta_*.json")
+    return folder
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / "run.json").exists() or any(folder.glob("meta_*.json"))
+
+
+def _by_id(run_id: str, base_dir: Path) -> list[Path]:
+    if Path(run_id).name != run_id or run_id in (".", ".."):
+        return []
+    homes = [base_dir, *sorted(path for path in (base_dir / "lab").glob("*") if path.is_dir())]
+    found = [home / "records" / run_id for home in homes] + [home / "base_checkpoints" / run_id for home in homes]
+    folders = [folder for folder in found if _holds_run(folder)]
+    recorded = [folder for folder in folders if folder.parent.name == "records"]
+    return recorded or folders  # a run of ours has both: its record says more
+
+
+def record_of_metas(folder: Path) -> tuple[dict, list[dict]]:
+    """An upstream checkpoint as (record, metrics rows), as far as its meta files go."""
+    metas = sorted((read_json(path) for path in folder.glob("meta_*.json")), key=lambda meta: meta["step"])
+    last, rows = metas[-1], []
+    for meta in metas:
+        if meta.get("val_bpb") is not None:
+            rows.append({"step": meta["step"], "val/bpb": meta["val_bpb"], "total_training_time": _loop(meta).get("total_training_time")})
+    config, step, loop = last.get("user_config") or {}, last["step"], _loop(last)
+    asked = config.get("num_iterations", -1)
+    smooth, batch = loop.get("smooth_train_loss"), last.get("total_batch_size")
+    return {
+        "run_id": folder.name, "config": config, "status": ("ok" if step >= asked else "interrupted") if asked > 0 else None,
+        "resolved": {"num_iterations": asked if asked > 0 else None, "total_batch_size": batch},
+        "clocks": {"total_training_time": loop.get("total_training_time")},
+        "results": {"val_bpb": last.get("val_bpb"), "min_val_bpb": loop.get("min_val_bpb"),
+                    "final_train_loss": smooth / (1 - EMA_BETA ** step) if smooth and step else None,
+                    "trained_tokens": step * batch if batch else None},
+    }, rows
+
+
+def _loop(meta: dict) -> dict:
+    return meta.get("loop_state") or {}

@@ -1,0 +1,22 @@
+#!/bin/bash
+# A cycle of the plan, phase by phase as far as the gates allow: noise, theory slice, sweeps, shape, miniseries, promotion.
+#
+# Hardware: as the profile says: one NVIDIA card of 16 GB; on a CPU PROFILE=smoke-cpu, DEPTHS="2 4" and what its templates ask for.
+# Time:     the sum of its templates: days on a card; stop it any time, the same command goes on and repeats nothing.
+# Expect:   where it stopped and why, and results/<label>_cycle.json. DRY_RUN=1 prints the plan and runs nothing.
+#
+#   DRY_RUN=1 bash runs/cycle.sh                LABEL=cycle1 bash runs/cycle.sh
+set -euo pipefail
+source "$(dirname "$0")/common.sh"
+
+PROFILE="${PROFILE:-}"
+DRY_RUN="${DRY_RUN:-}"
+
+python -m scripts.cycle \
+    --label="${LABEL:-cycle1}" \
+    --depths="${DEPTHS:-8 12 16}" \
+    ${PROFILE:+--profile="$PROFILE"} \
+    --flags="${FLAGS:-}" \
+    --ratios ${RATIOS:-8 10 12} \
+    --noise-seeds="${NOISE_SEEDS:-8}" \
+    ${DRY_RUN:+--dry-run}

@@ -1,0 +1,19 @@
+#!/bin/bash
+# Template G, fusion: the same arithmetic in fewer kernels; what it buys is seconds. One day at most, then it is decided.
+# The trainer does not have these flags yet: until it does, this says so and stops before anything is run.
+#
+# Hardware: one NVIDIA card of 16 GB; kernels are fused for a card, a CPU says little about them.
+# Time:     4 arms, cells of the profile; FLAGS="--num-iterations=2000" shortens them.
+# Expect:   wall time at matched quality: 3 % is the gate, and val_bpb must not move.
+#
+#   bash runs/fusion.sh
+set -euo pipefail
+source "$(dirname "$0")/common.sh"
+
+require_flags fused_rmsnorm chunked_ce
+PRIMARY="${PRIMARY:-wall_time}"
+
+compare "${LABEL:-fusion}" "" \
+    "norm: --fused-rmsnorm" \
+    "ce: --chunked-ce" \
+    "both: --fused-rmsnorm --chunked-ce"

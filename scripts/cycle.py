@@ -1,0 +1,70 @@
+"""
+Walk a cycle of the plan, phases 0 to 5, as far as the gates allow:
+
+    python -m scripts.cycle --label=cycle1 --dry-run
+    python -m scripts.cycle --label=cycle1 --profile=smoke-cpu --depths 2 4
+
+Each step is a template of runs/ under the label <label>_<template>; what its result files and the ledger say is done
+is not run again, so a stopped cycle goes on with the same command. Variables of the templates (SEEDS, MAX_SEEDS,
+PRIMARY, BATCH, DEPTH, TARGET_FLOPS, ...) are read from the environment. Writes results/<label>_cycle.json. Exit
+code: 0 walked to where the gates end it, 1 stopped for want of runs, 2 bad input, 130 interrupted.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from nanochat.common import REPO_ROOT
+from nanochat.lab.arms import NAME, parse_seeds
+from nanochat.lab.cells import stop_on_signals
+from nanochat.lab.commands import call
+from nanochat.lab.cycle import PHASES, plateau
+from nanochat.lab.experiments import LEDGER
+from nanochat.lab.profiles import PROFILES, cuda_memory_mib, get_profile
+from nanochat.lab.results import RESULTS_DIR
+from nanochat.lab.walk import Cycle, read_cycles, walk
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(prog="python -m scripts.cycle", allow_abbrev=False, description="Walk a cycle of the plan.")
+    parser.add_argument("--label", default="cycle1", help="names the cycle; each step adds _<template>")
+    parser.add_argument("--profile", choices=list(PROFILES), help="the workload (default: as scripts.protocol)")
+    parser.add_argument("--flags", default="", metavar="FLAGS", help="training flags of every arm, as in --flags='--num-iterations=30'")
+    parser.add_argument("--depths", nargs="+", action="extend", metavar="DEPTH", help="of the miniseries (default: 8 12 16)")
+    parser.add_argument("--ratios", nargs="+", metavar="RATIO", default=["8", "10", "12"], help="lengths of the horizon sweep")
+    parser.add_argument("--noise-seeds", type=int, default=8, metavar="N", help="control runs to bank first (default: %(default)s)")
+    parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH", help="where the bank is")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and what is done of it, run nothing")
+    return parser
+
+
+def make_cycle(args) -> Cycle:
+    if not NAME.fullmatch(args.label):
+        raise ValueError(f"--label={args.label}: expected letters, digits, '.', '_' and '-'; it names files")
+    profile = get_profile(args.profile or ("smoke-cpu" if cuda_memory_mib() is None else "protocol-16gb"))
+    return Cycle(args.label, profile, args.flags, parse_seeds(args.depths or ["8 12 16"]), args.ratios, RESULTS_DIR, args.ledger,
+                 args.noise_seeds, args.dry_run)
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        cycle = make_cycle(args)
+        print(f"cycle {cycle.label}: profile {cycle.profile.name}; " + ", ".join(f"{i} {name}" for i, name in enumerate(PHASES)))
+        record = walk(cycle, call)
+        print(plateau(read_cycles(RESULTS_DIR))[1])
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 0 if record["complete"] or cycle.dry_run else 1
+
+
+if __name__ == "__main__":
+    os.chdir(REPO_ROOT)  # as the templates do: results/ is the repository's
+    os.environ.update(SKIP_SETUP="1", PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # they take this Python
+    stop_on_signals()
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""
+The verdict of a label, gate by gate, from its result file:
+
+    python -m scripts.gates --label=mix005          (reads results/mix005_latest.json)
+
+The declared looks are replayed over the runs in the file; nothing is trained and nothing is written. With
+--exit-code the status is that of the worst candidate: 0 promote, 10 optional, 11 inconclusive, 12 reject, 13 no
+verdict. --log-entry drafts the entry for dev/LOG.md, --plateau says what the cycles so far have come to.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from nanochat.common import read_json
+from nanochat.lab import gates, report
+from nanochat.lab.cycle import plateau
+from nanochat.lab.log_entry import log_entry
+from nanochat.lab.results import RESULTS_DIR
+from nanochat.lab.walk import read_cycles
+
+EXIT = {"promote": 0, "optional": 10, "inconclusive": 11, "reject": 12, None: 13}
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(prog="python -m scripts.gates", allow_abbrev=False,
+                                     description="The verdict of a label, gate by gate.")
+    parser.add_argument("--label", default="protocol", help="of the protocol")
+    parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where the protocol wrote")
+    parser.add_argument("--json", action="store_true", help="the verdicts as JSON")
+    parser.add_argument("--exit-code", action="store_true", help="the verdict as exit status, see above")
+    parser.add_argument("--plateau", action="store_true", help="whether the cycles so far have stopped improving")
+    parser.add_argument("--log-entry", action="store_true", help="a draft for dev/LOG.md")
+    return parser
+
+
+def read_facts(folder: Path, label: str) -> dict:
+    path = folder / f"{label}_latest.json"
+    try:
+        facts = read_json(path)
+    except FileNotFoundError:
+        known = sorted(p.name.removesuffix("_latest.json") for p in folder.glob("*_latest.json"))
+        raise ValueError(f"{path} is missing: run `make protocol LABEL={label}`; labels here: {', '.join(known) or 'none'}") from None
+    if "declaration" not in facts:
+        raise ValueError(f"{path} has no declaration: it was not written by a protocol of this version")
+    return facts
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(argv)
+    if args.plateau:
+        reached, why = plateau(read_cycles(args.results_dir))
+        print(f"plateau: {'yes' if reached else 'no'}; {why}")
+        return 0
+    try:
+        facts = read_facts(args.results_dir, args.label)
+    except ValueError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    facts["verdicts"] = gates.judge(facts["declaration"], facts["runs"])
+    if args.json:
+        print(json.dumps(facts["verdicts"], indent=1, allow_nan=False))
+    elif args.log_entry:
+        print(log_entry(facts))
+    else:
+        print(report.verdicts(facts))
+    worst = max((EXIT[entry["verdict"]] for entry in facts["verdicts"]), default=EXIT[None])
+    return worst if args.exit_code else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

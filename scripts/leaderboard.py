@@ -1,0 +1,57 @@
+"""
+Rewrite the tables of dev/LEADERBOARD.md, and their picture, from the ledger:
+
+    python -m scripts.leaderboard
+
+Reads dev/ledger/experiments.csv; verdicts are taken from results/*_latest.json, where those are at hand. Text outside the
+markers stays as it is. Exit code: 0 done, 2 bad input.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from nanochat.common import REPO_ROOT, atomic_write, read_json
+from nanochat.lab.experiments import LEDGER, read
+from nanochat.lab.leaderboard import markdown, profiles, replaced, verdicts_of
+from nanochat.lab.plots import draw_leaderboard
+
+PAGE = REPO_ROOT / "dev" / "LEADERBOARD.md"
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(prog="python -m scripts.leaderboard", allow_abbrev=False,
+                                     description="Rewrite the leaderboard from the ledger.")
+    parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH", help="rows of runs (default: dev/ledger/experiments.csv)")
+    parser.add_argument("--page", type=Path, default=PAGE, metavar="PATH", help="what is rewritten (default: dev/LEADERBOARD.md)")
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help="where verdicts are (default: results)")
+    return parser
+
+
+def read_results(folder) -> list[dict]:
+    """The result files in a folder, by name; one that is not a protocol's is left out and named."""
+    found = []
+    for path in sorted(Path(folder).glob("*_latest.json")):
+        try:
+            found.append(read_json(path))
+        except ValueError as e:
+            print(f"{path}: left out, {e}")
+    return found
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        rows, verdicts = read(args.ledger), verdicts_of(read_results(args.results))
+        atomic_write(args.page, replaced(args.page.read_text(encoding="utf-8"), markdown(rows, verdicts), str(args.page)))
+        picture = args.page.with_name(args.page.stem.lower() + ".png")
+        drawn = draw_leaderboard(picture, profiles(rows, verdicts))
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    print(f"{len(rows)} rows of {args.ledger}; written: {args.page}" + (f", {picture}" if drawn else "; nothing to draw yet"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

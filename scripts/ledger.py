@@ -1,0 +1,151 @@
+"""
+The ledger of experiments: look at it, add the record of any run, run a row again.
+
+    python -m scripts.ledger --last=20                        newest last
+    python -m scripts.ledger --where label=mix005 --where 'val_bpb<2.7' --columns seed val_bpb
+    python -m scripts.ledger --import nc_mix005_d4_gate_s1337 --label=mix005 --arm=gate
+    python -m scripts.ledger --rerun 12                       print commit, base dir and command
+    python -m scripts.ledger --rerun 12 --run                 do it, in a worktree, and compare val_bpb
+
+Exit code: 0 ok (reproduced), 1 not reproduced, 2 bad input, 130 interrupted.
+"""
+
+import argparse
+import difflib
+import re
+import sys
+from pathlib import Path
+
+from nanochat import dataset, tokenizer
+from nanochat.common import get_base_dir
+from nanochat.lab import experiments, profiles
+from nanochat.lab.arms import NAME
+from nanochat.lab.imports import find_run
+from nanochat.lab.report import table
+from nanochat.lab.rerun import Rerun, home_of
+
+COLUMNS = ("row", "timestamp", "label", "arm", "seed", "profile", "val_bpb", "final_train_loss", "tok_per_sec_median",
+           "time_to_target_sec_measured", "wall_time_sec", "status")
+EXIT_OK, EXIT_DIFFERS, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+CONDITION = re.compile(r"(\w+)\s*([=<>])\s*(.*)")
+HASH_LETTERS = 8
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(prog="python -m scripts.ledger", allow_abbrev=False,
+                                     description="Look at the ledger, add a run to it, run a row again.")
+    parser.add_argument("--where", action="append", default=[], metavar="CONDITION",
+                        help="rows to show: column=value, column<value or column>value (an empty value: an empty cell); repeat for more")
+    parser.add_argument("--last", type=int, metavar="N", help="show only the newest N rows")
+    parser.add_argument("--columns", nargs="+", metavar="COLUMN", help=f"columns to show, or all (default: {' '.join(COLUMNS)})")
+    parser.add_argument("--import", dest="import_run", metavar="RUN", help="add the run of this id, or of this path to its folder")
+    parser.add_argument("--label", metavar="LABEL", help="label of the imported run")
+    parser.add_argument("--arm", metavar="ARM", help="arm of the imported run")
+    parser.add_argument("--rerun", type=int, metavar="ROW", help="print what it takes to run a row again")
+    parser.add_argument("--run", action="store_true", help="with --rerun: run it, in a worktree, and compare")
+    parser.add_argument("--ledger", type=Path, default=experiments.LEDGER, metavar="PATH", help="default: %(default)s")
+    return parser
+
+
+# -----------------------------------------------------------------------------
+# Show
+
+def known_column(name: str) -> str:
+    columns = ["row", *experiments.schema()]
+    if name not in columns:
+        near = difflib.get_close_matches(name, columns, n=1)
+        raise ValueError(f"{name!r} is no column of the ledger" + (f"; did you mean {near[0]}?" if near else f": {', '.join(columns)}"))
+    return name
+
+
+def parse_condition(text: str) -> tuple:
+    """
+    >>> parse_condition("seed=1337"), parse_condition("val_bpb < 2.5"), parse_condition("label=")
+    (('seed', '=', 1337), ('val_bpb', '<', 2.5), ('label', '=', None))
+    """
+    match = CONDITION.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"--where {text!r}: expected column=value, column<value or column>value")
+    name, op, value = match.groups()
+    if name == "row":
+        raise ValueError(f"--where {text!r}: rows are numbered, not stored; --last shows the newest")
+    return known_column(name), op, experiments.parse_cell(name, value)
+
+
+def show(args):
+    if args.last is not None and args.last < 1:
+        raise ValueError(f"--last={args.last}: expected 1 or more")
+    columns = [known_column(name) for name in args.columns or COLUMNS] if args.columns != ["all"] else ["row", *experiments.schema()]
+    rows = experiments.read(args.ledger, where=[parse_condition(text) for text in args.where], last=args.last)
+    if rows:
+        print(table(columns, [[cell(name, row[name]) for name in columns] for row in rows]))
+    print(f"{len(rows) or 'no'} rows{' that meet this' * bool(args.where)} in {args.ledger}")
+
+
+def cell(name: str, value) -> str:
+    """
+    >>> cell("val_bpb", 2.648291234), cell("arm", None), cell("git_commit", "ceffe96ad1c4")
+    ('2.648291', '', 'ceffe96a')
+    """
+    if value is None:
+        return ""
+    if name.endswith(("_hash", "_id", "_commit")) and name != "run_id":
+        return str(value)[:HASH_LETTERS]
+    return f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
+# -----------------------------------------------------------------------------
+# Import and run again
+
+def import_run(args):
+    for flag, value in (("--label", args.label), ("--arm", args.arm)):
+        if value is not None and not NAME.fullmatch(value):
+            raise ValueError(f"{flag}={value}: expected letters, digits, '.', '_' and '-'")
+    if args.label == experiments.NOISE:
+        raise ValueError(f"--label={args.label}: the bank is filled by `make noise`, whole, never by picking runs; choose another label")
+    record, metrics, profile = find_run(args.import_run, get_base_dir())
+    row = experiments.row_of_record(record, metrics, label=args.label, arm=args.arm, profile=profile)
+    for other in experiments.read(args.ledger, run_id=row["run_id"]):
+        if experiments.identity(other) == experiments.identity(row):
+            raise ValueError(f"{args.import_run} is in {args.ledger} already, as row {other['row']}")
+    experiments.append(args.ledger, row)
+    print(f"added {row['run_id']} ({row['status'] or 'status not known'}) to {args.ledger}")
+
+
+def rerun(args) -> int:
+    rows = experiments.read(args.ledger)
+    if not 1 <= args.rerun <= len(rows):
+        raise ValueError(f"--rerun={args.rerun}: expected a row from 1 to {len(rows)} of {args.ledger}")
+    row = rows[args.rerun - 1]
+    again = Rerun(row, home_of(row, get_base_dir()))
+    print(again.describe(), flush=True)
+    if not args.run:
+        return EXIT_OK
+    if row["profile"] in profiles.PROFILES:
+        profiles.prepare(profiles.get_profile(row["profile"]), again.home, dataset, tokenizer, again.home / "logs")
+    same, lines = again.compare(again.run())
+    print("\n".join(lines))
+    return EXIT_OK if same else EXIT_DIFFERS
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        if args.run and args.rerun is None:
+            raise ValueError("--run goes with --rerun ROW")
+        if args.import_run is not None:
+            import_run(args)
+        elif args.rerun is not None:
+            return rerun(args)
+        else:
+            show(args)
+        return EXIT_OK
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""
+Control and candidate at several depths, then one verdict on whether it holds at all of them:
+
+    python -m scripts.miniseries --label=mix005 --depths 8 12 16 --candidate="mix005: --symplectic-gate --symplectic-gate-mix=0.05"
+
+Each depth is a protocol of its own, label <label>_d<depth>, with its own noise; what is complete is reused, so a
+stopped miniseries goes on with the same command and repeats nothing. Without --seeds seeds are added until each
+depth is decided.
+Writes results/<label>_miniseries.json. Exit code: 0 judged, 2 bad input or a depth without verdict, 130 interrupted.
+"""
+
+import argparse
+import sys
+
+from nanochat.common import write_json
+from nanochat.lab import miniseries
+from nanochat.lab.arms import NAME, parse_seeds
+from nanochat.lab.cells import stop_on_signals
+from nanochat.lab.commands import EXIT_FAILED_CELL, call, module_command, shown
+from nanochat.lab.results import RESULTS_DIR, now
+
+# Flags of scripts.protocol that go there as they are
+PASSED_ON = ("--candidate", "--seeds", "--until", "--max-seeds", "--noise", "--primary", "--target-bpb", "--fallback", "--min-gain",
+             "--jobs", "--timeout-minutes", "--fresh", "--ledger")
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(prog="python -m scripts.miniseries", allow_abbrev=False, description="A candidate across depths.",
+                                     epilog=f"Go to scripts.protocol as they are: {', '.join(PASSED_ON)}.")
+    parser.add_argument("--label", default="miniseries", help="names the result files; each depth adds _d<depth>")
+    parser.add_argument("--depths", nargs="+", action="extend", metavar="DEPTH", help="numbers of layers (default: 8 12 16)")
+    parser.add_argument("--profile", help="the workload, apart from the depth (default: as scripts.protocol)")
+    parser.add_argument("--num-iterations", type=int, help="optimizer steps, instead of the profile's")
+    parser.add_argument("--flags", default="", metavar="FLAGS", help="training flags for every arm at every depth")
+    parser.add_argument("--noise-seeds", type=int, default=8, metavar="N",
+                        help="control runs to bank at each depth first; 0 = none, and none with --noise=own (default: %(default)s)")
+    parser.add_argument("--judge", action="store_true", help="run nothing: the verdict of the result files that are there")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    return parser
+
+
+def join_values(argv):
+    """A value that begins with -- reads as an option; joined by = it is a value.
+
+    >>> join_values(["--flags", "--matrix-lr=0.03", "--label=x"])
+    ['--flags=--matrix-lr=0.03', '--label=x']
+    """
+    out, words = [], iter(argv)
+    for word in words:
+        value = next(words, None) if word in ("--flags", "--candidate") else None
+        out.append(word if value is None else f"{word}={value}")
+    return out
+
+
+def refuse_unknown(rest):
+    unknown = [word for word in rest if word.startswith("-") and word.partition("=")[0] not in PASSED_ON]
+    if unknown:
+        raise ValueError(f"unknown flag {unknown[0]}; --help lists them all")
+
+
+def commands(args, depths, rest) -> list[list[str]]:
+    """Noise and protocol of each depth: the whole of what is run, in public commands."""
+    given = {word.partition("=")[0] for word in rest}
+    until = [] if given & {"--seeds", "--until"} else ["--until=decided"]
+    where = [f"--profile={args.profile}"] if args.profile else []
+    steps = [] if args.num_iterations is None else [f"--num-iterations={args.num_iterations}"]
+    ledger = [word for word in rest if word.startswith("--ledger=")]
+    out = []
+    for depth in depths:
+        flags = " ".join(filter(None, [*steps, args.flags, f"--depth={depth}"]))
+        if args.noise_seeds and "--noise=own" not in rest:
+            out.append(module_command("scripts.noise", "--run", f"--seeds={args.noise_seeds}", *where, f"--flags={flags}", *ledger))
+        out.append(module_command("scripts.protocol", f"--label={miniseries.label_of(args.label, depth)}", *where, f"--flags={flags}",
+                                  *until, *rest))
+    return out
+
+
+def run(args, depths, rest) -> int:
+    """Every depth in turn; a failed or diverged cell is a fact that the verdict reads. Returns the exit code that stopped it, or 0."""
+    for command in commands(args, depths, rest):
+        print(f"$ {shown(command)}")
+        code = 0 if args.dry_run else call(command)
+        if code and not (code == EXIT_FAILED_CELL and "scripts.protocol" in command):  # a bank has no verdict that would say what failed
+            return code
+    return 0
+
+
+def judge(args, depths) -> int:
+    results = miniseries.read_depths(RESULTS_DIR, args.label, depths)
+    verdicts = miniseries.judge(results)
+    path = RESULTS_DIR / f"{args.label}_miniseries.json"
+    write_json(path, {"timestamp": now(), "label": args.label, "depths": depths, "verdicts": miniseries.summary(verdicts)})
+    alpha = next(iter(results.values()))["declaration"]["alpha"]
+    print(miniseries.results_table(verdicts, alpha))
+    print(f"written: {path}")
+    return 0
+
+
+def main(argv=None) -> int:
+    args, rest = build_parser().parse_known_args(join_values(sys.argv[1:] if argv is None else argv))
+    try:
+        if not NAME.fullmatch(args.label):
+            raise ValueError(f"--label={args.label}: expected letters, digits, '.', '_' and '-'; it names files")
+        depths = depths_of(args.depths or ["8 12 16"])
+        refuse_unknown(rest)
+        code = 0 if args.judge else run(args, depths, rest)
+        return code or (0 if args.dry_run else judge(args, depths))
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+
+
+def depths_of(words) -> list[int]:
+    try:
+        depths = parse_seeds(words)  # whole numbers, no repeats
+    except ValueError as e:
+        raise ValueError(f"--depths {' '.join(words)}: expected different whole numbers, as in --depths 2 4 ({e})") from e
+    if 0 in depths:
+        raise ValueError("--depths: a model has at least one layer")
+    return depths
+
+
+if __name__ == "__main__":
+    stop_on_signals()
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""
+How much the control varies by itself. First bank some runs of it, then read what they allow to be seen:
+
+    python -m scripts.noise --run --seeds=8        (= make noise SEEDS=8)
+    python -m scripts.noise
+
+Banked runs are on seeds that protocols do not use; complete ones are reused, so that 10 after 8 trains two more.
+Rows go to dev/ledger/experiments.csv. Exit code: 0 ok, 1 some run failed, 2 bad input, 130 interrupted (go on
+with the same command).
+"""
+
+import argparse
+import importlib.util
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from nanochat import dataset, tokenizer
+from nanochat.common import get_base_dir
+from nanochat.lab import experiments, noise, profiles
+from nanochat.lab.arms import CONTROL, make_arms, split_flags
+from nanochat.lab.cells import stop_on_signals
+from nanochat.lab.protocol import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Protocol, run
+from nanochat.lab.rerun import home_of
+from nanochat.record import read_metrics, read_record, record_dir
+
+SIDE_BY_SIDE = 2  # on a CPU, as a control and its candidate run: speeds are then those of a protocol
+
+
+class NoiseProtocol(Protocol):
+    """The control alone."""
+
+    def command(self, seeds=None) -> str:
+        words = ["python", "-m", "scripts.noise", "--run", f"--seeds={len(seeds or self.seeds)}", f"--profile={self.profile.name}"]
+        return shlex.join(words + ([f"--flags={shlex.join(self.common_flags)}"] if self.common_flags else []))
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(prog="python -m scripts.noise", allow_abbrev=False,
+                                     description="Bank runs of the control alone, and say what their spread lets a protocol see.")
+    parser.add_argument("--run", action="store_true", help="train what the bank lacks first")
+    parser.add_argument("--seeds", type=int, default=8, metavar="N", help="how many banked runs (default: %(default)s)")
+    parser.add_argument("--profile", choices=list(profiles.PROFILES), help="the workload to bank (default: as scripts.protocol)")
+    parser.add_argument("--flags", default="", metavar="FLAGS", help="more training flags, as in --flags='--num-iterations=30'")
+    parser.add_argument("--jobs", type=int, metavar="N", help=f"runs side by side (default: on a CPU {SIDE_BY_SIDE}, else 1)")
+    parser.add_argument("--fresh", action="store_true", default=os.environ.get("FRESH", "") not in ("", "0"),
+                        help="run every seed anew (also FRESH=1)")
+    parser.add_argument("--profile-hash", default="", metavar="HASH", help="show this profile (its first letters; default: the newest)")
+    parser.add_argument("--label", help="show the profile of this label's newest row")
+    parser.add_argument("--ledger", type=Path, default=experiments.LEDGER, metavar="PATH", help="default: %(default)s")
+    return parser
+
+
+# -----------------------------------------------------------------------------
+# Banking
+
+def make_protocol(args) -> NoiseProtocol:
+    seeds = noise.noise_seeds(args.seeds)
+    memory_mib = profiles.cuda_memory_mib() if args.profile != "smoke-cpu" else None
+    profile = profiles.get_profile(args.profile or ("smoke-cpu" if memory_mib is None else "protocol-16gb"))
+    common = split_flags("--flags", args.flags)
+    machine = profiles.machine_flags(profile, memory_mib, has_triton=importlib.util.find_spec("triton") is not None)
+    arms = make_arms([], [*profile.flags, *machine, *common])
+    cpu = arms[0].config.device_type == "cpu"
+    if arms[0].config.device_type == "cuda" and memory_mib is None:
+        raise ValueError(f"--profile={profile.name} needs a CUDA device, and torch finds none; use --profile=smoke-cpu")
+    jobs = min(SIDE_BY_SIDE, len(seeds), os.cpu_count() or 1) if cpu else 1
+    return NoiseProtocol(experiments.NOISE, profile, arms, seeds, profile.home(get_base_dir()), common_flags=common, machine_flags=machine,
+                         fresh=args.fresh, jobs=jobs if args.jobs is None else args.jobs)
+
+
+def bank_runs(protocol: Protocol, ledger) -> int:
+    """Append a row for every ended run of the protocol that the ledger has not; returns how many."""
+    ours = {(cell.tag, cell.config_hash) for cell in protocol.cells}
+    runs = [run for run in protocol.results.read_latest().get("runs", []) if (run["run_tag"], run["config_hash"]) in ours]
+    rows = [noise_row(protocol, run) for run in runs]
+    present = {experiments.identity(row) for row in experiments.read(ledger, label=experiments.NOISE)}
+    new = [row for row in rows if experiments.identity(row) not in present]
+    for row in new:
+        experiments.append(ledger, row)
+    return len(new)
+
+
+def noise_row(protocol: Protocol, run: dict) -> dict:
+    """The ledger's row of an entry of the result file, from its record; a run that was killed may have left none."""
+    known = {"run_id": run["run_tag"], "seed": run["seed"], "config_hash": run["config_hash"], "status": run["run_status"],
+             "timestamp": run["started_at"] or run["timestamp"]}
+    record, metrics = read_record(protocol.home, run["run_tag"]) or {}, []
+    if record.get("config_hash") == run["config_hash"]:
+        metrics = read_metrics(record_dir(protocol.home, run["run_tag"]) / "metrics.jsonl")
+    else:
+        record = {}
+    return experiments.row_of_record(record, metrics, label=experiments.NOISE, arm=CONTROL, profile=protocol.profile.name,
+                                     declared_at=run["declared_at"], overloaded=run["overloaded"], known=known)
+
+
+def run_noise(args) -> tuple[int, str]:
+    """(exit code, profile hash). Whatever has ended is banked, also when the user stops it."""
+    protocol = make_protocol(args)
+    protocol.identify(*profiles.prepare(protocol.profile, protocol.home, dataset, tokenizer, protocol.results.logs))
+    try:
+        code = run(protocol)
+    finally:
+        print(f"banked {bank_runs(protocol, args.ledger)} new rows in {args.ledger}")
+    hashes = [(read_record(protocol.home, cell.tag) or {}).get("profile_hash") for cell in protocol.cells]
+    return code, next(filter(None, hashes), "")
+
+
+# -----------------------------------------------------------------------------
+# Showing
+
+def choose_profile(rows, args) -> str:
+    """The profile that is asked for, or the newest banked one."""
+    if args.profile_hash:
+        found = {row["profile_hash"] for row in rows if (row["profile_hash"] or "").startswith(args.profile_hash)}
+        if len(found) != 1:
+            raise ValueError(f"--profile-hash={args.profile_hash}: {len(found)} profiles in the ledger begin so, expected one; "
+                             f"there are {', '.join(row['profile_hash'][:8] for row in noise.profiles_present(rows)) or 'none'}")
+        return found.pop()
+    wanted = [row for row in rows if row["profile_hash"] and row["label"] == (args.label or experiments.NOISE)]
+    if not wanted and args.label:
+        raise ValueError(f"--label={args.label}: no row of the ledger has this label; python -m scripts.ledger lists them")
+    if not wanted:
+        raise ValueError(f"no noise banked in {args.ledger}: run `make noise SEEDS=8`")
+    return wanted[-1]["profile_hash"]
+
+
+def show(rows, profile_hash):
+    newest = [row for row in rows if row["profile_hash"] == profile_hash][-1]
+    print(f"profile {profile_hash[:8]} {newest['profile'] or '-'}, {newest['device']}: {newest['command']}\n")
+    try:
+        threshold = noise.banked_target(rows, profile_hash)
+        rows = noise.with_target(rows, stored_curves(rows, profile_hash), "val_bpb", threshold)
+        print(f"target val_bpb {threshold:.6g}: the worst final of the banked runs + 1 sigma\n")
+    except ValueError as e:
+        print(f"no target from the bank: {e}\n")
+    print(noise.describe(noise.measure(rows, profile_hash), rows))
+    if others := noise.other_profiles(rows, profile_hash):
+        print("\n" + others)
+
+
+def stored_curves(rows, profile_hash) -> dict:
+    """{run id: metrics} of the banked runs whose records are still in their base dir, and still those of the row."""
+    curves = {}
+    for row in experiments.banked_runs(rows, profile_hash)[0]:
+        home = home_of(row, get_base_dir())
+        if experiments.is_of(read_record(home, row["run_id"]), row):
+            curves[row["run_id"]] = read_metrics(record_dir(home, row["run_id"]) / "metrics.jsonl")
+    return curves
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        code, profile_hash = run_noise(args) if args.run else (0, "")
+        if code != EXIT_INTERRUPTED:
+            rows = experiments.read(args.ledger)
+            show(rows, profile_hash or choose_profile(rows, args))
+        return code
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    stop_on_signals()
+    sys.exit(main())

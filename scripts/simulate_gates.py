@@ -1,0 +1,92 @@
+"""
+How often a verdict is wrong, and how often it sees a gain, on made-up records and beside its targets:
+
+    python -m scripts.simulate_gates                            # every table, some minutes on two cores
+    python -m scripts.simulate_gates --table=8.1 --table=bank   # some of them
+    python -m scripts.simulate_gates --protocols=40000 --output-json=results/simulate_gates.json
+
+Made-up runs go through the functions that decide real ones. Each number stands beside its target (in brackets, with
+the difference), from ideas/simulation_targets.csv; a * is outside its tolerance. Writes results/simulate_gates.png
+in the working directory. Exit code: 0 all inside, 1 some outside, 2 bad input.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from nanochat.common import atomic_write
+from nanochat.config import hyphenate
+from nanochat.lab.simulate import MEASURES, PROTOCOLS, SEED, check, looks_text, measure, read_targets
+from nanochat.lab.simulate_plot import draw_error_rates
+
+TARGETS = Path(__file__).resolve().parent.parent / "ideas" / "simulation_targets.csv"
+TITLES = {"8.1": "fixed n, pairs not correlated", "8.2": "fixed n, correlated pairs", "8.3": "where assumptions fail",
+          "8.4": "against other rules", "8.5": "seeds added until decided, at most 12", "bank": "a bank that came out low by luck"}
+FEWEST = 1000  # protocols: below, the tolerances are smaller than the luck
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(prog="python -m scripts.simulate_gates", allow_abbrev=False,
+                                     description="The error rate and the power of the verdicts, by simulation.")
+    parser.add_argument("--table", action="append", choices=list(TITLES), help="repeat for more (default: every table)")
+    parser.add_argument("--protocols", type=int, default=PROTOCOLS, help="made-up protocols a cell (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the made-up runs (default: %(default)s)")
+    parser.add_argument("--output-json", metavar="PATH", help="write every number with its target here")
+    parser.add_argument("--picture", metavar="PATH", default="results/simulate_gates.png", help="where it goes (default: %(default)s)")
+    return parser
+
+
+def simulate_table(cells, protocols: int, seed: int) -> list[dict]:
+    """Measure the cells of one table and print them as they come."""
+    measures = [name for name in MEASURES if any(name in cell.targets for cell in cells)]
+    print(f"\n{cells[0].table}: {TITLES[cells[0].table]}")
+    print(f"{'data':22}{'rho':>4}{'nu':>4}{'K':>4}{'n':>6}  {'rule':16}" + "".join(f"{name:>22}" for name in measures))
+    rows = []
+    for cell in cells:
+        found = {row["measure"]: row for row in check(cell, measure(cell, protocols, seed), protocols)}
+        head = f"{cell.data:22}{cell.rho:>4g}{cell.nu:>4}{cell.K:>4}{looks_text(cell.looks):>6}  {cell.rule:16}"
+        print(head + "".join(f"{number(found.get(name)):>22}" for name in measures), flush=True)
+        rows += found.values()
+    return rows
+
+
+def number(row) -> str:
+    if row is None:
+        return ""
+    return f"{row['found']:.2f} ({row['target']:g} {row['difference']:+.2f}){' ' if row['inside'] else '*'}"
+
+
+def summary(rows) -> str:
+    """The largest difference of every table, and what is outside."""
+    lines = []
+    for table in dict.fromkeys(row["table"] for row in rows):
+        for kind in ("false_promotion", "power", "seeds"):
+            some = [row for row in rows if row["table"] == table and row["measure"].startswith(kind)]
+            if some:
+                worst = max(abs(row["difference"]) for row in some)
+                outside = sum(not row["inside"] for row in some)
+                lines.append(f"{table:5}{kind:16} {len(some):4} numbers, largest difference {worst:.2f}, {outside} outside")
+    return "\n".join(lines)
+
+
+def main(argv=None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(hyphenate(sys.argv[1:] if argv is None else argv))
+    if args.protocols < FEWEST:
+        parser.error(f"--protocols={args.protocols}: expected at least {FEWEST}; with fewer, luck outweighs the tolerances")
+    tables = args.table or list(TITLES)
+    cells = [cell for cell in read_targets(TARGETS) if cell.table in tables]
+    rows = []
+    for table in dict.fromkeys(cell.table for cell in cells):
+        rows += simulate_table([cell for cell in cells if cell.table == table], args.protocols, args.seed)
+    print(f"\n{summary(rows)}")
+    if draw_error_rates(args.picture, rows, args.protocols):
+        print(f"picture: {args.picture}")
+    if args.output_json:
+        atomic_write(args.output_json, json.dumps({"protocols": args.protocols, "seed": args.seed, "rows": rows}, indent=1) + "\n")
+    return int(not all(row["inside"] for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

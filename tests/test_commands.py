@@ -1,0 +1,53 @@
+"""
+Commands one after another: an interrupt reaches the child and what it runs, once, and they have the time to save.
+
+python -m pytest tests/test_commands.py -q
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nanochat.lab.commands import call, module_command, shown
+
+ROOT = Path(__file__).resolve().parent.parent
+SAVES = """
+import pathlib, signal, sys, time
+caught = []
+signal.signal(signal.SIGINT, lambda *_: caught.append(1))
+pathlib.Path(sys.argv[1]).write_text("started")
+while not caught:
+    time.sleep(0.01)
+time.sleep(0.5)  # a checkpoint takes a while
+pathlib.Path(sys.argv[1]).write_text(f"saved {len(caught)}")
+sys.exit(130)
+"""
+
+
+def test_exit_code_and_environment_are_passed_on():
+    assert call([sys.executable, "-c", "import os, sys; sys.exit(int(os.environ['CODE']))"], {"CODE": "7"}) == 7
+    command = module_command("scripts.protocol", "--label=a b")
+    assert shown(command, {"SEEDS": "1 2"}) == "SEEDS='1 2' python -m scripts.protocol '--label=a b'"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("shell", [False, True], ids=["program", "template"])
+def test_interrupt_lets_the_child_save(tmp_path, shell):
+    note, script = tmp_path / "note", tmp_path / "saves.py"
+    script.write_text(SAVES)
+    command = [sys.executable, str(script), str(note)]
+    if shell:
+        (tmp_path / "t.sh").write_text(f"set -e\n{' '.join(command)}\necho not reached > {note}\n")
+        command = ["bash", str(tmp_path / "t.sh")]
+    parent = subprocess.Popen([sys.executable, "-c", f"import sys\nfrom nanochat.lab.commands import call\nsys.exit(call({command!r}))"],
+                              cwd=ROOT, start_new_session=True)
+    while not (note.exists() and note.read_text() == "started"):
+        assert parent.poll() is None
+        time.sleep(0.02)
+    parent.send_signal(signal.SIGINT)
+    assert parent.wait(60) == 130 and note.read_text() == "saved 1"

@@ -1,0 +1,265 @@
+"""
+The ledger's rows: columns in their order, effective values, nothing acknowledged lost, and what a bank takes.
+
+python -m pytest tests/test_experiments.py -v
+"""
+
+import math
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from nanochat.common import REPO_ROOT
+from nanochat.lab import experiments
+from nanochat.lab.experiments import append, bank, banked_runs, parse_cell, read, row_of_record, schema
+from nanochat.lab.workload import options_of, why_other_profile, words_of
+from tests.ledger_case import DATA, metrics, record, row
+
+PLAN = ("timestamp,git_commit,experiment_name,seed,depth,max_seq_len,device_batch_size,total_batch_size,target_param_data_ratio,"
+        "warmdown_ratio,warmdown_shape,target_metric_name,target_metric_threshold,time_to_target_sec_measured,"
+        "time_to_target_sec_extrapolated,extrapolation_method,tok_per_sec_median,dt_median_ms,wall_time_sec,final_train_loss,min_val_bpb,"
+        "peak_mem_mib,status").split(",")
+PROFILE = record()["profile_hash"]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "experiments.csv"
+
+
+# -----------------------------------------------------------------------------
+# Rows
+
+def test_the_columns_of_the_plan_come_first_and_the_committed_ledger_has_them():
+    assert schema()[:23] == PLAN and len(set(schema())) == len(schema())
+    ledger = (REPO_ROOT / "dev/ledger/experiments.csv").read_text(encoding="utf-8")
+    assert ledger.splitlines()[0] == ",".join(schema()) and ledger.endswith("\n")
+    assert set(experiments.BOOLS + experiments.INTEGERS + experiments.FLOATS) <= set(schema())
+
+
+def test_row_has_what_the_run_did():
+    made = row_of_record(record(7), metrics(), label="t", arm="gate", profile="smoke-cpu", declared_at="2026-01-01", overloaded=False)
+    assert list(made) == schema()
+    assert (made["total_batch_size"], made["effective_total_batch_size"], made["num_iterations"]) == (4096, 4096, 60)  # 2048 asked for
+    assert (made["tau"], made["effective_ratio"], made["bound"], made["git_commit"]) == (36.3, 0.0293, "num_iterations", "c" * 40)
+    assert made["target_param_data_ratio"] is None  # an option that did not decide
+    assert (made["device"], made["versions"], made["load"]) == ("cpu: a processor", "python=3.11.7 torch=2.13.0", 1.25)
+    assert (made["seed"], made["status"], made["val_bpb"], made["training_sec"], made["compile_sec"]) == (7, "ok", 2.607, 57.0, None)
+    assert made["command"].endswith("--seed=7 --depth=4 --max-seq-len=256 --num-iterations=60 --device-batch-size=8 "
+                                    "--total-batch-size=2048 --eval-every=10")
+
+
+def test_ratio_is_in_the_row_when_it_decided():
+    made = record()
+    made["resolved"]["horizon"] = "target_param_data_ratio"
+    assert row_of_record(made, [], label="t", arm="a", profile=None)["target_param_data_ratio"] == 12.0
+
+
+def test_failed_runs_get_rows_and_no_final_value():
+    made = row_of_record(record(status="diverged", final_train_loss=math.nan), metrics(), label="t", arm="a", profile=None)
+    assert (made["status"], made["val_bpb"], made["final_train_loss"], made["bound"]) == ("diverged", None, None, None)
+    assert row_of_record(record(status="running"), [], label="t", arm="a", profile=None)["status"] == "crash"
+    known = {"run_id": "x", "seed": 5, "status": "oom"}
+    made = row_of_record({}, [], label="t", arm="a", profile=None, known=known)
+    assert {name: value for name, value in made.items() if value is not None} == known | {"label": "t", "arm": "a", "experiment_name": "t"}
+    assert row_of_record(record(3), [], label="t", arm="a", profile=None, known=known)["seed"] == 3
+
+
+def test_time_to_target_is_measured_or_guessed_never_both():
+    def cells(values, threshold):
+        target = {"metric": "val_bpb", "threshold": threshold}
+        made = row_of_record(record(), metrics(values), label="t", arm="a", profile=None, target=target)
+        return [made[name] for name in PLAN[11:16]]
+    assert cells((3.0, 2.8, 2.6), 2.7) == ["val_bpb", 2.7, pytest.approx(24.0), None, None]
+    assert cells((3.0, 2.8, 2.6), 2.5) == ["val_bpb", 2.5, None, None, None]  # too few points for a guess
+    assert cells((3.0, 2.9, 2.8, 2.7, 2.6), 2.5) == ["val_bpb", 2.5, None, pytest.approx(80.0), "last-4 linear"]
+    with pytest.raises(ValueError, match="expected one of val_bpb"):
+        row_of_record(record(), [], label="t", arm="a", profile=None, target={"metric": "core", "threshold": 1})
+
+
+# -----------------------------------------------------------------------------
+# The file
+
+def test_rows_come_back_as_they_were_with_their_number(path):
+    rows = [row_of_record(record(seed, dirty_cell=1), metrics(), label='a "b", c', arm="control", profile=None, overloaded=seed == 2)
+            for seed in (1, 2)]
+    for made in rows:
+        append(path, made)
+    assert read(path) == [made | {"row": number} for number, made in enumerate(rows, start=1)]
+
+
+def test_line_break_does_not_make_two_rows_and_nan_is_an_empty_cell(path):
+    append(path, row(1) | {"command": "python -m scripts.base_train --run='a\nb'", "load": math.inf})
+    assert len(path.read_text().splitlines()) == 2
+    assert [(r["command"], r["load"]) for r in read(path)] == [("python -m scripts.base_train --run='a b'", None)]
+
+
+def test_filters_and_conditions(path):
+    for seed in range(1, 7):
+        append(path, row(seed, label="noise" if seed < 4 else "noisey", arm="control" if seed % 2 else "gate"))
+    append(path, row(7) | {"label": None, "val_bpb": None})
+
+    def seeds(*where, **filters):
+        return [r["seed"] for r in read(path, where, **filters)]
+    assert seeds(label="noise") == [1, 2, 3] and seeds(label="noise", arm="control") == [1, 3] and seeds(label=None) == [7]
+    assert seeds(("val_bpb", "<", 2.603)) == [1, 2] and seeds(("seed", ">", 5)) == [6, 7] and seeds(seed=4) == [4]
+    assert seeds(dirty=True) == [] and len(seeds(dirty=False)) == 7
+    assert read(path, label="noisey")[0]["row"] == 4 and [r["row"] for r in read(path, last=2)] == [6, 7]
+    assert [r["seed"] for r in read(path, last=1, label="noise")] == [3]
+    with pytest.raises(ValueError, match="colour is no column of"):
+        read(path, colour="red")
+
+
+def test_text_with_quotes_is_found(path):
+    append(path, row(1) | {"command": 'say "x, y"'})
+    assert len(read(path, command='say "x, y"')) == 1
+
+
+def test_missing_ledger_has_no_rows_and_a_torn_line_is_none(path):
+    assert read(path) == []
+    append(path, row(1))
+    with open(path, "a") as f:
+        f.write("2026-01-01,abc")
+    assert [r["seed"] for r in read(path)] == [1]
+    append(path, row(2))
+    assert [r["seed"] for r in read(path)] == [1, 2]
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda lines: ["a,b,c", *lines[1:]], "other columns"), (lambda lines: [*lines, lines[1] + ",1"], "row 2: 52 cells, expected 51"),
+    (lambda lines: [*lines, ""], "row 2: 1 cells"),
+    (lambda lines: [*lines, lines[1].replace(",1,4,256,", ",one,4,256,")], "row 2: seed=one"),
+    (lambda lines: [*lines, lines[1].replace(",False,", ",perhaps,")], "row 2: dirty=perhaps")])
+def test_foreign_or_broken_file_is_refused_by_name(path, spoil, message):
+    append(path, row(1))
+    path.write_text("\n".join(spoil(path.read_text().splitlines())) + "\n")
+    with pytest.raises(ValueError, match=message):
+        read(path)
+
+
+def test_parse_cell_names_what_it_expected():
+    assert [parse_cell("seed", "3"), parse_cell("tau", "3"), parse_cell("dirty", "False"), parse_cell("arm", "3"), parse_cell("seed", "")] \
+        == [3, 3.0, False, "3", None]
+    with pytest.raises(ValueError, match="seed=3.5: expected a whole number"):
+        parse_cell("seed", "3.5")
+    with pytest.raises(ValueError, match="tau=x: expected a number"):
+        parse_cell("tau", "x")
+
+
+# -----------------------------------------------------------------------------
+# Many writers, random kills
+
+def keep_appending(path, first, acknowledged):
+    """Append rows first, first + 1, ... until killed; the number of each is written down after append has returned."""
+    made, fd = row(1), os.open(acknowledged, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    for number in range(first, first + 100_000):
+        append(path, made | {"seed": number})
+        os.write(fd, b"%d\n" % number)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
+def test_eight_writers_with_random_kills_lose_no_acknowledged_row(path, tmp_path):
+    rng, fork, workers = random.Random(0), multiprocessing.get_context("fork"), []
+    acknowledged, kills, deadline = tmp_path / "acknowledged", 0, time.monotonic() + 60
+
+    def start():
+        first = 1_000_000 * (kills + len(workers))
+        worker = fork.Process(target=keep_appending, args=(path, first, acknowledged))
+        worker.start()
+        return worker
+    while len(workers) < 8:
+        workers.append(start())
+    while kills < 40 and time.monotonic() < deadline:
+        time.sleep(rng.uniform(0, 0.1))
+        victim = rng.randrange(8)
+        os.kill(workers[victim].pid, signal.SIGKILL)
+        workers[victim].join()
+        kills += 1
+        workers[victim] = start()
+    for worker in workers:
+        worker.kill()
+        worker.join()
+    numbers = [r["seed"] for r in read(path)]
+    promised = set(map(int, acknowledged.read_text().split()))
+    assert kills == 40 and len(promised) > 40 and len(numbers) == len(set(numbers))
+    assert promised <= set(numbers) and len(numbers) - len(promised) <= kills + 8  # killed between writing and saying so
+    append(path, row(1))  # the lock of a killed writer holds nobody up
+    assert len(read(path)) == len(numbers) + 1
+
+
+# -----------------------------------------------------------------------------
+# The bank
+
+def test_bank_is_the_spread_of_the_control_of_one_profile():
+    rows = [row(seed) for seed in (1, 2, 4, 8)]
+    rows += [row(3, label="t"), row(5, arm="gate"), row(6, "--depth=6"), row(7, kind="cuda")]
+    found = bank(rows, PROFILE, "val_bpb")
+    values = [2.601, 2.602, 2.604, 2.608]
+    assert found.values == values and found.nu == 3 and found.s_b == pytest.approx(np.std(values, ddof=1)) and not found.left_out
+    logs = np.log([2001.0, 2002.0, 2004.0, 2008.0])
+    assert bank(rows, PROFILE, "tok_per_sec").s_b == pytest.approx(np.std(logs, ddof=1))
+    assert bank(rows, PROFILE, "wall_time").values == pytest.approx(np.log([51, 52, 54, 58]))
+
+
+def test_bank_leaves_out_by_name():
+    rows = [row(1), row(1, number=2), row(2), row(3, status="diverged"), row(4, val_bpb=None), row(5), row(6, val_bpb=math.nan)]
+    found = bank(rows, PROFILE, "val_bpb", exclude_seeds=[5])
+    assert found.seeds == [1, 2] and found.nu == 1
+    assert found.left_out == ["seed 5 is one of the protocol's own: a bank needs other seeds", "seed 3: ended diverged, it has no value",
+                              "seed 1 was banked twice: one is kept", "seed 4: val_bpb was not measured",
+                              "seed 6: val_bpb was not measured"]
+
+
+def test_seed_that_failed_and_then_ended_ok_is_in_the_bank():
+    found = bank([row(1), row(2, status="interrupted"), row(2, number=3)], PROFILE, "val_bpb")
+    assert found.seeds == [1, 2] and not found.left_out
+
+
+def test_newer_code_replaces_and_other_options_are_not_mixed():
+    rows = [row(1, val_bpb=9.0), row(1, number=2, tree="0" * 64), row(2)]
+    found = bank(rows, PROFILE, "val_bpb")
+    assert found.values == [2.601, 2.602] and found.left_out == ["seed 1 was banked twice, on other code: the newer is kept"]
+    kept, left_out = banked_runs([row(1, "--matrix-lr=0.03"), row(2), row(3)], PROFILE)
+    assert [r["seed"] for r in kept] == [2, 3]
+    assert left_out == ["seed 1: banked with other options than the newest run (--matrix-lr 0.02 -> 0.03)"]
+
+
+def test_bank_without_spread_is_refused():
+    with pytest.raises(ValueError, match="2 banked runs .* one and the same val_bpb: they are copies"):
+        bank([row(1, val_bpb=2.6), row(2, val_bpb=2.6)], PROFILE, "val_bpb")
+
+
+def test_one_banked_run_has_no_spread():
+    assert (bank([row(1)], PROFILE, "val_bpb").s_b, bank([], PROFILE, "val_bpb").nu) == (None, 0)
+
+
+def test_times_are_banked_for_one_target_which_every_run_reached():
+    def timed(seed, sec, threshold=2.7):
+        return row(seed) | {"target_metric_name": "val_bpb", "target_metric_threshold": threshold, "time_to_target_sec_measured": sec}
+    found = bank([timed(1, 20.0, threshold=2.9), timed(2, 30.0), row(3), timed(4, 33.0)], PROFILE, "time_to_target")
+    assert found.values == pytest.approx(np.log([30, 33])) and found.left_out == [f"seed {s}: no time to this target" for s in (1, 3)]
+    with pytest.raises(ValueError, match="banked control run on seed 2 missed it"):
+        bank([timed(2, None), timed(4, 33.0)], PROFILE, "time_to_target")
+
+
+# -----------------------------------------------------------------------------
+# Workloads
+
+def test_what_makes_another_profile_is_named():
+    assert why_other_profile(row(1), row(2)) == [] == why_other_profile(row(1), row(1, "--matrix-lr=0.03"))
+    assert why_other_profile(row(1), row(1, "--depth=6", "--eval-every=20")) == ["--depth 4 -> 6", "--eval-every 10 -> 20"]
+    assert why_other_profile(row(1), row(1, kind="cuda", dataset_id="a" * 64)) == ["device cpu -> cuda", f"dataset {DATA[:8]} -> aaaaaaaa"]
+
+
+def test_rows_without_a_readable_command_still_say_what_they_can():
+    foreign = row(1, "--depth=6") | {"command": None}
+    assert options_of(foreign) == {} and words_of(foreign) == []
+    assert why_other_profile(row(1), foreign) == ["--depth 4 -> 6"]
+    assert options_of(row(1) | {"command": "python -m scripts.base_train --depth=many"}) == {}
+    odd = row(1) | {"profile_hash": None, "command": None}
+    assert why_other_profile(row(1), odd) == ["the rows do not say: their profile hashes are of other versions of the options"]

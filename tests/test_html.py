@@ -1,0 +1,206 @@
+"""
+The report page: whole, self-contained, escaped, and with every verdict and number that the facts have.
+
+python -m pytest tests/test_html.py -v
+"""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from nanochat.lab import svg
+from nanochat.lab.gains import gain_text, pair_gains
+from nanochat.lab.html import page, write_report
+from tests.report_case import five_candidates, make_curves, peeking, unbanked
+
+CASES = [five_candidates, unbanked, peeking]
+VOID = {"meta", "wbr", "br", "hr", "img", "link", "input"}
+HOSTILE = "<script>alert('x')</script>\"&amp;<img src=x onerror=y>"
+
+
+class Reader(HTMLParser):
+    """Raises on a tag that does not close what is open; collects tags, attributes and text."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.attributes, self.text = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *attr) for attr in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *attr) for attr in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read(html) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    reader.close()
+    assert not reader.open, f"never closed: {reader.open}"
+    return reader
+
+
+def read_case(make) -> tuple[dict, Reader, str]:
+    facts = make()
+    html = page(facts, make_curves(facts))
+    return facts, read(html), html
+
+
+@pytest.mark.parametrize("make", CASES)
+def test_page_is_well_formed_and_needs_nothing_else(make):
+    _, reader, html = read_case(make)
+    assert html.startswith("<!DOCTYPE html>") and {"html", "head", "body", "title", "svg", "table"} <= set(reader.tags)
+    assert not {"script", "link", "img", "iframe", "object"} & set(reader.tags)
+    assert not re.search(r"https?:|//\w|url\(|@import|\bsrc=|\bhref=", html)
+    assert "prefers-color-scheme:dark" in html and "@media print" in html
+
+
+@pytest.mark.parametrize("make", CASES)
+def test_verdicts_come_first_and_every_number_is_there(make):
+    facts, reader, html = read_case(make)
+    text = "".join(reader.text)
+    assert html.index('class="verdict ') < html.index("<svg ")
+    for entry in facts["verdicts"]:
+        assert (entry["verdict"] or "no verdict") in text and entry["reason"] in text
+        for gate in entry.get("gates", []):
+            assert gate["result"] in text and gate["section"] in text
+            if gate["mean"] is not None:
+                cells = [f"{gate['mean']:+.5f} ({gate['mean_in_sd']:+.1f})", f"[{gate['lo']:.5f}, {gate['hi']:.5f}]",
+                         f"{gate['level']:.3g}", f"{gate['p']:.3g}"]
+                assert "".join(cells) in text, "neighbouring cells"
+    for run in facts["runs"]:
+        assert run["command"] in text and (run["val_bpb"] is None or f"{run['val_bpb']:.5f}" in text)
+        assert run["error"] is None or run["error"] in text
+    assert facts["settings"]["command"] in text
+    assert facts["provenance"]["git_commit"] in text and facts["declaration"]["declared_at"] in text
+
+
+def test_headline_of_a_promotion_quotes_the_lower_bound():
+    facts, reader, _ = read_case(five_candidates)
+    gate = facts["verdicts"][0]["gates"][0]
+    text = "".join(reader.text)
+    assert f"promote lr003: at least {gain_text('val_bpb', gate['lo'])} (measured: {gain_text('val_bpb', gate['mean'])}, 5 seeds)" in text
+    assert "reject gate015: worse by 0.006 bpb (at least 0.0048)" in text
+
+
+def test_noise_and_its_smallest_gains_are_shown_and_no_noise_is_said():
+    _, reader, _ = read_case(five_candidates)
+    text = "".join(reader.text)
+    assert "0.0013 [0.0009477, 0.002138] at 90 %, df 9 (10 control runs, median 1.1023)" in text and "r 0.31" in text
+    assert "seed 1337: a seed of this protocol" in text
+    bare = "".join(read_case(unbanked)[1].text)
+    assert "Source: none." in bare and "sd of one control run" not in bare.split("Noise")[-1].split("Declared")[0]
+
+
+@pytest.mark.parametrize("make", CASES)
+def test_curves_have_a_line_a_run_and_a_mean_an_arm(make):
+    facts, reader, _ = read_case(make)
+    classes = [value for tag, name, value in reader.attributes if tag == "polyline" and name == "class"]
+    arms, runs, timed = len(facts["declaration"]["arms"]), len(facts["runs"]), len(facts["runs"]) - 1  # one curve has no clock
+    late = sum(run["steps"] == 60 for run in facts["runs"])
+    assert sum(c.startswith("thin") for c in classes) == runs + timed + late
+    assert sum(c.startswith("thick") for c in classes) == (2 + 1 + 1) * arms, "over step, over time, the later half; and the legend"
+    assert {value for tag, name, value in reader.attributes if name == "points" and "nan" in value} == set()
+
+
+def test_curve_is_drawn_where_its_numbers_are():
+    points = np.array([(0, np.nan, 3.0), (10, 0.0, 2.0), (20, 5.0, 1.5), (30, 10.0, 1.25)])
+    html = svg.curve_chart(["control"], {("control", 1): points}, 0, "step", {})
+    drawn = re.search(r'class="thin c0" points="([^"]*)"', html).group(1).split()
+    xs, ys = zip(*(map(float, point.split(",")) for point in drawn))
+    assert np.allclose(np.diff(xs), (svg.WIDTH - svg.LEFT - svg.RIGHT) / 3, atol=0.02)
+    assert np.allclose((ys[1] - ys[0]) / (ys[3] - ys[2]), (3 - 2) / (1.5 - 1.25), rtol=1e-2), "equal steps in bpb are equal in pixels"
+    assert ys[3] > ys[0], "lower is further down"
+
+
+def test_gain_chart_puts_seeds_mean_bounds_and_floor_on_one_scale():
+    row = {"name": "a", "color": 1, "gains": [(1, -0.002), (2, 0.006)], "mean": 0.002, "lo": -0.001, "hi": 0.005, "value": ""}
+    html = svg.gain_chart("x", [row], 0.004)
+    dots = [float(x) for x in re.findall(r'<circle[^>]*cx="([\d.]+)"', html)]
+    mean = float(re.search(r'class="mean c1" d="M([\d.]+)', html).group(1))
+    bar = [float(x) for x in re.search(r'class="bar c1" x1="([\d.]+)" y1="[\d.]+" x2="([\d.]+)"', html).groups()]
+    floor, zero = (float(re.search(f'class="{cls}" x1="([\\d.]+)"', html).group(1)) for cls in ("margin", "zero"))
+    per_bpb = (dots[1] - dots[0]) / 0.008
+    wanted = {mean: 0.002, bar[0]: -0.001, bar[1]: 0.005, floor: -0.004, dots[0]: -0.002}
+    assert all(at - zero == pytest.approx(value * per_bpb, abs=0.05) for at, value in wanted.items())
+
+
+def test_unbounded_interval_and_no_pairs_are_drawn():
+    rows = [{"name": "a", "color": 1, "gains": [], "mean": 0.1, "lo": None, "hi": None, "value": ""}]
+    html = svg.gain_chart("x", rows, None)
+    read(html)
+    assert re.search(rf'class="bar c1" x1="{svg.LEFT}" y1="\d+" x2="{svg.WIDTH - svg.RIGHT}"', html)
+
+
+@pytest.mark.parametrize("lo, hi", [(0, 1), (2.61, 2.83), (-0.0049, 0.0021), (0, 60), (1e-7, 3e-7), (-3.2, 1e4), (1.1, 1.1000001)])
+def test_ticks_are_few_round_and_told_apart(lo, hi):
+    found = svg.ticks(lo, hi)
+    assert 2 <= len(found) <= 6 and len({name for _, name in found}) == len(found)
+    slack = 1e-9 * (hi - lo)
+    assert all(lo - slack <= v <= hi + slack and float(name) == pytest.approx(v, abs=slack) for v, name in found)
+    assert np.allclose(np.diff([v for v, _ in found]), found[1][0] - found[0][0])
+
+
+def test_pair_gains_are_positive_where_the_candidate_is_better():
+    runs = [{"arm": "control", "seed": 1, "run_status": "ok", "val_bpb": 1.2, "tok_per_sec_median": 100.0, "time_to_target_sec": 50.0},
+            {"arm": "a", "seed": 1, "run_status": "ok", "val_bpb": 1.1, "tok_per_sec_median": 110.0, "time_to_target_sec": 40.0},
+            {"arm": "control", "seed": 2, "run_status": "ok", "val_bpb": 1.2, "tok_per_sec_median": 100.0, "time_to_target_sec": 50.0},
+            {"arm": "a", "seed": 2, "run_status": "diverged", "val_bpb": None, "tok_per_sec_median": 90.0, "time_to_target_sec": None}]
+    assert pair_gains("val_bpb", runs, "a") == [(1, pytest.approx(0.1))]
+    assert pair_gains("tok_per_sec", runs, "a") == [(1, pytest.approx(np.log(1.1)))]
+    assert pair_gains("time_to_target", runs, "a") == [(1, pytest.approx(np.log(50 / 40)))]
+    assert gain_text("tok_per_sec", np.log(1.1)) == "10 % more tokens a second"
+    assert gain_text("time_to_target", np.log(50 / 40)) == "20 % less time to target"
+
+
+def test_mean_curve_is_that_of_the_runs_that_ended_ok():
+    points = {seed: np.array([(0, 0.0, 2.0), (10, 1.0, bpb)]) for seed, bpb in ((1, 1.0), (2, 1.2), (3, 1.9))}
+    curves = {("control", seed): p for seed, p in points.items()}
+    html = svg.curve_chart(["control"], curves, 0, "step", {key: curves[key] for key in (("control", 1), ("control", 2))})
+    first, second, _ = [float(points.split(",")[-1]) for points in re.findall('class="thin c0" points="([^"]*)"', html)]
+    mean, = [float(points.split(",")[-1]) for points in re.findall('class="thick c0" points="([^"]*)"', html)]
+    assert mean == pytest.approx((first + second) / 2, abs=0.02)
+
+
+@pytest.mark.parametrize("make", CASES)
+def test_hostile_names_become_text(make):
+    facts = json.loads(json.dumps(make()).replace('"gate', '"gate' + HOSTILE.replace('"', '\\"')))
+    facts["settings"]["label"], facts["provenance"]["upstream_commit"], facts["runs"][0]["error"] = [HOSTILE] * 3
+    facts["noise"]["left_out"] = [HOSTILE]
+    reader = read(page(facts, make_curves(facts)))
+    assert not {"script", "img"} & set(reader.tags) and not [a for a in reader.attributes if a[1].startswith("on")]
+    assert "".join(reader.text).count("<script>alert('x')</script>") > 5
+
+
+def test_protocol_without_runs_has_a_page():
+    facts = five_candidates() | {"runs": [], "verdicts": [], "deltas": []}
+    text = "".join(read(page(facts, {})).text)
+    assert "no verdict" in text and "Curves" not in text and facts["settings"]["command"] in text
+
+
+def test_control_alone_has_a_page_and_nothing_to_judge():
+    facts = five_candidates()
+    facts["declaration"] |= {"arms": facts["declaration"]["arms"][:1], "K": 0}
+    facts |= {"runs": [run for run in facts["runs"] if run["arm"] == "control"], "verdicts": [], "deltas": []}
+    text = "".join(read(page(facts, make_curves(facts))).text)
+    assert "The control alone on 5 seeds" in text and "No candidate was declared" in text and "Curves" in text
+
+
+def test_same_facts_give_the_same_file(tmp_path):
+    facts = five_candidates()
+    for name in ("a.html", "b.html"):
+        write_report(tmp_path / "new" / name, facts, make_curves(facts))
+    assert (tmp_path / "new/a.html").read_bytes() == (tmp_path / "new/b.html").read_bytes() and len(list((tmp_path / "new").iterdir())) == 2
