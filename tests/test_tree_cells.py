@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.common import REPO_ROOT, read_json
-from nanochat.lab import protocol
+from nanochat.lab import session
 from nanochat.lab.cells import ask_to_stop
 from nanochat.lab.ledger import read_rows
 from nanochat.lab.protocol import run
@@ -68,7 +68,8 @@ def test_record_is_made_from_the_meta_files_and_the_rest_is_null():
     results = record["results"]
     assert results["val_bpb"] == pytest.approx(2.803) and results["final_train_loss"] == pytest.approx(2.0)  # the EMA's bias taken out
     assert results["avg_tok_per_sec"] == pytest.approx(9 * 2048 / 4.5) and results["trained_tokens"] == 20 * 2048
-    assert results["dt_median_ms"] is None and results["peak_mem_mib"] is None and record["clocks"]["compile_sec"] is None
+    assert results["dt_median_ms"] == pytest.approx(500.0) and results["tok_per_sec_median"] == pytest.approx(2048 / 0.5)
+    assert results["peak_mem_mib"] is None and record["device"]["name"] and record["clocks"]["compile_sec"] is None
     assert record["status"] == "ok" and record["resolved"]["num_iterations"] == 20 and record["clocks"]["wall_time_sec"] > 0
     assert record["git_commit"] == git("tree", "rev-parse", "HEAD").strip() and record["dirty"] is False and record["patch_hash"]
     assert record["command"].startswith("TORCHDYNAMO_DISABLE=1 NANOCHAT_DTYPE=float32 python -m scripts.base_train ")
@@ -87,9 +88,24 @@ def test_profile_arrives_in_the_trees_own_flags_and_environment(monkeypatch):
     assert not {"NANOCHAT_DTYPE", "TORCHDYNAMO_DISABLE"} & meta("control_s4", 20)["environment"].keys()  # as the options say, not the shell
 
 
+def test_tree_runs_its_own_scripts_whatever_is_on_the_path(monkeypatch):
+    """Its scripts/ has no __init__.py, as upstream's; ours, which has one, would win."""
+    monkeypatch.setenv("PYTHONPATH", f"{REPO_ROOT}{os.pathsep}elsewhere")
+    assert run(make(CONTROL, seeds=[3])) == 0
+    assert meta("control_s3", 20)["environment"]["PYTHONPATH"] == "elsewhere"
+
+
 def test_what_nobody_said_stays_the_trees_own_default():
     run(make(CONTROL, seeds=[3]))
     assert meta("control_s3", 20)["user_config"]["matrix_lr"] == 1.0  # ours is another
+
+
+def test_bank_of_this_repository_is_no_bank_of_another(monkeypatch, tmp_path):
+    def no_bank(*args, **kwargs):
+        raise AssertionError("the ledger was asked")
+    monkeypatch.setattr(session.experiments, "read", no_bank)
+    assert run(make(CONTROL, BETTER, ledger=tmp_path / "experiments.csv")) == 0
+    assert read_json("results/t_latest.json")["declaration"]["noise_source"] == "none"
 
 
 def test_complete_cells_are_reused_and_others_not():
@@ -157,8 +173,8 @@ def test_timeout_stops_the_trainer_too_and_it_goes_on_later(monkeypatch):
 def test_wrapper_that_is_killed_takes_the_trainer_with_it(monkeypatch):
     plan(monkeypatch, control_s3="wait")
     made = make(CONTROL, seeds=[3])
-    session = protocol.Session(made)
-    attempt = session.runner.start(made.cells[0])
+    runner = session.Session(made).runner
+    attempt = runner.start(made.cells[0])
     checkpoint = made.home / "base_checkpoints" / made.cells[0].tag / "optim_000010_rank0.pt"
     while not checkpoint.with_name("beat").exists():
         time.sleep(0.02)

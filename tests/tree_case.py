@@ -20,7 +20,7 @@ from nanochat.lab.trees import make_all_arms
 from nanochat.record import read_record
 from tests.lab_case import FAKE, enter
 
-FILES = {"nanochat/__init__.py": "", "scripts/__init__.py": "", "README.md": "made up\n", "nanochat/model.py": """\
+FILES = {"nanochat/__init__.py": "", "README.md": "made up\n", "nanochat/model.py": """\
 # the model
 LOSS = 3.0
 

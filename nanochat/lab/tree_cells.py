@@ -12,6 +12,7 @@ from pathlib import Path
 from nanochat.common import read_json, tree_hash, write_json
 from nanochat.config import flag, profile_hash
 from nanochat.lab.arms import Cell
+from nanochat.lab.profiles import machine_name
 
 
 def tree_command(arm, cell: Cell, runner) -> list[str]:
@@ -47,7 +48,8 @@ def make_order(arm, cell: Cell, home) -> dict:
         "facts": {
             "model_tag": cell.tag, "config": asdict(replace(config, save_every=saves)), "config_hash": cell.config_hash,
             "dataset_id": cell.dataset_id, "tokenizer_id": cell.tokenizer_id, **arm.tree.facts(),
-            "profile_hash": profile_hash(config, kind, cell.dataset_id, cell.tokenizer_id), "device": {"kind": kind, "name": None},
+            "profile_hash": profile_hash(config, kind, cell.dataset_id, cell.tokenizer_id),
+            "device": {"kind": kind, "name": machine_name(kind) or None},
             "argv": argv, "command": _command(argv, arm.environment),
         },
     }

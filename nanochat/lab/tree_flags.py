@@ -49,9 +49,17 @@ def group_words(words: list[str]) -> list[Group]:
 # -----------------------------------------------------------------------------
 # What the other trainer knows
 
+def trainer_environment(changes: dict) -> dict:
+    """Ours with `changes` (None = unset), and without what would put another `scripts` before the tree's: upstream's has no
+    __init__.py, and a folder that has one wins wherever it stands on the path."""
+    env = {k: v for k, v in os.environ.items() if k not in changes} | {k: v for k, v in changes.items() if v is not None}
+    paths = [p for p in env.pop("PYTHONPATH", "").split(os.pathsep) if p and not (Path(p) / "scripts").is_dir()]
+    return env | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})
+
+
 def ask(tree: Path, argv) -> subprocess.CompletedProcess:
     """Its --help, after `argv` has been parsed."""
-    env = {**os.environ, "COLUMNS": "200", "PYTHON_COLORS": "0"}
+    env = trainer_environment({"COLUMNS": "200", "PYTHON_COLORS": "0"})
     try:
         return subprocess.run([sys.executable, "-m", "scripts.base_train", *argv, "--help"], cwd=tree, env=env, stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, timeout=HELP_SEC)

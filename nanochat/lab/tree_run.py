@@ -5,7 +5,8 @@ Run one cell on another tree and leave a record like ours:
 
 A trainer that keeps records only gets the cell's hash written into its own. Any other, upstream's too, is read by its
 meta files, one a checkpoint: validation, training seconds, smoothed loss. They become metrics.jsonl while it runs; of the
-weights only the newest are kept. What meta files do not hold stays null. Exit codes are those of scripts.base_train.
+weights only the newest are kept. Its median step time is that of the stretches between meta files, each the mean of its
+steps. What meta files do not hold stays null. Exit codes are those of scripts.base_train.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import math
 import os
 import platform
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -23,7 +25,8 @@ from pathlib import Path
 from zipfile import is_zipfile
 
 from nanochat.common import read_json, tree_hash, write_json
-from nanochat.record import RunRecord, last_metrics_row, read_record, record_dir
+from nanochat.lab.tree_flags import trainer_environment
+from nanochat.record import RunRecord, last_metrics_row, read_metrics, read_record, record_dir
 from nanochat.schedule import TIMED_FROM_STEP
 
 EXIT = {"ok": 0, "diverged": 3, "oom": 4, "interrupted": 130}
@@ -47,10 +50,8 @@ class Stop:
 
 def train(order: dict, more, each_poll, stop: Stop) -> int:
     """The trainer's exit code; each_poll() is called while it runs."""
-    changes = order["environment"]
-    env = {**{k: v for k, v in os.environ.items() if k not in changes}, **{k: v for k, v in changes.items() if v is not None}}
-    child = subprocess.Popen([sys.executable, "-m", "scripts.base_train", *order["argv"], *more], cwd=order["tree"], env=env,
-                             stdin=subprocess.DEVNULL)
+    child = subprocess.Popen([sys.executable, "-m", "scripts.base_train", *order["argv"], *more], cwd=order["tree"],
+                             env=trainer_environment(order["environment"]), stdin=subprocess.DEVNULL)
     told = False
     while child.poll() is None:
         if stop.asked_at and not told:
@@ -175,6 +176,18 @@ def drop(folder, step, *kinds):
             path.unlink(missing_ok=True)
 
 
+def step_sec(times: dict) -> float | None:
+    """Median over the stretches between checkpoints of the mean seconds of a step. times: {step: training seconds so far}
+
+    >>> step_sec({10: 0, 20: 4.5, 30: 9.0, 40: 99.0})  # the clock starts at step 11
+    0.5
+    """
+    ends = [(step, sec) for step, sec in sorted(times.items()) if sec is not None and step > TIMED_FROM_STEP]
+    begins = [(TIMED_FROM_STEP, 0.0), *ends]
+    means = [(t1 - t0) / (s1 - s0) for (s0, t0), (s1, t1) in zip(begins, ends)]
+    return statistics.median(means) if means else None
+
+
 class MetaRun:
     """The record of a run, from the meta files that it has left so far."""
 
@@ -182,6 +195,7 @@ class MetaRun:
         self.folder, self.record, self.config = checkpoints(order), record, order["facts"]["config"]
         self.step = (last_metrics_row(record.metrics_path) or {"step": 0})["step"]  # a killed run left later files unread
         self.meta = read_meta(self.folder / f"meta_{self.step:06d}.json")
+        self.times = {row["step"]: row.get("total_training_time") for row in read_metrics(record.metrics_path)}
         self.started, self.wall_sec = time.monotonic(), wall_sec
         self.total = self.config["num_iterations"] if self.config["num_iterations"] > 0 else None  # None: known when it has ended
 
@@ -193,6 +207,7 @@ class MetaRun:
             if (meta := read_meta(self.folder / f"meta_{step:06d}.json")) is None:
                 return
             self.step, self.meta = step, meta
+            self.times[step] = self._training_sec()
             if _finite(meta.get("val_bpb")) is not None and self.config["eval_every"] > 0:
                 self.record.log({"step": step, "val/bpb": meta["val_bpb"], "total_training_time": self._training_sec()})
             self.record.update(**self.summary())
@@ -213,7 +228,10 @@ class MetaRun:
         meta, seconds = self.meta or {}, self._training_sec()
         loop, tokens = meta.get("loop_state") or {}, meta.get("total_batch_size")
         timed, smooth = self.step - TIMED_FROM_STEP, _finite(loop.get("smooth_train_loss"))
-        results = dict.fromkeys(("tok_per_sec_median", "dt_median_ms", "peak_mem_mib", "epochs_used")) | {
+        dt = step_sec(self.times)
+        results = {
+            "peak_mem_mib": None, "epochs_used": None, "dt_median_ms": 1000 * dt if dt else None,
+            "tok_per_sec_median": tokens / dt if tokens and dt else None,
             "val_bpb": _finite(meta.get("val_bpb")), "min_val_bpb": _finite(loop.get("min_val_bpb")),
             "final_train_loss": smooth / (1 - EMA_BETA ** self.step) if smooth is not None and self.step else None,
             "avg_tok_per_sec": tokens * timed / seconds if tokens and seconds and timed > 0 else None,
