@@ -61,7 +61,7 @@ def test_failed_cell_of_other_options_is_not_resumed(monkeypatch):
 
 def test_timeout_stops_a_cell_that_saves_and_goes_on_later(monkeypatch):
     behave(monkeypatch, control_s1="wait")
-    assert run(make(seeds=[1], timeout_sec=0.5)) == 1
+    assert run(make(seeds=[1], timeout_sec=5)) == 1  # long enough for the other cell on a loaded machine
     assert [row["run_status"] for row in read_rows(HISTORY)] == ["timeout", "ok"]
     behave(monkeypatch)
     assert run(make(seeds=[1])) == 0
