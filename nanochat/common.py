@@ -22,7 +22,10 @@ def get_base_dir() -> Path:
     """Root of all artifacts: NANOCHAT_BASE_DIR, or ~/.cache/nanochat. Created on first use."""
     base = os.environ.get("NANOCHAT_BASE_DIR")
     path = Path(base).expanduser() if base else Path.home() / ".cache" / "nanochat"
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OSError(f"{path} cannot be made: {e.strerror}; set NANOCHAT_BASE_DIR to a folder that you may write to") from e
     return path
 
 

@@ -8,6 +8,7 @@ the last micro-batch).
 """
 
 import gc
+import itertools
 import math
 import signal
 import time
@@ -94,7 +95,7 @@ def _on_signal(run: Run, signum):
     if run.stop_signal is not None:  # asked twice: do not wait for the step to end
         raise KeyboardInterrupt
     run.stop_signal = signum
-    print0(f"Received {signal.Signals(signum).name}: saving after this step (again = stop at once)")
+    print0(f"Received {signal.Signals(signum).name}: saving after this step or validation batch (again = stop at once)")
 
 
 # -----------------------------------------------------------------------------
@@ -121,7 +122,7 @@ def loop(run: Run):
         last = run.bound is not None
         run.model.step.fill_(step)
         if eval_due(run, last):
-            validate(run)
+            validate(run, last)
         if step > 0 and due(config.sample_every, step, last):
             sample(run)
         save_due = step > 0 and due(config.save_every, step, False)
@@ -210,17 +211,26 @@ def val_loader(run: Run) -> DataLoader:
     return DataLoader(run.tokenizer, run.config.device_batch_size, run.config.max_seq_len, "val", run.device)
 
 
-def validate(run: Run):
+def validate(run: Run, last: bool):
+    """val_bpb at this step, into state and record. Who asks to stop does not wait for it, but at the end, where it is
+    the result; a resumed run validates this step again."""
     t0 = time.perf_counter()
     config, state = run.config, run.state
     steps = config.eval_tokens // (config.device_batch_size * config.max_seq_len)
+    if run.device.type == "cpu" and config.eval_tokens > CACHED_EVAL_TOKENS:
+        print0(f"Validating on {config.eval_tokens:,} tokens, long on a CPU; --eval-tokens makes it shorter")
     if run.val_batches is None and config.eval_tokens <= CACHED_EVAL_TOKENS:
         loader = val_loader(run)
         run.val_batches = [next(loader) for _ in range(steps)]
     batches = run.val_batches or (batch for _, batch in zip(range(steps), val_loader(run)))
+    if not last:
+        batches = itertools.takewhile(lambda _: run.stop_signal is None, batches)
     run.compiled.eval()
-    state.val_bpb = evaluate_bpb(run.compiled, batches, run.token_bytes)
+    val_bpb = evaluate_bpb(run.compiled, batches, run.token_bytes)
     run.compiled.train()
+    if run.stop_signal is not None and not last:
+        return
+    state.val_bpb = val_bpb
     if not math.isfinite(state.val_bpb):
         raise Diverged(f"step {run.step}: validation bpb {state.val_bpb}")
     print0(f"Step {run.step:05d} | Validation bpb: {state.val_bpb:.6f}")

@@ -5,7 +5,7 @@
 # Time:     cells of 2 G tokens, one after the other, each a day or so; stop it any time, the same command goes on.
 # Expect:   a verdict from 5 seeds on; below, differences without one. Data and tokenizer are made where missing.
 #
-#   LABEL=mix005 NUM_ITERATIONS=64 bash runs/protocol.sh
+#   LABEL=mix015 NUM_ITERATIONS=64 bash runs/protocol.sh
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 

@@ -50,6 +50,7 @@ def make_protocol(profile_name, fresh):
     from nanochat.common import get_base_dir
     from nanochat.lab import profiles
     from nanochat.lab.arms import make_arms
+    from nanochat.lab.experiments import LEDGER
     from nanochat.lab.protocol import RESULTS_DIR, Protocol
     memory_mib = profiles.cuda_memory_mib() if profile_name != "smoke-cpu" else None
     if profile_name == "smoke-16gb" and memory_mib is None:
@@ -58,7 +59,7 @@ def make_protocol(profile_name, fresh):
     machine = profiles.machine_flags(profile, memory_mib, has_triton=False)  # a run this short never earns back its compilation
     arms = make_arms([CANDIDATE], [*profile.flags, *machine])
     return Protocol(LABEL, profile, arms, SEEDS, profile.home(get_base_dir()), machine_flags=machine, fresh=fresh,
-                    jobs=profiles.side_by_side(arms), ledger=RESULTS_DIR / "smoke_experiments.csv",
+                    jobs=profiles.side_by_side(arms), ledger=RESULTS_DIR / "smoke_experiments.csv", bank=LEDGER,
                     machine=profiles.machine_name(arms[0].config.device_type))
 
 

@@ -285,3 +285,10 @@ def test_only_rank_0_prints(monkeypatch, capsys):
     assert common.get_dist_info() == (3, 1, 8)
     common.print0("c")
     assert capsys.readouterr().out == "a-b\n"
+
+
+def test_base_dir_that_cannot_be_made_says_which_variable_to_set(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "file" / "base"))
+    with pytest.raises(OSError, match="cannot be made.*set NANOCHAT_BASE_DIR"):
+        get_base_dir()

@@ -41,6 +41,36 @@ def test_a_signal_saves_first_and_the_resumed_run_is_bit_identical(base, monkeyp
     assert_same_run(base, "whole", "cut")
 
 
+def test_a_signal_does_not_wait_for_a_long_validation_and_the_resumed_run_is_bit_identical(base, monkeypatch):
+    run("--model-tag=whole")
+    original, seen = trainer.evaluate_bpb, []
+
+    def interrupted(model, batches, token_bytes):
+        def tell():
+            for batch in batches:
+                seen.append(len(seen))
+                if r.step == 5:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield batch
+        return original(model, tell(), token_bytes)
+
+    def validate(which, last, inner=trainer.validate):
+        nonlocal r
+        r = which
+        return inner(which, last)
+    r = None
+    monkeypatch.setattr(trainer, "validate", validate)
+    monkeypatch.setattr(trainer, "evaluate_bpb", interrupted)
+    facts = run("--model-tag=cut")
+    at_0, in_all = len(r.val_batches), len(seen)
+    assert facts["status"] == "interrupted" and "--resume-from-step=5" in facts["error"]
+    assert in_all == at_0 + 1 and [row["step"] for row in metrics(base, "cut") if "val/bpb" in row] == [0]
+    monkeypatch.undo()
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
+    assert run("--model-tag=cut", "--resume")["resumed_from_step"] == 5
+    assert_same_run(base, "whole", "cut")
+
+
 def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(base):
     run("--model-tag=whole", "--symplectic-gate")
     flags = ["--model-tag=cut", "--symplectic-gate", "--save-every=3", "--keep-last=2"]

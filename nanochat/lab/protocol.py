@@ -47,7 +47,8 @@ class Protocol:
     noise: str = "bank"  # or "own": the differences alone
     until_decided: bool = False  # seeds are added at the declared looks
     aa: bool = False  # every candidate is the control on other seeds
-    ledger: Path | None = None  # rows go here, and the bank comes from here
+    ledger: Path | None = None  # rows go here
+    bank: Path | None = None  # the banked runs come from here; None = from the ledger
     machine: str = ""  # name of the device; a bank is of one machine
     fresh: bool = False
     timeout_sec: float | None = None

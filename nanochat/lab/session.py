@@ -63,10 +63,11 @@ class Session:
         p = self.protocol
         by_hand = p.target_bpb is not None
         target = {"metric": "val_bpb", "threshold": p.target_bpb, "source": "by hand"} if by_hand else None
-        if p.ledger is None or p.arms[0].tree_id:  # what is banked is the noise of this repository
+        bank = p.bank or p.ledger
+        if bank is None or p.arms[0].tree_id:  # what is banked is the noise of this repository
             return None, target
         kind = p.arms[0].config.device_type or "cpu"
-        rows = [row for row in experiments.read(p.ledger, profile_hash=p.profile_hash) if row["device"] == f"{kind}: {p.machine}"]
+        rows = [row for row in experiments.read(bank, profile_hash=p.profile_hash) if row["device"] == f"{kind}: {p.machine}"]
         runs, _ = experiments.banked_runs(rows, p.profile_hash, p.seeds)
         if not by_hand and len(runs) > 1 and p.primary == "time_to_target":
             target = {"metric": "val_bpb", "threshold": banked_target(rows, p.profile_hash, p.seeds), "source": "bank"}
