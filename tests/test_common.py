@@ -291,4 +291,4 @@ def test_base_dir_that_cannot_be_made_says_which_variable_to_set(tmp_path, monke
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "file" / "base"))
     with pytest.raises(OSError, match="cannot be made.*set NANOCHAT_BASE_DIR"):
-        get_base_dir()
+        common.get_base_dir()
