@@ -21,7 +21,7 @@ from nanochat.common import get_base_dir
 from nanochat.lab import experiments, noise, profiles
 from nanochat.lab.arms import CONTROL, make_arms, split_flags
 from nanochat.lab.cells import stop_on_signals
-from nanochat.lab.protocol import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Protocol, run
+from nanochat.lab.protocol import EXIT_INTERRUPTED, Protocol, exit_code, run
 from nanochat.lab.rerun import home_of
 from nanochat.record import read_metrics, read_record, record_dir
 
@@ -57,14 +57,11 @@ def build_parser():
 
 def make_protocol(args) -> NoiseProtocol:
     seeds = noise.noise_seeds(args.seeds)
-    memory_mib = profiles.cuda_memory_mib() if args.profile != "smoke-cpu" else None
-    profile = profiles.get_profile(args.profile or ("smoke-cpu" if memory_mib is None else "protocol-16gb"))
+    profile, memory_mib = profiles.choose(args.profile, "protocol-16gb")
     common = split_flags("--flags", args.flags)
     machine = profiles.machine_flags(profile, memory_mib, has_triton=importlib.util.find_spec("triton") is not None)
     arms = make_arms([], [*profile.flags, *machine, *common])
     cpu = arms[0].config.device_type == "cpu"
-    if arms[0].config.device_type == "cuda" and memory_mib is None:
-        raise ValueError(f"--profile={profile.name} needs a CUDA device, and torch finds none; use --profile=smoke-cpu")
     jobs = min(SIDE_BY_SIDE, len(seeds), os.cpu_count() or 1) if cpu else 1
     return NoiseProtocol(experiments.NOISE, profile, arms, seeds, profile.home(get_base_dir()), common_flags=common, machine_flags=machine,
                          fresh=args.fresh, jobs=jobs if args.jobs is None else args.jobs)
@@ -150,20 +147,17 @@ def stored_curves(rows, profile_hash) -> dict:
     return curves
 
 
+def bank_and_show(args) -> int:
+    code, profile_hash = run_noise(args) if args.run else (0, "")
+    if code != EXIT_INTERRUPTED:
+        rows = experiments.read(args.ledger)
+        show(rows, profile_hash or choose_profile(rows, args))
+    return code
+
+
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
-    try:
-        code, profile_hash = run_noise(args) if args.run else (0, "")
-        if code != EXIT_INTERRUPTED:
-            rows = experiments.read(args.ledger)
-            show(rows, profile_hash or choose_profile(rows, args))
-        return code
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    return exit_code(lambda: bank_and_show(args))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from nanochat.lab.cells import stop_on_signals
 from nanochat.lab.experiments import LEDGER
 from nanochat.lab.gates import PRIMARY
 from nanochat.lab.looks import MAX_SEEDS
-from nanochat.lab.protocol import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Protocol, run
+from nanochat.lab.protocol import Protocol, exit_code, run
 from nanochat.lab.trees import make_all_arms
 
 DEFAULT_SEEDS = ("1337", "2026")
@@ -100,8 +100,7 @@ def all_seeds(seeds, until, most):
 def make_protocol(args) -> Protocol:
     """Everything that can be wrong is found here, before data is made or anything is trained."""
     seeds = all_seeds(parse_seeds(DEFAULT_SEEDS if args.seeds is None else args.seeds), args.until, args.max_seeds)
-    memory_mib = profiles.cuda_memory_mib() if args.profile != "smoke-cpu" else None
-    profile = profiles.get_profile(args.profile or ("smoke-cpu" if memory_mib is None else "protocol-16gb"))
+    profile, memory_mib = profiles.choose(args.profile, "protocol-16gb")
     common = [f"--num-iterations={args.num_iterations}"] if args.num_iterations is not None else []
     common += split_flags("--flags", args.flags)
     machine = profiles.machine_flags(profile, memory_mib, has_triton=importlib.util.find_spec("triton") is not None)
@@ -109,8 +108,6 @@ def make_protocol(args) -> Protocol:
     arms = make_all_arms(candidates, args.arm, [*profile.flags, *machine, *common], get_base_dir())
     if args.aa and (args.arm or any(arm.flags for arm in arms)):
         raise ValueError("--aa runs the control against itself: leave --candidate and --arm out, or give candidates no flags")
-    if arms[0].config.device_type == "cuda" and memory_mib is None:
-        raise ValueError(f"--profile={profile.name} needs a CUDA device, and torch finds none; use --profile=smoke-cpu")
     return Protocol(
         args.label, profile, arms, seeds, profile.home(get_base_dir()), common_flags=common, machine_flags=machine, min_gain=args.min_gain,
         fresh=args.fresh, timeout_sec=args.timeout_minutes and args.timeout_minutes * 60,
@@ -127,19 +124,16 @@ def refuse_no_ops(protocol):
         refuse_rounded(protocol.arms, [asdict(resolve(arm.config, vocab_size)) for arm in protocol.arms])
 
 
+def compare(args) -> int:
+    protocol = make_protocol(args)
+    protocol.identify(*profiles.prepare(protocol.profile, protocol.home, dataset, tokenizer, protocol.results.logs))
+    refuse_no_ops(protocol)
+    return run(protocol)
+
+
 def main(argv=None) -> int:
     args = build_parser().parse_args(join_flag_values(sys.argv[1:] if argv is None else argv))
-    try:
-        protocol = make_protocol(args)
-        protocol.identify(*profiles.prepare(protocol.profile, protocol.home, dataset, tokenizer, protocol.results.logs))
-        refuse_no_ops(protocol)
-        return run(protocol)
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    return exit_code(lambda: compare(args))
 
 
 if __name__ == "__main__":

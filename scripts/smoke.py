@@ -52,10 +52,7 @@ def make_protocol(profile_name, fresh):
     from nanochat.lab.arms import make_arms
     from nanochat.lab.experiments import LEDGER
     from nanochat.lab.protocol import RESULTS_DIR, Protocol
-    memory_mib = profiles.cuda_memory_mib() if profile_name != "smoke-cpu" else None
-    if profile_name == "smoke-16gb" and memory_mib is None:
-        raise ValueError("--profile=smoke-16gb needs a CUDA device, and torch finds none")
-    profile = profiles.get_profile(profile_name or ("smoke-cpu" if memory_mib is None else "smoke-16gb"))
+    profile, memory_mib = profiles.choose(profile_name, "smoke-16gb")
     machine = profiles.machine_flags(profile, memory_mib, has_triton=False)  # a run this short never earns back its compilation
     arms = make_arms([CANDIDATE], [*profile.flags, *machine])
     return Protocol(LABEL, profile, arms, SEEDS, profile.home(get_base_dir()), machine_flags=machine, fresh=fresh,
@@ -66,21 +63,12 @@ def make_protocol(profile_name, fresh):
 def smoke(args):
     from nanochat import dataset, tokenizer
     from nanochat.lab import profiles
-    from nanochat.lab.cells import stop_on_signals
-    from nanochat.lab.protocol import EXIT_BAD_INPUT, EXIT_INTERRUPTED, run
+    from nanochat.lab.protocol import run
     from nanochat.lab.report import Stopwatch
-    stop_on_signals()
     watch = Stopwatch()
-    try:
-        protocol = make_protocol(args.profile, args.fresh)
-        protocol.identify(*profiles.prepare(protocol.profile, protocol.home, dataset, tokenizer, protocol.results.logs))
-        code = run(protocol)
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    protocol = make_protocol(args.profile, args.fresh)
+    protocol.identify(*profiles.prepare(protocol.profile, protocol.home, dataset, tokenizer, protocol.results.logs))
+    code = run(protocol)
     print(watch.line())
     return code
 
@@ -96,7 +84,12 @@ def main(argv=None):
         print(f"error: nanochat needs Python 3.10 or newer, and this is {sys.version.split()[0]}", file=sys.stderr)
         return 2
     missing = missing_packages()
-    return continue_in_venv(missing, argv) if missing else smoke(args)
+    if missing:
+        return continue_in_venv(missing, argv)
+    from nanochat.lab.cells import stop_on_signals
+    from nanochat.lab.protocol import exit_code
+    stop_on_signals()
+    return exit_code(lambda: smoke(args))
 
 
 if __name__ == "__main__":

@@ -15,15 +15,13 @@ from nanochat.lab.noise import (
     banked_target,
     correlation,
     describe,
-    lower_bound,
     measure,
     noise_seeds,
     other_profiles,
     profiles_present,
-    sigma_interval,
     with_target,
 )
-from nanochat.lab.stats import smallest_gain
+from nanochat.lab.stats import correlation_bound, sigma_interval, smallest_gain
 from scripts import noise as script
 from tests import lab_case
 from tests.ledger_case import metrics, record, row
@@ -105,9 +103,9 @@ def test_bound_of_the_correlation_holds_as_often_as_it_says():
     below = 0
     for _ in range(4000):
         x, e = rng.normal(size=(2, n))
-        below += lower_bound(np.corrcoef(x, rho * x + math.sqrt(1 - rho ** 2) * e)[0, 1], n) <= rho
+        below += correlation_bound(np.corrcoef(x, rho * x + math.sqrt(1 - rho ** 2) * e)[0, 1], n) <= rho
     assert 0.88 < below / 4000 < 0.93  # 90 %; Fisher's z is an approximation
-    assert lower_bound(-0.5, 12) == 0.0 and lower_bound(1.0, 5) == 1.0
+    assert correlation_bound(-0.5, 12) == 0.0 and correlation_bound(1.0, 5) == 1.0
 
 
 def test_too_few_pairs_have_no_correlation():

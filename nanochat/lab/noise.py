@@ -10,12 +10,11 @@ import math
 from collections import defaultdict
 
 import numpy as np
-from scipy.special import ndtri
 
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.experiments import METRICS, NOISE, bank, banked_runs, metric_curve, value_of
 from nanochat.lab.report import number, table
-from nanochat.lab.stats import ALPHA, sigma_interval, smallest_gain
+from nanochat.lab.stats import ALPHA, correlation_bound, sigma_interval, smallest_gain
 from nanochat.lab.target import crossing, refuse_missed, threshold_from_bank
 from nanochat.lab.workload import why_other_profile
 
@@ -52,7 +51,7 @@ def measure(rows, profile_hash: str, exclude_seeds=()) -> dict:
             continue
         left_out += found.left_out
         if found.nu:
-            lo, hi = sigma_interval(found.s_b, found.nu)
+            lo, hi = sigma_interval(found.s_b, found.nu, INTERVAL)
             middle = float(np.median(found.values))
             metrics[metric] = {"s_b": found.s_b, "nu": found.nu, "lo": lo, "hi": hi, "n": len(found.values),
                                "median": math.exp(middle) if METRICS[metric].log else middle}
@@ -86,14 +85,7 @@ def _correlation(rows, metric) -> dict | None:
     if not (x.any() and y.any()):
         return None
     r = float(np.clip((x @ y) / math.sqrt((x @ x) * (y @ y)), -1, 1))
-    return {"r": r, "n": n, "lo": lower_bound(r, effective)}
-
-
-def lower_bound(r: float, n: int) -> float:
-    """Lower 90 % bound of a correlation seen on n pairs (Fisher's z), at least 0."""
-    if r >= 1:
-        return 1.0
-    return max(0.0, math.tanh(math.atanh(max(r, -1 + 1e-12)) - float(ndtri(LOWER)) / math.sqrt(n - 3)))
+    return {"r": r, "n": n, "lo": correlation_bound(r, effective, LOWER)}
 
 
 def profiles_present(rows) -> list[dict]:

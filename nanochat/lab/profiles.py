@@ -62,6 +62,16 @@ def get_profile(name: str) -> Profile:
     return PROFILES[name]
 
 
+def choose(name: str | None, with_card: str) -> tuple[Profile, int | None]:
+    """(profile, memory of the card in MiB or None): the one that is asked for, or by what the machine has, smoke-cpu or
+    `with_card`. Raises ValueError for a profile of a card where there is none."""
+    memory_mib = cuda_memory_mib() if name != "smoke-cpu" else None
+    profile = get_profile(name or ("smoke-cpu" if memory_mib is None else with_card))
+    if "--device-type=cuda" in profile.flags and memory_mib is None:
+        raise ValueError(f"--profile={profile.name} needs a CUDA device, and torch finds none; use --profile=smoke-cpu")
+    return profile, memory_mib
+
+
 # -----------------------------------------------------------------------------
 # What the machine has. Asked in a process of its own: the lab never imports torch, and a parent that
 # holds a CUDA context would take memory from the cells it measures.

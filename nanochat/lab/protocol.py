@@ -8,6 +8,7 @@ the verdict is read from. `run` is everything between parsed arguments and the e
 import contextlib
 import math
 import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,6 +98,18 @@ class Protocol:
         words += ["--until=decided", f"--max-seeds={len(self.seeds)}"] if self.until_decided else []
         words += ["--aa"] if self.aa else []
         return shlex.join(words)
+
+
+def exit_code(work) -> int:
+    """What work() returns, or the code of how it failed, after a line that says so."""
+    try:
+        return work()
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def run(protocol: Protocol, say=print) -> int:
