@@ -65,7 +65,7 @@ def module_of(path):
 
 
 LIBRARY = files("nanochat/*.py", "nanochat/layers/*.py")
-LAB = files("nanochat/lab/*.py")
+LAB = files("nanochat/lab/**/*.py")
 SCRIPTS = files("scripts/*.py")
 
 

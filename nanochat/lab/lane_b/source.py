@@ -1,0 +1,31 @@
+"""
+What Lane B reads: token arrays that a script hands over, and the named reasons for which it gives no number.
+
+A source is read several times (frequencies first, then pairs), so it is a function that starts a new pass, not an
+iterator; nothing here holds the whole corpus.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class Refusal(ValueError):
+    """The inputs do not carry the answer. code: the reason's name, as it stands in the JSON."""
+
+    def __init__(self, code: str, message: str):
+        super().__init__(f"{code}: {message}")
+        self.code = code
+
+
+@dataclass(frozen=True)
+class TokenSource:
+    """A corpus as integer arrays of token ids.
+
+    read: starts a pass and yields 1-D arrays. documents: each array is one document, and no pair or context crosses its end;
+    otherwise the arrays are pieces of one stream, and where it was cut means nothing.
+    """
+    read: Callable[[], Iterator[np.ndarray]]
+    vocab_size: int
+    documents: bool = True
