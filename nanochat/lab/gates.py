@@ -17,9 +17,9 @@ import numpy as np
 
 from nanochat.lab import looks as looks_module
 from nanochat.lab.arms import CONTROL, matched_budget
-from nanochat.lab.evidence import Evidence, Refusal, gather
+from nanochat.lab.evidence import Evidence, Refusal, gather, time_by_steps
 from nanochat.lab.looks import MAX_SEEDS, declared_looks
-from nanochat.lab.stats import ALPHA, MIN_PAIRS_WITHOUT_BANK, Comparison, compare, seeds_needed, smallest_gain
+from nanochat.lab.stats import ALPHA, MIN_PAIRS_WITHOUT_BANK, Comparison, compare, seeds_needed, sign_flip, smallest_gain
 
 # Plan, section 7.1. M: a floor passes when the bound of d lies above -M; a primary gate when it lies above -M too,
 # so M = -log 1.03 asks for three percent.
@@ -186,8 +186,10 @@ def _verdict(declaration, state) -> dict:
     s = _sd_of_run(declaration, tests[0][0], n)
     nu = bank_of(declaration["noise"], e.gates[0].metric)[1]
     numbers = {"mean_gain": primary.mean, "se": primary.se, "df": primary.df, "p": primary.p, "lo": primary.lo, "hi": primary.hi,
-               "hi_at_alpha": plain.hi, "smallest_gain": smallest_gain(n, s, nu, state.level)}
-    return entry | {"noise_source": primary.source} | {k: _finite(v) for k, v in numbers.items()}
+               "hi_at_alpha": plain.hi, "smallest_gain": smallest_gain(n, s, nu, state.level), "min_gain": declaration["min_gain"],
+               "seeds_needed": seeds_needed(declaration["min_gain"], s, nu, state.level) if declaration["min_gain"] and s else None,
+               "sign_flip_p": sign_flip(e.gates[0].d[:n], e.gates[0].margin) if n >= MIN_PAIRS_WITHOUT_BANK else None}
+    return entry | {"noise_source": primary.source, "by_steps": time_by_steps(e, n)} | {k: _finite(v) for k, v in numbers.items()}
 
 
 def decide(declaration, state, tests) -> tuple[str, str]:
