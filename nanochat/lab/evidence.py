@@ -116,7 +116,9 @@ def paired_runs(declaration, runs, name) -> list[tuple[dict, dict]]:
             pairs.append(tuple(cells))
     if len(pairs) < 2:
         raise Refusal("fewer than 2 pairs: one seed shows one draw of the noise; add seeds")
-    same = ("profile_hash",) if not declaration.get("matched_budget") else ("device", "dataset_id", "tokenizer_id", "bound")
+    same = ("device", "dataset_id", "tokenizer_id")
+    if not declaration.get("horizons_differ"):
+        same = (*same, "bound") if declaration.get("matched_budget") else ("profile_hash",)
     profiles = {tuple(run.get(name) for name in same) for pair in pairs for run in pair}
     if len(profiles) > 1:
         raise Refusal(f"{name} and control differ in device, dataset or tokenizer: different profiles are not compared")

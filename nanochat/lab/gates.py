@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanochat.lab import looks as looks_module
-from nanochat.lab.arms import CONTROL, matched_budget
+from nanochat.lab.arms import CONTROL, horizons_differ, matched_budget
 from nanochat.lab.evidence import Evidence, Refusal, gather, time_by_steps
 from nanochat.lab.looks import MAX_SEEDS, declared_looks
 from nanochat.lab.stats import ALPHA, MIN_PAIRS_WITHOUT_BANK, Comparison, compare, seeds_needed, sign_flip, smallest_gain
@@ -51,8 +51,12 @@ def declare(label, profile, arms, seeds, changes, declared_at, *, primary="val_b
     looks = declared_looks(nu if banked else 0, len(seeds)) if until_decided else [len(seeds)]
     noise_source = "bank" if banked else "own" if looks[-1] >= MIN_PAIRS_WITHOUT_BANK else "none"
     matched = matched_budget(arms[0].config)
-    floors = [{"metric": metric, "margin": margin} for metric, margin in FLOORS.items()
-              if metric != primary and not (matched and metric == "tok_per_sec")]  # a larger model does fewer tokens a second by design
+    horizons = primary == "time_to_target" and horizons_differ(arms)
+    if horizons and fallback:
+        raise ValueError(f"--fallback={fallback}: arms of different lengths have different wall times by design; leave it out")
+    # A larger model does fewer tokens a second by design; runs of different lengths end at different losses by design.
+    by_design = {"tok_per_sec"} if matched else {"final_train_loss", "val_bpb"} if horizons else set()
+    floors = [{"metric": metric, "margin": margin} for metric, margin in FLOORS.items() if metric != primary and metric not in by_design]
     if min_gain is None and primary == "wall_time":
         min_gain = math.log(1.03)
     return {
@@ -60,7 +64,7 @@ def declare(label, profile, arms, seeds, changes, declared_at, *, primary="val_b
         "fallback": fallback,
         "floors": floors, "target": target,
         "alpha": ALPHA, "min_gain": s_b if min_gain is None and banked else min_gain, "seeds": list(seeds), "looks": looks,
-        "max_seeds": len(seeds), "matched_budget": matched, "K": len(arms) - 1, "noise_source": noise_source,
+        "max_seeds": len(seeds), "matched_budget": matched, "horizons_differ": horizons, "K": len(arms) - 1, "noise_source": noise_source,
         "noise": noise if banked else None,
         "arms": [{"name": arm.name, "flags": arm.flags, "profile_changes": changes.get(arm.name, [])} for arm in arms],
     }
