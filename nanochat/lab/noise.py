@@ -167,11 +167,11 @@ def describe_rates(rows, profile_hash: str, protocols: int = pool.PROTOCOLS) -> 
     found = [pool.false_promotions(values, looks, protocols) for looks in pool.LOOKS if pool.runs_of(looks) < n]
     def percent(x):
         return f"{100 * x:.2f}"
-    lines = [[looks_text(list(rate.looks)), percent(rate.share), f"[{percent(rate.lo)}, {percent(rate.hi)}]", percent(rate.all_seeds)]
-             for rate in found]
+    lines = [[looks_text(list(rate.looks)), percent(rate.primary), f"[{percent(rate.lo)}, {percent(rate.hi)}]", percent(rate.all_gates),
+              percent(rate.all_seeds)] for rate in found]
     return (f"false promotions in percent, {protocols:,} A/A protocols drawn from {n} banked runs, {pool.BANK_SEEDS} of them its bank\n"
-            f"gates: {', '.join(values)}; level {ALPHA:g}\n"
-            + table(["looks at seeds", "promoted", f"{pool.CONFIDENCE:.0%} interval", "better on every seed"], lines))
+            f"asked for: {100 * ALPHA:g} at most; all gates: {', '.join(values)}\n"
+            + table(["looks at seeds", "val_bpb alone", f"{pool.CONFIDENCE:.0%} interval", "all gates", "better on every seed"], lines))
 
 
 def other_profiles(rows, profile_hash: str) -> str:

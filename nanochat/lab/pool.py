@@ -23,11 +23,13 @@ CONFIDENCE = 0.90
 
 
 class Rate(NamedTuple):
-    """looks; share of protocols that promoted, its interval; the same of the rule "better on every seed" (at the last look)."""
+    """looks; share of protocols that the primary gate alone promotes, and its interval; share that every gate lets pass;
+    share of the rule "better on every seed" (at the last look). A floor can only make a promotion rarer."""
     looks: tuple[int, ...]
-    share: float
+    primary: float
     lo: float
     hi: float
+    all_gates: float
     all_seeds: float
 
 
@@ -58,10 +60,11 @@ def false_promotions(values: dict, looks, protocols: int = PROTOCOLS, seed: int 
     if runs_of(looks) >= R:  # without a run left out there is no telling how much the pool's own make-up matters
         raise ValueError(f"a pool of {R} runs: {looks[-1]} pairs and a bank of {BANK_SEEDS} need {runs_of(looks) + 1}")
     drawn = np.random.default_rng([seed, *looks]).permuted(np.tile(np.arange(R), (protocols, 1)), axis=1)[:, :runs_of(looks)]
-    found = promoted(values, drawn, looks)
+    found = promoted({"val_bpb": values["val_bpb"]}, drawn, looks)
     better = (_differences(values["val_bpb"][drawn], looks[-1]) > 0).all(axis=1)
     share, half = found.mean(), ndtri(0.5 + CONFIDENCE / 2) * _jackknife(found, drawn, R)
-    return Rate(tuple(looks), float(share), max(0.0, share - half), min(1.0, share + half), float(better.mean()))
+    return Rate(tuple(looks), float(share), max(0.0, share - half), min(1.0, share + half), float(promoted(values, drawn, looks).mean()),
+                float(better.mean()))
 
 
 def promoted(values: dict, drawn, looks) -> np.ndarray:
