@@ -30,6 +30,13 @@ def test_two_seeds_without_a_bank_are_inconclusive_and_say_what_settles_it():  #
     assert (entry["p"], entry["lo"], entry["hi"], entry["noise_source"]) == (1, None, None, "none")
 
 
+def test_foreign_control_is_not_sent_to_bank_noise():
+    declaration = declared(2)
+    declaration["arms"][0]["flags"] = "tree=../nanochat"
+    reason = verdict_of(declaration, control=CONTROL[:2], candidate=BETTER[:2])["reason"]
+    assert "make noise" not in reason and "5 seeds decide by their own spread" in reason
+
+
 def test_five_better_seeds_are_promoted_with_the_bound_in_the_reason():
     entry = verdict_of(declared(5), control=CONTROL, candidate=BETTER)
     assert (entry["verdict"], entry["n"], entry["df"]) == ("promote", 5, 4)

@@ -31,6 +31,7 @@ UNIT = {"val_bpb": "bpb"}  # the others are logs
 LOOSE_FLOOR = 5  # sd: a margin above it passes nearly anything
 BANK_SEEDS = 8
 NO_NOISE = f"no noise banked: run `make noise SEEDS={BANK_SEEDS}`"
+NO_BANK_OF_TREES = f"the control is another tree, of which there is no bank: {MIN_PAIRS_WITHOUT_BANK} seeds decide by their own spread"
 
 
 # -----------------------------------------------------------------------------
@@ -205,7 +206,7 @@ def decide(declaration, state, tests) -> tuple[str, str]:
     if primary.source == "identical":
         return "reject", "identical to the control on every seed: nothing to promote"
     if primary.source == "none":
-        return "inconclusive", NO_NOISE
+        return "inconclusive", NO_BANK_OF_TREES if declaration["arms"][0]["flags"] else NO_NOISE
     better = f"better by {_value(primary.mean, unit)} (at least {primary.lo:.4g})"
     if state.promoted:
         price = [g.metric for g, test, _ in floors if test.hi < 0]
