@@ -60,6 +60,7 @@ def build_parser():
                         "where --stats does not say")
     parser.add_argument("--seed", type=int, default=0, help="of the Monte Carlo (default: %(default)s)")
     parser.add_argument("--output-json", type=Path, metavar="FILE.json")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="losses over tokens, the law and the target")
     return parser
 
 
@@ -190,6 +191,9 @@ def run(args) -> int:
     facts = facts_of(args, stats, runs, asked, infer.infer(asked))
     if args.output_json:
         write_json(args.output_json, facts)
+    if args.plot:
+        from nanochat.lab.lane_b.infer_plot import draw_inference  # matplotlib takes a second
+        draw_inference(args.plot, facts)
     print(describe(facts))
     return EXIT_BAD_INPUT if (facts["error"] or {}).get("code") == infer.NO_CONTROL else EXIT_OK
 

@@ -156,6 +156,12 @@ def test_runs_and_statistics_give_a_ratio_and_what_the_trainer_makes_of_it(lane,
     assert "decision: inferred, ratio 3\n" in said and "unpinned" in said and "lane_0.25_s1" in said
 
 
+@pytest.mark.parametrize("argv", [[], ["--target-threshold=0.9"], ["--default-ratio=9"]])
+def test_picture_is_drawn_with_an_answer_and_without(lane, tmp_path, argv):
+    lane(*argv, f"--plot={tmp_path / 'plots' / 'infer.png'}")
+    assert (tmp_path / "plots" / "infer.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_command_repeats_itself(lane):
     assert lane() == lane() and lane("--seed=1")[1]["target_tokens_q90"] != lane()[1]["target_tokens_q90"]
 
