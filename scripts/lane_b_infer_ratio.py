@@ -26,6 +26,7 @@ from nanochat.lab.lane_b import calibration, infer
 from nanochat.lab.lane_b.calibration import Calibration
 from nanochat.lab.lane_b.source import Refusal
 from nanochat.lab.report import number, table
+from nanochat.lab.results import tags_of
 
 SCHEMA_VERSION = 1
 EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
@@ -40,6 +41,7 @@ def build_parser():
     parser.add_argument("--alpha-ci", type=float, nargs=2, metavar=("LO", "HI"), help="its 95 %% interval")
     parser.add_argument("--record", "--records", dest="records", nargs="+", action="extend", default=[], metavar="RUN",
                         help="calibration runs: ids, or paths to their records")
+    parser.add_argument("--label", help="as --records: the runs of results/<label>_latest.json")
     parser.add_argument("--point", action="append", default=[], metavar="TOKENS:LOSS[:SEED]",
                         help="the final loss of a complete run by hand; repeat for more")
     parser.add_argument("--target-metric", default="val_bpb", metavar="NAME",
@@ -201,6 +203,7 @@ def run(args) -> int:
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     try:
+        args.records += tags_of(args.label) if args.label else []
         return run(args)
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)

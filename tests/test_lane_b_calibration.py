@@ -156,6 +156,14 @@ def test_runs_and_statistics_give_a_ratio_and_what_the_trainer_makes_of_it(lane,
     assert "decision: inferred, ratio 3\n" in said and "unpinned" in said and "lane_0.25_s1" in said
 
 
+def test_label_names_the_runs_of_a_protocol(lane, base_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    write_json("results/cal_latest.json", {"runs": [{"run_tag": f"lane_{share:g}_s1"} for share in SHARES]})
+    assert lane("--label=cal", records=[]) == lane()
+    assert lane("--label=other", records=[])[0] == 2
+
+
 @pytest.mark.parametrize("argv", [[], ["--target-threshold=0.9"], ["--default-ratio=9"]])
 def test_picture_is_drawn_with_an_answer_and_without(lane, tmp_path, argv):
     lane(*argv, f"--plot={tmp_path / 'plots' / 'infer.png'}")

@@ -118,6 +118,19 @@ def test_run_is_logged_once_and_a_refused_one_leaves_no_row_of_the_others(log, i
     assert log(inferred, inferred)[0] == 2 and len(log(inferred)[1]) == 2
 
 
+def test_label_adds_the_runs_of_a_protocol_that_are_not_logged_yet(log, inference, base_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runs = [store(base_dir, arm_run(inference, arm)) for arm in ("control", "inferred", "confirmation")]
+    command = [f"--inference={inference}", f"--ledger={log.ledger}", "--label=lane"]
+    assert main(command) == 2 and "run its protocol first" in capsys.readouterr().err
+    (tmp_path / "results").mkdir()
+    write_json("results/lane_latest.json", {"runs": [{"run_tag": tag} for tag in runs]})
+    log(runs[0])
+    assert main(command) == 0 and [row["run_id"] for row in read_rows(log.ledger)] == runs
+    assert main(command) == 0 and len(read_rows(log.ledger)) == 3 and "nothing to add" in capsys.readouterr().out
+    assert main(command[:2]) == 2 and "no runs: expected --records" in capsys.readouterr().err
+
+
 def test_foreign_header_is_refused(log, inference, base_dir, capsys):
     log.ledger.parent.mkdir()
     log.ledger.write_text("run_id,seed\nx,1\n")

@@ -72,10 +72,15 @@ def _arm_of(record: dict, facts: dict) -> str:
     return found[0]
 
 
+def logged(path) -> list[str]:
+    """Run ids of the ledger. Raises ValueError for another header."""
+    check_header(path, schema())
+    return [row["run_id"] for row in read_rows(path)]
+
+
 def append(path, rows: list[dict]):
     """Append them, all or, where one has been logged before or the file has another header, none."""
-    check_header(path, schema())
-    present = [row["run_id"] for row in read_rows(path)]
+    present = logged(path)
     for i, row in enumerate(rows):
         if row["run_id"] in present + [other["run_id"] for other in rows[:i]]:
             raise ValueError(f"{row['run_id']} is in {Path(path)} already: a run has one row")
