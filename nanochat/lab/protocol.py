@@ -161,11 +161,11 @@ def run_cells(session: Session, cells: list[Cell]) -> bool:
                 running.append(runner.start(waiting.pop(0)))
                 progress.begin(running[-1].cell.title)
             for attempt in list(running):
-                if outcome := runner.wait(attempt, POLL_SEC / len(running)):
+                outcome = runner.wait(attempt, POLL_SEC / len(running))
+                progress.update(attempt.cell.title, *runner.position(attempt))
+                if outcome:
                     running.remove(attempt)
                     _tell(session, progress, attempt.cell, outcome)
-                else:
-                    progress.update(attempt.cell.title, *runner.position(attempt))
             progress.show()
     except KeyboardInterrupt:
         for attempt, outcome in zip(running, runner.stop(running)):
