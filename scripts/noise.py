@@ -119,7 +119,7 @@ def choose_profile(rows, args) -> str:
         return found.pop()
     wanted = [row for row in rows if row["profile_hash"] and row["label"] == (args.label or experiments.NOISE)]
     if not wanted and args.label:
-        raise ValueError(f"--label={args.label}: no row of the ledger has this label; python -m scripts.ledger lists them")
+        raise ValueError(f"--label={args.label}: no row of the ledger has this label; `make ledger` lists them")
     if not wanted:
         raise ValueError(f"no noise banked in {args.ledger}: run `make noise SEEDS=8`")
     return wanted[-1]["profile_hash"]

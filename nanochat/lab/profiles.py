@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from nanochat.common import REPO_ROOT, cpu_name
+from nanochat.common import REPO_ROOT, cpu_name, to_paste
 
 
 @dataclass(frozen=True)
@@ -157,10 +157,11 @@ def prepare(profile: Profile, home: Path, dataset, tokenizer, log_dir, say=print
 
 
 def _refuse_foreign_tokenizer(home):
-    if (home / "tokenizer" / "tokenizer.pkl").exists():
-        raise ValueError(f"{home / 'tokenizer'} holds a tokenizer.pkl that was not written here; take it over once with "
-                         f"NANOCHAT_BASE_DIR={home} python -m scripts.tok_train --import-pkl {home / 'tokenizer' / 'tokenizer.pkl'}, "
-                         "or use another NANOCHAT_BASE_DIR")
+    path = home / "tokenizer" / "tokenizer.pkl"
+    if path.exists():
+        raise ValueError(f"{path.parent} holds a tokenizer.pkl that was not written here; take it over once with "
+                         + to_paste(f"NANOCHAT_BASE_DIR={home} python -m scripts.tok_train --import-pkl {path}")
+                         + ", or use another NANOCHAT_BASE_DIR")
 
 
 def _run_logged(module, argv, home, log_dir, say):
