@@ -51,8 +51,8 @@ class SignOfGaussian:
 def gaussian(n, b, rng):
     """n values of a stationary Gaussian sequence with autocovariance (1 + lag)^-b, exactly (circulant embedding)."""
     size = 1 << (2 * n - 1).bit_length()
-    lag = np.minimum(np.arange(size), size - np.arange(size))
-    power = np.fft.rfft((1.0 + lag) ** -b).real
+    half = (1.0 + np.arange(size // 2 + 1)) ** -b
+    power = np.fft.hfft(half, size)[:size // 2 + 1]
     assert power.min() > -1e-9 * power.max()  # a convex covariance embeds
     noise = rng.normal(size=len(power)) + 1j * rng.normal(size=len(power))
     noise[[0, -1]] = noise[[0, -1]].real * np.sqrt(2)
