@@ -17,7 +17,7 @@ from nanochat.lab.lane_b.infer import FALLBACK, INFERRED
 from nanochat.lab.lane_b.loss_law import Point, fit, pool
 from nanochat.lab.lane_b.source import Refusal
 from scripts.lane_b_infer_ratio import main
-from tests.lane_b_case import ALPHA, CORPUS, FLAGS, FLOOR, RATIO, VOCAB, A, calibration_run, loss, store
+from tests.calibration_case import ALPHA, CORPUS, FLAGS, FLOOR, RATIO, VOCAB, A, calibration_run, loss, store
 from tests.ledger_case import DATA, TOKENIZER
 
 SHARES = (0.25, 0.5, 1.0)

@@ -14,7 +14,7 @@ from nanochat.lab.lane_b.run_log import LEDGER
 from nanochat.lab.ledger import read_rows, read_schema
 from scripts.lane_b_infer_ratio import main as infer_ratio
 from scripts.lane_b_log_run import main
-from tests.lane_b_case import ALPHA, RATIO, calibration_run, loss, store
+from tests.calibration_case import ALPHA, RATIO, calibration_run, loss, store
 from tests.ledger_case import DATA
 
 COLUMNS = """timestamp_utc git_commit run_id seed dataset_id target_metric_name target_metric_threshold n_scaling_params
