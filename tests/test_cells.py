@@ -241,6 +241,19 @@ def test_cells_side_by_side_are_named_with_their_steps():
     assert "control s1 step 22/60; gate s1 step 18/60" in progress.line()
 
 
+def test_arms_of_different_length_have_their_own_totals():
+    clock = Clock()
+    progress = Progress(n_cells=2, n_to_run=2, out=Terminal(), clock=clock)
+    for name in ("control s1", "half s1"):
+        progress.begin(name)
+    for step, now in ((0, 1.0), (1, 2.0), (41, 42.0)):
+        clock.now = now
+        for name, total in (("control s1", 256), ("half s1", 128)):
+            progress.update(name, step, total)
+    assert "control s1 step 41/256; half s1 step 41/128" in progress.line()
+    assert progress.eta_sec() == pytest.approx((256 - 41 + 128 - 41) / 2)
+
+
 def test_resumed_cell_counts_from_where_it_goes_on():
     clock = Clock()
     progress = Progress(n_cells=1, n_to_run=1, out=Terminal(), clock=clock)

@@ -28,6 +28,7 @@ class Running:
     begun: float
     first: int | None = None  # step where it was first seen: 0, or where it was resumed; None = not started to step
     step: int | None = None
+    total: int | None = None
     warm: tuple[int, float] | None = None  # (step, time) when a step past the first was first seen
 
     def see(self, step: int, now: float):
@@ -56,7 +57,8 @@ class Progress:
         self.live = self.out.isatty()
         self.n_cells, self.n_to_run, self.clock = n_cells, n_to_run, clock
         self.begun, self.last_printed = clock(), -float("inf")
-        self.done_cells, self.total = 0, None
+        self.done_cells = 0
+        self.totals: dict[str, int] = {}  # steps of the cells seen so far: arms may be of different length
         self.running: dict[str, Running] = {}
         self.paces: list[tuple[int, float]] = []  # Running.pace and .start of the cells that have ended
         self.starts: list[tuple[int, float]] = []
@@ -67,9 +69,11 @@ class Progress:
 
     def update(self, name: str, step, total):
         """step: optimizer steps of this cell that are done (None: not known yet), of `total`."""
+        cell = self.running[name]
         if step is not None:
-            self.running[name].see(step, self.clock())
-        self.total = total or self.total
+            cell.see(step, self.clock())
+        if total:
+            cell.total = self.totals[name] = total
 
     def end(self, name: str):
         cell = self.running.pop(name)
@@ -98,7 +102,7 @@ class Progress:
 
     def line(self) -> str:
         eta = self.eta_sec()
-        where = [name + (" starting" if cell.step is None else f" step {cell.step}/{self.total or '?'}")
+        where = [name + (" starting" if cell.step is None else f" step {cell.step}/{cell.total or '?'}")
                  for name, cell in self.running.items()]
         left = "" if eta is None else f", about {format_time(eta)} left"
         done = self.n_cells - self.n_to_run + self.done_cells
@@ -108,15 +112,16 @@ class Progress:
         """Seconds left for all cells; None before enough steps were timed to say so."""
         now, cells = self.clock(), list(self.running.values())
         steps, sec = _sums([*self.paces, *(cell.pace(now) for cell in cells)])
-        if not self.total or not steps or steps < min(TIMED_FROM_STEP, self.total / 2):
+        usual = sum(self.totals.values()) / max(1, len(self.totals))  # of the cells that wait
+        if not usual or not steps or steps < min(TIMED_FROM_STEP, usual / 2):
             return None
         pace, starts = sec / steps, [*self.starts, *(cell.start() for cell in cells if cell.warm)]
         start_steps, start_sec = (total / len(starts) for total in _sums(starts))
-        fresh = start_sec + (self.total - start_steps) * pace
+        fresh = start_sec + (usual - start_steps) * pace
         left = (self.n_to_run - self.done_cells - len(cells)) * fresh
         for cell in cells:
             started = (cell.first or 0) * pace + now - cell.begun
-            left += (self.total - cell.step) * pace if cell.warm else max(fresh - started, 0.0)
+            left += ((cell.total or usual) - cell.step) * pace if cell.warm else max(fresh - started, 0.0)
         return left / max(1, len(cells))
 
 
