@@ -72,3 +72,12 @@ missing = [flag(name) for name in sys.argv[1:] if name not in FIELDS]
 sys.exit(f"error: the trainer has no {' and no '.join(missing)} yet, so nothing was run" if missing else 0)
 PY
 }
+
+# inferred_arms FILE: "NAME: FLAGS" for each arm beside the control that scripts.lane_b_infer_ratio recommends; nothing on a fallback.
+inferred_arms() {
+    python - "$1" <<'PY'
+import json, os, sys
+facts = json.load(open(sys.argv[1])) if os.path.exists(sys.argv[1]) else {"arms": {}}
+print(*(f"{name}: {arm['flags']}\n" for name, arm in facts["arms"].items() if name != "control"), sep="", end="")
+PY
+}

@@ -6,11 +6,17 @@ Mean loss and bits per byte of a base model on the training and validation split
 The loss is plain next-token cross-entropy in nats, over every target, BOS included, as in training; bits per
 byte leave out targets of no bytes, as everywhere (nanochat/loss_eval.py). Documents come in the order of the
 files. Documents of a split smaller than --split-tokens are read more than once.
+
+--per-position FILE also writes the mean loss by position over the validation split, with the means of blocks of text,
+from which lab/lane_b/entropy.py takes gamma. Its chunks start at seeded random offsets and lie inside one document: behind the
+end of a document the n tokens before are not the context of what follows. A row is BOS, which starts every row
+that the model has seen and says nothing about the text, and then the chunk, so position n + 1 has n tokens of context.
 """
 
 import argparse
 import math
 import sys
+from itertools import islice
 
 from nanochat.common import get_base_dir, get_dist_info, print0, write_json
 from nanochat.config import flag, hyphenate
@@ -26,6 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device-batch-size", type=int, default=32, help="rows per batch")
     parser.add_argument("--device-type", choices=("", "cuda", "cpu", "mps"), default="", help="empty = autodetect")
     parser.add_argument("--output-json", metavar="FILE", help="also write the results there")
+    parser.add_argument("--per-position", metavar="FILE", help="also measure the validation loss by position, and write it there")
+    parser.add_argument("--seed", type=int, default=0, help="of the offsets of --per-position")
     return parser
 
 
@@ -49,6 +57,43 @@ def summarize(losses, token_bytes) -> dict:
         tokens += y.numel()
         num_bytes += int(size.sum())
     return dict(loss=nats / tokens, bpb=counted_nats / (math.log(2) * num_bytes) if num_bytes else None, tokens=tokens, bytes=num_bytes)
+
+
+# -----------------------------------------------------------------------------
+# By position
+
+def read_stream(tokenizer, num_tokens: int):
+    """(tokens int32 [N], lengths of their documents): whole validation documents in file order, up to num_tokens or a little more."""
+    import numpy as np
+
+    from nanochat.dataset import iter_texts
+    documents, read, texts = [], 0, iter_texts("val")
+    while read < num_tokens and (batch := list(islice(texts, 256))):
+        documents += [np.array(row, dtype=np.int32) for row in tokenizer.encode(batch)]
+        read += sum(map(len, documents[-len(batch):]))
+    return np.concatenate(documents), np.array([len(document) for document in documents])
+
+
+def chunk_rows(chunks, bos: int, device):
+    """(x, y) [B,T] of chunks [B,T]: BOS and all tokens but the last, and the tokens."""
+    import torch
+    y = torch.from_numpy(chunks.astype("int64"))
+    x = torch.cat([torch.full((len(y), 1), bos), y[:, :-1]], dim=1)
+    return x.to(device), y.to(device)
+
+
+def per_position(model, tokenizer, args, device) -> dict:
+    """Facts of the file that --per-position names; see lab/lane_b/entropy.py."""
+    import numpy as np
+
+    from nanochat.lab.lane_b.entropy import BLOCKS, draw_chunks, position_facts
+    stream, lengths = read_stream(tokenizer, args.split_tokens)
+    width, starts = draw_chunks(lengths, model.config.sequence_len, args.split_tokens, args.seed)
+    print0(f"Loss by position of {len(starts):,} chunks of {width} tokens, from {len(lengths):,} validation documents")
+    rows = (chunk_rows(stream[starts[i:i + args.device_batch_size, None] + np.arange(width)], tokenizer.get_bos_token_id(), device)
+            for i in range(0, len(starts), args.device_batch_size))
+    losses = np.concatenate([loss.cpu().double().numpy() for _, loss in token_losses(model, rows)])
+    return position_facts(losses.reshape(BLOCKS, -1, width).mean(axis=1), len(losses)) | dict(split="val", seed=args.seed)
 
 
 def check(args):
@@ -84,6 +129,10 @@ def run(args):
         results[split] = found = summarize(token_losses(model, (batch for _, batch in zip(range(steps), loader))), token_bytes)
         print0(f"{split} loss: {found['loss']:.6f}")
         print0(f"{split} bpb: {'not measured, no bytes' if found['bpb'] is None else format(found['bpb'], '.6f')}")
+    if args.per_position:
+        measured = ("model_tag", "step", "dtype", "device", "tokenizer_id", "dataset_id")
+        write_json(args.per_position, per_position(model, tokenizer, args, device) | {key: results[key] for key in measured})
+        print0(f"Losses by position written to: {args.per_position}")
     if args.output_json:
         write_json(args.output_json, results)
         print0(f"Results written to: {args.output_json}")

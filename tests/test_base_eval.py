@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,8 @@ from tiny_base import STEP, TAG, make_tiny_base
 
 from nanochat.checkpoint_manager import load_model
 from nanochat.dataloader import DataLoader
-from nanochat.dataset import get_dataset_id
+from nanochat.dataset import get_dataset_id, iter_texts
+from nanochat.lab.lane_b.entropy import draw_chunks, read_positions
 from nanochat.tokenizer import RustBPETokenizer, get_tokenizer_id
 from nanochat.trainer import SAMPLE_PROMPTS
 from scripts import base_eval, base_loss
@@ -90,6 +92,34 @@ def test_token_losses_are_those_of_the_mean(tiny):
     (y, losses), = base_loss.token_losses(model, [batch])
     assert losses.shape == y.shape == (B, T)
     assert losses.mean().item() == pytest.approx(model(*batch).item(), rel=1e-5)
+
+
+@torch.no_grad()
+def test_loss_by_position_equals_a_plain_loop(tiny, tmp_path, capsys):
+    path = tmp_path / "positions.json"
+    base_loss.main(["--split=val", "--device-batch-size=4", "--split-tokens=5000", "--device-type=cpu", "--seed=3",
+                    "--per-position", str(path)])
+    facts, curve = json.loads(path.read_text()), read_positions(path)
+    model, tokenizer, _ = load_model("base", "cpu", TAG, STEP)
+    documents = tokenizer.encode(list(iter_texts("val")))
+    width, chunks = len(curve.context), []
+    stream = [(d, i) for d, document in enumerate(documents) for i in range(len(document))]
+    lengths = np.array([len(document) for document in documents])
+    assert lengths.sum() > 5000
+    expected_width, starts = draw_chunks(lengths[:256], T, 5000, seed=3)
+    assert width == expected_width < T and facts["num_chunks"] == len(starts) == 5000 // width // 32 * 32
+    for start in starts.tolist():
+        d, i = stream[start]
+        chunk = documents[d][i:i + width]
+        assert len(chunk) == width  # the whole chunk stands in that document
+        logits = model(torch.tensor([[tokenizer.get_bos_token_id(), *chunk[:-1]]]))[0].double()
+        chunks.append(F.cross_entropy(logits, torch.tensor(chunk), reduction="none").numpy())
+    blocks = np.array(chunks).reshape(32, -1, width).mean(axis=1)
+    np.testing.assert_allclose(curve.blocks, blocks, atol=1e-4)
+    np.testing.assert_allclose(curve.loss, np.mean(chunks, axis=0), atol=1e-4)
+    assert (facts["model_tag"], facts["step"], facts["split"], facts["seed"]) == (TAG, STEP, "val", 3)
+    assert (facts["tokenizer_id"], facts["dataset_id"]) == (get_tokenizer_id(), get_dataset_id())
+    assert f"written to: {path}" in capsys.readouterr().out
 
 
 def test_split_without_bytes_has_no_bpb():

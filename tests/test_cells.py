@@ -19,6 +19,7 @@ from nanochat.lab.ledger import read_rows
 from nanochat.lab.progress import Progress
 from nanochat.lab.protocol import run
 from nanochat.record import read_record
+from nanochat.schedule import TIMED_FROM_STEP
 from tests.lab_case import HISTORY, behave, enter, make, ran
 
 
@@ -192,43 +193,87 @@ class Terminal(list):
         return True
 
 
-def test_eta_is_the_steps_left_at_the_pace_so_far():
+STEPS, START_SEC, FIRST_STEP_SEC, STEP_SEC, END_SEC = 60, 20, 90, 1.5, 6  # the first step compiles
+
+
+def position(sec):
+    """What metrics.jsonl of such a cell says `sec` after it began; None before its first validation, at step 0."""
+    return None if sec < START_SEC else min(STEPS, max(0, int((sec - START_SEC - FIRST_STEP_SEC) / STEP_SEC) + 1))
+
+
+@pytest.mark.parametrize("side_by_side", [1, 2])
+def test_time_left_is_true_and_is_not_said_before_steps_were_timed(side_by_side):
+    clock, cell_sec = Clock(), START_SEC + FIRST_STEP_SEC + (STEPS - 1) * STEP_SEC + END_SEC
+    progress, said = Progress(n_cells=6, n_to_run=6, out=Terminal(), clock=clock), []
+    whole = 6 / side_by_side * cell_sec
+    for turn in range(6 // side_by_side):
+        names = [f"{turn} {i}" for i in range(side_by_side)]
+        for name in names:
+            progress.begin(name)
+        while clock.now < (turn + 1) * cell_sec:
+            for name in names:
+                progress.update(name, position(clock.now - turn * cell_sec), STEPS)
+            if progress.eta_sec() is not None:
+                said.append((clock.now, progress.eta_sec()))
+            clock.now += 0.5
+        for name in names:
+            progress.end(name)
+    first = START_SEC + FIRST_STEP_SEC + TIMED_FROM_STEP * STEP_SEC
+    assert first - 10 * STEP_SEC < said[0][0] <= first + STEP_SEC and said[-1][0] > whole - 1, "then it is always said"
+    assert all(abs(eta - (whole - now)) < 0.08 * whole for now, eta in said)
+
+
+def test_no_time_is_said_of_the_first_steps_which_are_slow():
     clock = Clock()
-    progress = Progress(n_cells=4, n_to_run=4, out=Terminal(), clock=clock)
+    progress = Progress(n_cells=1, n_to_run=1, out=Terminal(), clock=clock)
     progress.begin("control s1")
-    assert progress.eta_sec() is None  # no pace yet
-    progress.update("control s1", 0, 60)
-    clock.now = 10.0
-    progress.update("control s1", 20, 60)
-    assert progress.eta_sec() == pytest.approx((40 + 3 * 60) * 10 / 20)
-    clock.now = 30.0
-    progress.update("control s1", 60, 60)
-    progress.end("control s1")
-    progress.begin("gate s1")
-    assert progress.eta_sec() == pytest.approx(3 * 60 * 30 / 60)
+    for step, now in ((None, 5.0), (0, 10.0), (1, 100.0), (2, 100.5), (5, 102.0)):
+        clock.now = now
+        progress.update("control s1", step, 1000)
+        assert "left" not in progress.line()
 
 
-def test_eta_of_cells_side_by_side_is_at_their_common_pace():
-    clock = Clock()
-    progress = Progress(n_cells=4, n_to_run=4, out=Terminal(), clock=clock)
-    for name in ("control s1", "gate s1"):
+def test_cells_side_by_side_are_named_with_their_steps():
+    progress = Progress(n_cells=4, n_to_run=4, out=Terminal(), clock=Clock())
+    for name, step in (("control s1", 22), ("gate s1", 18)):
         progress.begin(name)
-        progress.update(name, 0, 60)
-    clock.now = 10.0
-    progress.update("control s1", 22, 60)
-    progress.update("gate s1", 18, 60)
-    assert progress.eta_sec() == pytest.approx((4 * 60 - 40) * 10 / 40)
+        progress.update(name, step, 60)
     assert "control s1 step 22/60; gate s1 step 18/60" in progress.line()
+
+
+def test_arms_of_different_length_have_their_own_totals():
+    clock = Clock()
+    progress = Progress(n_cells=2, n_to_run=2, out=Terminal(), clock=clock)
+    for name in ("control s1", "half s1"):
+        progress.begin(name)
+    for step, now in ((0, 1.0), (1, 2.0), (41, 42.0)):
+        clock.now = now
+        for name, total in (("control s1", 256), ("half s1", 128)):
+            progress.update(name, step, total)
+    assert "control s1 step 41/256; half s1 step 41/128" in progress.line()
+    assert progress.eta_sec() == pytest.approx((256 - 41 + 128 - 41) / 2)
 
 
 def test_resumed_cell_counts_from_where_it_goes_on():
     clock = Clock()
     progress = Progress(n_cells=1, n_to_run=1, out=Terminal(), clock=clock)
     progress.begin("control s1")
-    progress.update("control s1", 40, 60)
-    clock.now = 10.0
-    progress.update("control s1", 50, 60)
-    assert progress.eta_sec() == pytest.approx(10.0)
+    for step, now in ((40, 0.0), (41, 5.0), (52, 16.0)):
+        clock.now = now
+        progress.update("control s1", step, 60)
+    assert progress.eta_sec() == pytest.approx(8.0)
+
+
+def test_cell_that_failed_early_counts_no_steps_that_it_did_not_take():
+    clock = Clock()
+    progress = Progress(n_cells=2, n_to_run=2, out=Terminal(), clock=clock)
+    progress.begin("control s1")
+    for step, now in ((0, 10.0), (1, 20.0), (21, 40.0)):
+        clock.now = now
+        progress.update("control s1", step, 1001)
+    progress.end("control s1")
+    progress.begin("gate s1")
+    assert progress.eta_sec() == pytest.approx(20 + 1000)
 
 
 def test_line_is_rewritten_in_a_terminal_and_rare_in_a_log(capsys):

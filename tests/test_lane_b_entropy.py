@@ -1,0 +1,174 @@
+"""
+gamma from an entropy curve: exponents put in and found again, H_inf where it shows and where it cannot, refusals by name.
+
+python -m pytest tests/test_lane_b_entropy.py
+"""
+
+import numpy as np
+import pytest
+from scipy.optimize import curve_fit
+
+from nanochat.common import write_json
+from nanochat.lab.lane_b.entropy import WINDOW, EntropyCurve, draw_chunks, fit_gamma, position_facts, read_positions
+from nanochat.lab.lane_b.source import Refusal
+
+CONTEXT = np.arange(33)
+
+
+def curve(h, a, gamma, se=0.0, rng=None, source="positional", **fields):
+    loss = h + a * np.maximum(CONTEXT, 0.3) ** -gamma
+    if rng is not None:
+        loss = loss + se * rng.standard_normal(len(loss))
+    return EntropyCurve(source, CONTEXT, loss, np.full(len(CONTEXT), se), **fields)
+
+
+def refusal(*args, **kwargs):
+    with pytest.raises(Refusal) as caught:
+        fit_gamma(*args, **kwargs)
+    return caught.value
+
+
+# -----------------------------------------------------------------------------
+# The exponent
+
+@pytest.mark.parametrize("gamma", [0.15, 0.27, 0.35, 0.6])
+def test_gamma_is_recovered_where_h_inf_is_zero(gamma):
+    rng = np.random.default_rng(3)
+    assert fit_gamma(curve(0, 5.0, gamma)).gamma == pytest.approx(gamma, abs=1e-9)
+    for se in (0.005, 0.02, 0.04):
+        fit = fit_gamma(curve(0, 5.0, gamma, se, rng))
+        assert abs(fit.gamma - gamma) < 0.02 and fit.ci95[0] < gamma < fit.ci95[1]
+        assert not fit.h_inf_identified and fit.h_inf_nats == 0 and fit.h_inf_ci95[0] == 0 and fit.window == WINDOW
+
+
+@pytest.mark.parametrize("a, gamma", [(1.0, 0.3), (3.0, 0.27), (5.0, 0.3), (5.0, 0.35)])
+def test_short_window_does_not_identify_a_floor_of_one_nat(a, gamma):
+    rng = np.random.default_rng(4)
+    for se in (0.0, 0.01, 0.02):
+        fit = fit_gamma(curve(1.0, a, gamma, se, rng), (1, 16))
+        assert not fit.h_inf_identified and fit.h_inf_nats == 0 and fit.h_inf_ci95[0] == 0 and fit.h_inf_ci95[1] > 1.0
+        assert fit.gamma < gamma  # an effective exponent: the convention says so
+
+
+def test_long_window_identifies_the_floor_and_agrees_with_scipys_free_fit():
+    rng = np.random.default_rng(5)
+    context = np.arange(513)
+    loss = 1.0 + 4.0 * np.maximum(context, 0.3) ** -0.5 + 0.01 * rng.standard_normal(513)
+    fit = fit_gamma(EntropyCurve("positional", context, loss, np.full(513, 0.01)), (1, 512))
+    assert fit.h_inf_identified and fit.h_inf_ci95[0] < 1.0 < fit.h_inf_ci95[1] and fit.ci95[0] < 0.5 < fit.ci95[1]
+    used = np.unique(np.rint(2 ** (np.arange(28) / 3))).astype(int)
+    sigma = np.hypot(0.01, 0.02 * loss[used])
+    (h, _, gamma), _ = curve_fit(lambda n, h, a, g: h + a * n ** -g, used, loss[used], p0=(0.5, 3, 0.4), sigma=sigma)
+    assert fit.h_inf_nats == pytest.approx(h, abs=0.02) and fit.gamma == pytest.approx(gamma, abs=0.01)
+
+
+def test_curve_that_no_power_law_describes_says_so_with_a_wide_interval():
+    n = np.maximum(CONTEXT, 0.3)
+    fit = fit_gamma(EntropyCurve("positional", CONTEXT, 5 * np.where(n < 4, n ** -0.2, 4 ** 0.25 * n ** -0.45), np.full(33, 0.01)))
+    assert fit.warnings == ("gamma_window_sensitive",) and fit.ci95[0] < 0.2 and 0.45 < fit.ci95[1]
+    broken = EntropyCurve("positional", CONTEXT, 5 * np.where(n < 4, n ** -0.05, 4 ** 0.65 * n ** -0.7), np.full(33, 0.01))
+    assert refusal(broken).code == "gamma_not_converged"
+
+
+# -----------------------------------------------------------------------------
+# The interval
+
+def block_curves(rng, blocks=32, common=0.15, own=0.03):
+    """Block losses that rise and fall together, as those of one text do: hard passages are hard at every context."""
+    mean = 5.0 * np.maximum(CONTEXT, 0.3) ** -0.3
+    losses = mean * (1 + common * rng.standard_normal((blocks, 1))) + own * rng.standard_normal((blocks, len(CONTEXT)))
+    return EntropyCurve("positional", CONTEXT, losses.mean(axis=0), losses.std(axis=0, ddof=1) / np.sqrt(blocks), blocks=losses)
+
+
+def test_blocks_carry_the_correlation_of_contexts():
+    """What is common to all contexts does not move gamma, so the interval of blocks is far narrower than that of independent errors."""
+    rng = np.random.default_rng(6)
+    with_blocks = block_curves(rng)
+    without = EntropyCurve("positional", CONTEXT, with_blocks.loss, with_blocks.se)
+    narrow, wide = (np.ptp(fit_gamma(c).ci95) for c in (with_blocks, without))
+    assert narrow < 0.5 * wide
+
+
+def test_interval_covers_the_truth_over_repeated_texts():
+    rng = np.random.default_rng(7)
+    fits = [fit_gamma(block_curves(rng)) for _ in range(60)]
+    assert sum(f.ci95[0] < 0.3 < f.ci95[1] for f in fits) >= 55
+    assert np.ptp(fits[0].ci95) < 0.05
+
+
+def test_error_of_the_extrapolation_widens_the_interval():
+    fields = dict(h_extrapolated=5.0 * np.maximum(CONTEXT, 0.3) ** -0.3, delta=np.full(33, 0.5))
+    sure, unsure = (curve(0, 5.5, 0.2, 0.001, source="ngram", h_error=np.full(33, shift), **fields) for shift in (0.0, 0.05))
+    assert fit_gamma(sure).gamma == pytest.approx(0.3, abs=1e-9)  # the extrapolated values are fitted, not the losses
+    assert np.ptp(fit_gamma(unsure).ci95) > 2 * np.ptp(fit_gamma(sure).ci95)
+
+
+# -----------------------------------------------------------------------------
+# Refusals
+
+def test_plug_in_entropy_is_refused_not_warned_about():
+    with pytest.raises(Refusal, match="plug-in") as caught:
+        EntropyCurve("plugin", CONTEXT, np.ones(33), np.ones(33))
+    assert caught.value.code == "gamma_unavailable"
+
+
+def test_no_curve_and_too_few_contexts_are_named():
+    assert refusal(None).code == "gamma_unavailable"
+    assert refusal(curve(0, 5, 0.3), (1, 2)).code == "gamma_unavailable"
+    assert refusal(curve(0, 5, 0.3), (0, 0)).code == "gamma_unavailable"
+
+
+def test_loss_that_does_not_fall_with_the_context_is_not_converged():
+    flat = EntropyCurve("positional", CONTEXT, 5 + 0.01 * np.random.default_rng(8).standard_normal(33), np.full(33, 0.01))
+    assert refusal(flat).code == "gamma_not_converged"
+
+
+def test_ngram_curve_is_never_fitted_at_a_finite_corpus():
+    assert refusal(curve(0, 5, 0.3, source="ngram")).code == "gamma_not_converged"
+    h = np.where(CONTEXT <= 2, 5.0, np.nan)
+    error = refusal(curve(0, 5, 0.3, source="ngram", h_extrapolated=h, delta=np.full(33, 0.2), h_error=0 * h))
+    assert error.code == "gamma_not_converged" and "n=3: 3.596 nats, d=0.20" in str(error)
+
+
+# -----------------------------------------------------------------------------
+# Losses by position
+
+def test_chunks_lie_in_one_document_and_start_anywhere():
+    lengths = np.array([100, 5, 64, 40, 63])
+    width, starts = draw_chunks(lengths, 64, 1100, seed=1)
+    assert width == 32 and len(starts) == 32
+    ends = np.cumsum(lengths)
+    document = np.searchsorted(ends, starts, side="right")
+    assert (np.searchsorted(ends, starts + width - 1, side="right") == document).all()
+    assert len(set(starts.tolist())) == len(starts) and (np.diff(starts) > 0).all()
+
+
+def test_chunks_of_long_documents_are_as_long_as_the_model_reads():
+    lengths = np.full(50, 1000)
+    width, starts = draw_chunks(lengths, 256, 20_000, seed=1)
+    assert width == 256 and len(starts) == 20_000 // 256 // 32 * 32
+    share = np.histogram(starts % 1000, bins=5, range=(0, 745))[0] / len(starts)
+    assert share.min() > 0.05  # not only the starts of documents
+    assert not np.array_equal(starts, draw_chunks(lengths, 256, 20_000, seed=2)[1])
+    np.testing.assert_array_equal(starts, draw_chunks(lengths, 256, 20_000, seed=1)[1])
+
+
+@pytest.mark.parametrize("lengths, tokens", [([3, 4, 5], 1000), ([400], 100), ([], 1000)])
+def test_split_without_enough_running_text_is_an_error(lengths, tokens):
+    with pytest.raises(ValueError, match="32 chunks"):
+        draw_chunks(np.array(lengths, dtype=int), 64, tokens, seed=0)
+
+
+def test_file_of_positions_gives_the_curve_back(tmp_path):
+    rng = np.random.default_rng(9)
+    blocks = block_curves(rng).blocks
+    path = tmp_path / "positions.json"
+    write_json(path, position_facts(blocks, num_chunks=128) | dict(tokenizer_id="t"))
+    found = read_positions(path)
+    assert found.source == "positional" and found.context.tolist() == list(range(33))
+    np.testing.assert_allclose(found.loss, blocks.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(found.se, [np.std(column, ddof=1) / len(column) ** 0.5 for column in blocks.T], atol=1e-6)
+    assert fit_gamma(found).gamma == pytest.approx(0.3, abs=0.02)
+    write_json(path, dict(train=None))
+    with pytest.raises(ValueError, match="--per-position"):
+        read_positions(path)
