@@ -204,7 +204,8 @@ def find_files(paths) -> list[Path]:
     return files
 
 
-def _file_texts(files, whole: bool, progress: bool):
+def file_texts(files, whole: bool, progress: bool):
+    """Yield the texts of files (READERS has the suffixes): a .txt or .md is one text, or without `whole` pieces of it."""
     with tqdm(total=sum(p.stat().st_size for p in files), unit="B", unit_scale=True, desc="reading",
               disable=None if progress else True) as bar:
         before = 0  # bytes of the files that are done
@@ -228,7 +229,7 @@ def build_from_paths(data_dir, paths, max_doc_chars=MAX_DOC_CHARS, progress=True
     files = find_files(paths)
     source = dict(kind="files", paths=[str(Path(p).expanduser().resolve()) for p in paths])
     with dataset_lock(data_dir):
-        return _build(data_dir, _file_texts(files, max_doc_chars == 0, progress), source, max_doc_chars)
+        return _build(data_dir, file_texts(files, max_doc_chars == 0, progress), source, max_doc_chars)
 
 
 # -----------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def exact(b, lags):
 
 
 def true_headline(b, curve, decay):
-    return exact(b, curve.lags[decay.usable & (curve.lags <= decay.headline.hi)])
+    return exact(b, curve.lags[decay.noise.usable & (curve.lags <= decay.headline.hi)])
 
 
 def curve_of(norm, blocks=16, noise=1e-4, max_lag=512, op_floor=1e-9, seed=0):
@@ -164,7 +164,7 @@ def test_raw_norm_over_all_lags_sits_on_its_noise():
 def test_least_squares_in_linear_space_see_the_first_lags_only():
     _, curve = made(1.3, 2_000_000, 0)
     decay = fit_decay(curve)
-    use = decay.usable & (curve.lags <= decay.headline.hi)
+    use = decay.noise.usable & (curve.lags <= decay.headline.hi)
     lags, norm = curve.lags[use], np.sqrt(curve.squares[use])
     naive = curve_fit(lambda n, level, beta: level * n ** -beta, lags, norm, p0=(norm[0], 1))[0][1]
     true = true_headline(1.3, curve, decay)
@@ -227,7 +227,7 @@ def test_windows_past_the_usable_range_are_reported_and_do_not_count():
     grams = curve.grams.copy()
     grams[curve.lags > 40] = np.random.default_rng(0).normal(size=grams[curve.lags > 40].shape) * 1e-3
     decay = fit_decay(dataclasses.replace(curve, grams=grams))
-    assert curve.lags[decay.usable][-1] == 40
+    assert curve.lags[decay.noise.usable][-1] == 40
     assert [(w.hi, w.whole, w.reach) for w in decay.windows] == [(16, True, 16), (32, True, 32), (64, False, 40), (200, False, 40)]
 
 

@@ -16,6 +16,7 @@ from nanochat.lab.lane_b.source import Refusal
 
 WINDOWS = (16, 32, 64, 200)  # last lags of the windows that are always reported
 FEWEST_LAGS, SHORTEST_REACH = 6, 10
+ROUNDS = 1000
 SIGNIFICANT = 3  # standard errors of F^2
 BIC_WINS = 6
 LEAST_R2 = 0.8
@@ -48,16 +49,13 @@ class Hinge:
 
 @dataclass(frozen=True)
 class Decay:
-    """beta: of the headline window; se: bootstrap and window together. square_se: of F^2 [m]. usable: [m], the lags before
-    the first two in a row that are not valid. n_star: the last lag whose operator norm stands above the noise. hinge: where
-    it is better than one slope."""
+    """beta: of the headline window; se: bootstrap and window together. n_star: the last lag whose operator norm stands above
+    the noise. hinge: where it is better than one slope."""
     beta: float
     se: float
     headline: Window
     windows: tuple[Window, ...]
-    square_se: np.ndarray
-    valid: np.ndarray
-    usable: np.ndarray
+    noise: "Significance"
     n_star: int | None
     n_star_censored: bool
     hinge: Hinge | None
@@ -71,11 +69,24 @@ class Decay:
 # -----------------------------------------------------------------------------
 # Significance
 
-def bootstrap(curve: Curve, rounds: int, seed: int) -> np.ndarray:
-    """F^2 of resampled blocks [rounds, m]; one draw of blocks serves all lags, because their errors go together."""
+@dataclass(frozen=True)
+class Significance:
+    """resampled: F^2 of resampled blocks [rounds, m]; square_se: of F^2 [m]; valid: [m]; usable: the valid lags before the first
+    two in a row that are not."""
+    resampled: np.ndarray
+    square_se: np.ndarray
+    valid: np.ndarray
+    usable: np.ndarray
+
+
+def significance(curve: Curve, rounds=ROUNDS, seed=0) -> Significance:
+    """Resample blocks, one draw for all lags, because their errors go together."""
     blocks = curve.grams.shape[1]
     draws = np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), size=rounds)
-    return resampled_squares(curve.grams, draws[(draws > 0).sum(1) > 1])
+    resampled = resampled_squares(curve.grams, draws[(draws > 0).sum(1) > 1])  # one block alone has no pair
+    square_se = resampled.std(axis=0, ddof=1)
+    valid = curve.squares > SIGNIFICANT * square_se
+    return Significance(resampled, square_se, valid, before_two_invalid(valid))
 
 
 def before_two_invalid(valid) -> np.ndarray:
@@ -156,17 +167,15 @@ def compare_shapes(lags, norm) -> tuple[float, float, float, Hinge | None]:
 # -----------------------------------------------------------------------------
 # The answer
 
-def fit_decay(curve: Curve, max_seq_len: int | None = None, window: tuple[int, int] | None = None, rounds=1000, seed=0) -> Decay:
+def fit_decay(curve: Curve, max_seq_len: int | None = None, window: tuple[int, int] | None = None, rounds=ROUNDS, seed=0) -> Decay:
     """beta of a curve. max_seq_len: the context T of the models in question; window: lags of the headline, instead of
     1..min(n*, T/4), which is lengthened to the first usable lags where it has too few of them for a fit.
 
     Raises Refusal: no_signal, too_few_valid_lags, not_power_law, beta_nonpositive.
     """
-    lags, squares, resampled = curve.lags, curve.squares, bootstrap(curve, rounds, seed)
-    square_se = resampled.std(axis=0, ddof=1)
-    valid = squares > SIGNIFICANT * square_se
-    usable = before_two_invalid(valid)
-    _require_signal(lags, valid, usable)
+    lags, squares, noise = curve.lags, curve.squares, significance(curve, rounds, seed)
+    usable, resampled = noise.usable, noise.resampled
+    _require_signal(lags, noise.valid, usable)
     n_star, censored = horizon(curve)
     lo, hi = window or (1, _headline_end(lags[usable], n_star, max_seq_len))
     headline = fit_window(lags, squares, usable, resampled, lo, hi)
@@ -175,10 +184,14 @@ def fit_decay(curve: Curve, max_seq_len: int | None = None, window: tuple[int, i
     _require_headline(headline)
     betas = [w.beta for w in (headline, *windows) if w.whole or w is headline]
     spread = max(betas) - min(betas)
-    warnings = [*curve.warnings, *["broken_power_law"] * (hinge is not None), *["window_sensitive"] * (spread > WIDE_SPREAD),
-                *["horizon_exceeds_context"] * bool(max_seq_len and n_star and n_star > max_seq_len / 4)]
-    return Decay(headline.beta, float(np.hypot(headline.se, spread / 2)), headline, windows, square_se, valid, usable, n_star, censored,
-                 hinge, tuple(warnings))
+    warnings = [*["broken_power_law"] * (hinge is not None), *["window_sensitive"] * (spread > WIDE_SPREAD)]
+    return Decay(headline.beta, float(np.hypot(headline.se, spread / 2)), headline, windows, noise, n_star, censored, hinge,
+                 (*warnings, *horizon_warnings(n_star, max_seq_len)))
+
+
+def horizon_warnings(n_star: int | None, max_seq_len: int | None) -> tuple[str, ...]:
+    """Where correlations reach beyond a quarter of the context, the theory's exponent is only a prior."""
+    return ("horizon_exceeds_context",) if n_star and max_seq_len and n_star > max_seq_len / 4 else ()
 
 
 def _headline_end(usable_lags, n_star, max_seq_len) -> int:
