@@ -73,6 +73,11 @@ sys.exit(f"error: the trainer has no {' and no '.join(missing)} yet, so nothing 
 PY
 }
 
+# home_of PROFILE: the base dir of its runs; a built-in one has its own below the user's.
+home_of() {
+    if [ -d "$NANOCHAT_BASE_DIR/lab/$1" ]; then echo "$NANOCHAT_BASE_DIR/lab/$1"; else echo "$NANOCHAT_BASE_DIR"; fi
+}
+
 # inferred_arms FILE: "NAME: FLAGS" for each arm beside the control that scripts.lane_b_infer_ratio recommends; nothing on a fallback.
 inferred_arms() {
     python - "$1" <<'PY'
