@@ -13,9 +13,9 @@ def _say_which_python(kind, error, trace):
     pins = (REPO_ROOT / "pyproject.toml").read_text(encoding="utf-8")
     if not issubclass(kind, ModuleNotFoundError) or f'"{package}==' not in pins:
         return sys.__excepthook__(kind, error, trace)
-    venv, words = REPO_ROOT / ".venv", [VENV_PYTHON, "-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]
+    venv, words = REPO_ROOT / ".venv", ["-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]
     first = "" if venv.exists() and sys.prefix != str(venv) else "`make setup`, then "
-    print(f"error: {sys.executable} lacks the package {package}; run {first}{shlex.join(words)}", file=sys.stderr)
+    print(f"error: {sys.executable} lacks the package {package}; run {first}{VENV_PYTHON} {shlex.join(words)}", file=sys.stderr)
     sys.exit(2)
 
 

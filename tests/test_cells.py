@@ -118,15 +118,17 @@ def test_jobs_are_refused_where_cells_would_share_a_card():
 
 DRIVER = """
 import sys
+from nanochat.lab.cells import stop_on_signals
 from tests import lab_case as t
+stop_on_signals()
 t.protocol.tree_hash = lambda: t.TREE
 t.protocol.draw_protocol = lambda *args: False
 sys.exit(t.protocol.run(t.make(jobs=int(sys.argv[1]))))
 """
 
 
-def stop_when_both_wait(jobs, cells):
-    """Start the protocol in a process of its own, Ctrl-C it when `cells` are at step 10; (exit code, output)."""
+def stop_when_both_wait(jobs, cells, by=signal.SIGINT):
+    """Start the protocol in a process of its own, stop it when `cells` are at step 10; (exit code, output)."""
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(jobs)], env={**os.environ, "PYTHONPATH": str(REPO_ROOT)},
                               stdout=subprocess.PIPE, text=True)
     for cell in cells:
@@ -134,7 +136,7 @@ def stop_when_both_wait(jobs, cells):
         while not (metrics.exists() and '"step": 10' in metrics.read_text()):
             assert driver.poll() is None
             time.sleep(0.02)
-    driver.send_signal(signal.SIGINT)
+    driver.send_signal(by)
     out, _ = driver.communicate(timeout=20)
     return driver.returncode, out
 
@@ -160,6 +162,17 @@ def test_ctrl_c_saves_every_cell_that_runs_side_by_side(monkeypatch):
     behave(monkeypatch)
     assert run(make(jobs=2)) == 0
     assert [row["resumed_from_step"] for row in read_rows(HISTORY)[2:]].count("10") == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_stopped_cell_is_one_line_that_names_the_signal_that_came(monkeypatch, name):
+    behave(monkeypatch, control_s1337="wait")
+    code, out = stop_when_both_wait(1, ["control_s1337"], getattr(signal, name))
+    lines = out[out.index("[1/4] control s1337: interrupted"):].splitlines()
+    assert code == 130 and lines[1].startswith(f"  stopped by {name} at step 10; the same command goes on; log: ")
+    assert lines[2].startswith("stopped; what was trained is saved.") and (name == "SIGINT" or "SIGINT" not in out)
+    assert read_json("results/t_latest.json")["runs"][0]["error"] == f"stopped by {name} at step 10; the same command goes on"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

@@ -167,8 +167,8 @@ def run_cells(session: Session, cells: list[Cell]) -> bool:
                     running.remove(attempt)
                     _tell(session, progress, attempt.cell, outcome)
             progress.show()
-    except KeyboardInterrupt:
-        for attempt, outcome in zip(running, runner.stop(running)):
+    except KeyboardInterrupt as e:
+        for attempt, outcome in zip(running, runner.stop(running, by=str(e) or "SIGINT")):
             _tell(session, progress, attempt.cell, outcome)
         return True
     except BaseException:  # a full disk, edited code: what runs is saved before the protocol leaves

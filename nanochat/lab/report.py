@@ -2,6 +2,7 @@
 Results as text: one table of runs, one of differences, one of gates and one verdict per candidate, and what the label rests on.
 """
 
+import itertools
 import math
 import os
 import time
@@ -41,9 +42,14 @@ def run_line(run: dict, elapsed_sec: float) -> str:
 
 
 def failure(run: dict, log, lines: int = 5) -> str:
-    """Why a cell has no result, and the end of its log for a human to read."""
-    tail = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
-    return "\n".join([f"  {run['run_status']}: {run['error'] or 'no reason recorded'}; {log} ends:", *("    | " + t for t in tail)])
+    """Why a cell has no result, and, where that was not the user's wish, what else the end of its log says."""
+    why = run["error"] or "no reason recorded"
+    if run["run_status"] == "interrupted":
+        return f"  {why}; log: {log}"
+    said = [line for line in Path(log).read_text(encoding="utf-8", errors="replace").splitlines() if line.strip() and why not in line]
+    counted = [(line, len(list(same))) for line, same in itertools.groupby(said)][-lines:]
+    return "\n".join([f"  {run['run_status']}: {why}; {log} ends:",
+                      *(f"    | {line}" + f" ({n} times)" * (n > 1) for line, n in counted)])
 
 
 def results_table(facts: dict) -> str:
