@@ -80,11 +80,11 @@ def check(args):
         raise ValueError(f"--vocab-size={args.vocab_size} goes with --tokens: a text has the vocabulary of the tokenizer")
     if args.gamma_source == "positional" and not args.model_tag:
         raise ValueError("--gamma-source=positional needs --model-tag TAG: the model whose losses by position are to be read")
+    if args.model_tag and args.gamma_source in ("ngram", "none"):
+        raise ValueError(f"--model-tag={args.model_tag} goes with --gamma-source=positional, not {args.gamma_source}")
     if args.model_tag and (args.text or args.tokens):
         raise ValueError(f"--model-tag={args.model_tag}: its losses are of the dataset, and gamma and beta must be of the same corpus; "
                          "leave out --text and --tokens")
-    if args.model_tag and args.gamma_source in ("ngram", "none"):
-        raise ValueError(f"--model-tag={args.model_tag} goes with --gamma-source=positional, not {args.gamma_source}")
 
 
 # -----------------------------------------------------------------------------

@@ -126,8 +126,8 @@ def _losses(ax, facts):
         low, high = facts["gamma_window"]
         inside = (n >= low) & (n <= high) & (fitted > 0)
         level = np.exp(np.mean(np.log(fitted[inside]) + facts["gamma"] * np.log(n[inside])))
-        ends = np.array([low, high], dtype=float)
-        ax.plot(ends, level * ends ** -facts["gamma"], color=FIT, lw=2.4, zorder=5, label=f"n^-{facts['gamma']:.2f}, contexts {low}..{high}")
+        ends, label = np.array([low, high], dtype=float), f"n^-{facts['gamma']:.2f}, contexts {low}..{high}"
+        ax.plot(ends, level * ends ** -facts["gamma"], color=FIT, lw=2.4, zorder=5, label=label)
     name = f"L(n) - {h_inf:.2f}" if h_inf else "L(n)"
     ax.set(xlabel="context n (tokens)", ylabel=f"{name} (nats per token)", title=_gamma_title(facts))
     _legend(ax)
