@@ -7,7 +7,7 @@ quote = '$(subst ','\'',$(1))'
 # $(call option,flag,VARIABLE): the flag with the variable's value as one word, where the variable is given
 option = $(if $($(2)),$(1)=$(call quote,$($(2))))
 
-.PHONY: help setup setup-dev smoke protocol gates noise miniseries cycle ledger leaderboard simulate-gates upstream patch-check patch-apply patch-revert dataset tok arch vram test test-slow lint clean
+.PHONY: help setup setup-dev smoke protocol gates noise miniseries cycle lane-b ledger leaderboard simulate-gates upstream patch-check patch-apply patch-revert dataset tok arch vram test test-slow lint clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -28,6 +28,8 @@ miniseries: setup ## a candidate across depths, then one verdict: DEPTHS="2 4" L
 	$(PY) -m scripts.miniseries $(call option,--label,LABEL) $(call option,--depths,DEPTHS) $(call option,--profile,PROFILE) $(call option,--seeds,SEEDS) $(call option,--max-seeds,MAX_SEEDS) $(call option,--num-iterations,NUM_ITERATIONS) $(call option,--flags,FLAGS) $(call option,--noise,NOISE) $(call option,--noise-seeds,NOISE_SEEDS) $(call option,--candidate,CANDIDATE)
 cycle: setup ## walk phases 0 to 5 of the plan as far as the gates allow: LABEL=cycle1 [PROFILE=] [FLAGS=] [DEPTHS="2 4"] [NOISE_SEEDS=8] [DRY_RUN=1]
 	$(PY) -m scripts.cycle $(call option,--label,LABEL) $(call option,--profile,PROFILE) $(call option,--flags,FLAGS) $(call option,--depths,DEPTHS) $(call option,--noise-seeds,NOISE_SEEDS) $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
+lane-b: ## the training horizon inferred from the data, end to end: [LABEL=lane_b] [PROFILE=] [RATIO=2] [TARGET_BPB=] [SEEDS="1 2"]
+	bash runs/lane_b.sh
 ledger: setup ## the newest rows: [LAST=20] [WHERE="label=noise"]; python -m scripts.ledger --help for import and rerun
 	$(PY) -m scripts.ledger --last=$(or $(LAST),20) $(call option,--where,WHERE)
 leaderboard: setup ## rewrite dev/LEADERBOARD.md and its picture from the ledger [LEDGER=path]

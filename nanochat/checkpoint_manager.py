@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from nanochat.common import atomic_writer, fsync_dir, get_base_dir, print0, read_json, sha256_file, write_json
+from nanochat.common import atomic_writer, fsync_dir, get_base_dir, print0, read_json, sha256_file, to_paste, write_json
 from nanochat.gpt import GPT, GPTConfig
 
 SOURCES = {"base": "base_checkpoints", "sft": "chatsft_checkpoints", "rl": "chatrl_checkpoints"}
@@ -90,7 +90,7 @@ def find_largest_model(folder) -> str:
     """The tag to use when none is named: the deepest d<N>, else the one written to last."""
     tags = [p for p in Path(folder).iterdir() if p.is_dir() and _steps(p, r"model_(\d+)\.pt")] if Path(folder).is_dir() else []
     if not tags:
-        raise FileNotFoundError(f"no checkpoints in {folder}; train one with python -m scripts.base_train")
+        raise FileNotFoundError(to_paste(f"no checkpoints in {folder}; train one with python -m scripts.base_train"))
     by_depth = [(int(m.group(1)), p.name) for p in tags if (m := re.fullmatch(r"d(\d+)", p.name))]
     return max(by_depth)[1] if by_depth else max(tags, key=lambda p: p.stat().st_mtime).name
 
@@ -135,7 +135,7 @@ def load_model(source: str, device, model_tag=None, step=None, compute_dtype=tor
     root = base_dir / SOURCES[source]
     folder = root / (model_tag or find_largest_model(root))
     if step is None and (step := find_last_step(folder)) is None:
-        raise FileNotFoundError(f"no whole checkpoint in {folder}; train one with python -m scripts.base_train")
+        raise FileNotFoundError(to_paste(f"no whole checkpoint in {folder}; train one with python -m scripts.base_train"))
     model_state, _, meta = load_checkpoint(folder, step, device)
     tokenizer = get_tokenizer(base_dir)
     check_tokenizer(meta, base_dir, folder)

@@ -10,10 +10,13 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
+VENV_PYTHON = r".venv\Scripts\python" if os.name == "nt" else ".venv/bin/python"  # as it is typed in REPO_ROOT
 CODE_DIRS = ("nanochat", "scripts")  # what decides the numbers of a run, and so its hash
 TRACKED_DIRS = (*CODE_DIRS, "patches")  # uncommitted changes here make a run "dirty"
 
@@ -39,6 +42,16 @@ def print0(*args, **kwargs):
     """print on rank 0, flushed, so that a log file grows while a run is going on."""
     if get_dist_info()[0] == 0:
         print(*args, **{"flush": True, **kwargs})
+
+
+def to_paste(text: str) -> str:
+    """`text` with each `python -m` in it as a person types it in REPO_ROOT: by its path where the running Python is .venv's.
+
+    For what is printed only. Records and rows keep `python -m`, which is the same on every machine.
+    """
+    if Path(sys.prefix).resolve() != (REPO_ROOT / ".venv").resolve():
+        return text
+    return re.sub(r"(?<![\w./\\-])python -m ", lambda _: f"{VENV_PYTHON} -m ", text)
 
 
 # -----------------------------------------------------------------------------

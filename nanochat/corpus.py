@@ -6,6 +6,7 @@ versions are installed: only files that no platform, build or Python version cha
 cuts, splits and writes. Never imports torch, although its source code is part of the corpus.
 """
 
+import codecs
 import gzip
 import hashlib
 import importlib.metadata
@@ -13,6 +14,7 @@ import importlib.util
 import io
 import json
 import os
+import shlex
 import shutil
 import zlib
 from pathlib import Path
@@ -125,9 +127,10 @@ def _read_jsonl(path, raw, whole: bool):
     for number, line in enumerate(raw, 1):
         if not line.strip():
             continue
+        line_text = line.decode("utf-8-sig")
         try:
-            text = json.loads(line)["text"]
-            if b"\\ud" in line.lower():
+            text = json.loads(line_text)["text"]
+            if "\\ud" in line_text.lower():
                 text.encode()  # half of a surrogate pair is no text
         except (ValueError, KeyError, TypeError, AttributeError):
             text = None
@@ -148,6 +151,33 @@ def _read_parquet(path, raw, whole: bool):
         raise ValueError(f"{path}: expected a column text of strings, got {f.schema_arrow.names} with text as {kind}")
     for batch in f.iter_batches(batch_size=256, columns=["text"]):
         yield from (text for text in batch.column(0).to_pylist() if text)
+
+
+def _first_bad_byte(path, suffix: str) -> tuple[int, int]:
+    """(offset, value) of the first byte of a file's text that is not UTF-8; a decoder's own error counts from its last block."""
+    decoder, done = codecs.getincrementaldecoder("utf-8")(), 0
+    with (gzip.open if suffix.endswith(".gz") else open)(path, "rb") as f:
+        while True:
+            block = f.read(BLOCK_CHARS)
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as e:
+                return done + len(block) - len(e.object) + e.start, e.object[e.start]
+            assert block, f"{path} is UTF-8"
+            done += len(block)
+
+
+def _not_utf8(path: Path, suffix: str, error: UnicodeDecodeError) -> str:
+    """Which byte, and how to convert the file. Nothing is replaced in silence: it would be trained on."""
+    if suffix == ".parquet":
+        return f"{path} holds text that is not UTF-8 ({error}); write it again as UTF-8, or leave it out"
+    offset, value = _first_bad_byte(path, suffix)
+    has_mark = offset == 0 and value in (0xFE, 0xFF)  # how UTF-16 begins
+    name, convert = shlex.quote(str(path)), f"iconv -f {'UTF-16' if has_mark else 'WINDOWS-1252'} -t UTF-8"
+    convert = f"gzip -dc {name} | {convert} | gzip" if suffix.endswith(".gz") else f"{convert} {name}"
+    return (f"{path} is not UTF-8: byte 0x{value:02x} at offset {offset}{' of what is packed' * suffix.endswith('.gz')}. Convert it "
+            f"({'it begins as UTF-16 does' if has_mark else '`file` guesses from what; this is from WINDOWS-1252'}): "
+            f"{convert} > {name}.utf8 && mv {name}.utf8 {name}; or leave it out. Then run this again")
 
 
 READERS = {".txt": _read_text, ".md": _read_text, ".jsonl": _read_jsonl, ".jsonl.gz": _read_jsonl_gz, ".parquet": _read_parquet}
@@ -174,7 +204,8 @@ def find_files(paths) -> list[Path]:
     return files
 
 
-def _file_texts(files, whole: bool, progress: bool):
+def file_texts(files, whole: bool, progress: bool):
+    """Yield the texts of files (READERS has the suffixes): a .txt or .md is one text, or without `whole` pieces of it."""
     with tqdm(total=sum(p.stat().st_size for p in files), unit="B", unit_scale=True, desc="reading",
               disable=None if progress else True) as bar:
         before = 0  # bytes of the files that are done
@@ -184,7 +215,9 @@ def _file_texts(files, whole: bool, progress: bool):
                     for text in READERS[_suffix(path)](path, raw, whole):
                         yield text
                         bar.update(max(0, before + raw.tell() - bar.n))
-            except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowInvalid) as e:
+            except UnicodeDecodeError as e:
+                raise ValueError(_not_utf8(path, _suffix(path), e)) from e
+            except (EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowInvalid) as e:
                 raise ValueError(f"{path} cannot be read as {_suffix(path)}: {e}") from e
             before += path.stat().st_size
             bar.update(max(0, before - bar.n))
@@ -196,7 +229,7 @@ def build_from_paths(data_dir, paths, max_doc_chars=MAX_DOC_CHARS, progress=True
     files = find_files(paths)
     source = dict(kind="files", paths=[str(Path(p).expanduser().resolve()) for p in paths])
     with dataset_lock(data_dir):
-        return _build(data_dir, _file_texts(files, max_doc_chars == 0, progress), source, max_doc_chars)
+        return _build(data_dir, file_texts(files, max_doc_chars == 0, progress), source, max_doc_chars)
 
 
 # -----------------------------------------------------------------------------

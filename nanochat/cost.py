@@ -4,23 +4,14 @@ What a configuration costs: parameters, FLOPs, bytes. And resolve(), which repla
 Parameters are counted on the real modules, built on the meta device: the calculator is the model.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn as nn
 
-from nanochat.config import TrainConfig, flag, model_shape
+from nanochat.config import TrainConfig, model_shape
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.schedule import (
-    BOUNDS,
-    batch_lr_scale,
-    ema_time_scale,
-    grad_accum_steps,
-    multiplied_batch,
-    optimal_batch_size,
-    reference_tokens,
-    scaled_weight_decay,
-)
+from nanochat.schedule import Scaled, ema_time_scale, scale_run
 
 
 def gpt_config(config: TrainConfig, vocab_size: int, depth: int | None = None) -> GPTConfig:
@@ -63,8 +54,8 @@ def flops_per_token(model: GPT) -> int:
     return 6 * matmul + attention
 
 
-@dataclass
-class Resolved:
+@dataclass(kw_only=True)
+class Resolved(Scaled):
     """A configuration with nothing left to choose: what a run does, and what its record says."""
     vocab_size: int
     n_embd: int
@@ -73,30 +64,8 @@ class Resolved:
     num_params: int
     num_scaling_params: int
     flops_per_token: int
-    num_iterations: int
-    horizon: str  # which option decided num_iterations
-    total_batch_size: int
-    batch_multiplier: float  # what --batch-multiplier is after rounding
-    grad_accum_steps: int
-    total_tokens: int  # D
-    effective_ratio: float  # total_tokens / num_scaling_params
-    ref_tokens: float  # D_ref of the laws
-    batch_lr_scale: float
-    matrix_lr: float  # eta: Muon's rate where the schedule is at 1, before its factor for the shape of a matrix
-    weight_decay: float  # lambda: of the matrices, at the start of its cosine
-    tau: float | None  # B / (eta lambda D)
     dtype: str
     compile: bool
-
-
-def steps_of(config: TrainConfig, horizon: str, tokens: float, flops: int, base: int, batch: int) -> int:
-    """Optimizer steps of `batch` tokens. --num-iterations counts steps of `base`, the batch before --batch-multiplier: an arm
-    with another batch trains on the same tokens, as it does with the other horizons."""
-    steps = {"num_iterations": round(config.num_iterations * base / batch), "target_flops": round(config.target_flops / (flops * batch)),
-             "target_param_data_ratio": int(tokens // batch)}[horizon]
-    if steps < 1:
-        raise ValueError(f"{flag(horizon)} gives less than one step of {batch} tokens; raise it, or lower --total-batch-size")
-    return steps
 
 
 def resolve(config: TrainConfig, vocab_size: int, world_size: int = 1, dtype: str = "float32", compile: bool = False) -> Resolved:
@@ -105,26 +74,10 @@ def resolve(config: TrainConfig, vocab_size: int, world_size: int = 1, dtype: st
     model = meta_model(model_config)
     n, flops = scaling_params(model), flops_per_token(model)
     n_ref = scaling_params(meta_model(gpt_config(config, vocab_size, depth=12)))
-    horizon = next(name for name in BOUNDS if getattr(config, name) > 0)
-    pinned = config.ratio_ref > 0
-    # Upstream's laws read only D / D_ref, in which the ratio cancels: with --num-iterations they still follow N.
-    ratio = config.target_param_data_ratio if config.target_param_data_ratio > 0 else 1.0
-    ref_tokens = reference_tokens(n_ref, ratio, config.ratio_ref)
-    tokens = config.target_flops / flops if pinned and horizon == "target_flops" else int(ratio * n)
-    base = config.total_batch_size if config.total_batch_size != -1 else optimal_batch_size(tokens, ref_tokens)
-    batch = multiplied_batch(base, config.batch_multiplier, config.device_batch_size, config.max_seq_len, world_size)
-    num_iterations = steps_of(config, horizon, tokens, flops, base, batch)
-    total_tokens, lr_scale = batch * num_iterations, batch_lr_scale(batch)
-    # Against a pinned reference the decay follows the tokens of this very run, and tau is the same for every horizon.
-    decay = scaled_weight_decay(config.weight_decay * config.wd_multiplier, batch, total_tokens if pinned else tokens, ref_tokens)
-    matrix_lr = config.matrix_lr * (lr_scale * config.lr_multiplier)
     return Resolved(
         vocab_size=vocab_size, n_embd=model_config.n_embd, n_head=model_config.n_head, n_kv_head=model_config.n_kv_head,
-        num_params=count_params(model)["total"], num_scaling_params=n, flops_per_token=flops, num_iterations=num_iterations,
-        horizon=horizon, total_batch_size=batch, batch_multiplier=batch / base, total_tokens=total_tokens,
-        grad_accum_steps=grad_accum_steps(batch, config.device_batch_size, config.max_seq_len, world_size),
-        effective_ratio=total_tokens / n, ref_tokens=ref_tokens, batch_lr_scale=lr_scale, matrix_lr=matrix_lr, weight_decay=decay,
-        tau=ema_time_scale(batch, matrix_lr, decay, total_tokens), dtype=dtype, compile=compile)
+        num_params=count_params(model)["total"], num_scaling_params=n, flops_per_token=flops, dtype=dtype, compile=compile,
+        **asdict(scale_run(config, n, n_ref, flops, world_size)))
 
 
 def ended_by_wall_budget(r: Resolved, steps: int) -> Resolved:

@@ -19,6 +19,7 @@ from collections import deque
 
 import torch
 
+from nanochat.common import to_paste
 from nanochat.dataset import read_row_group, row_groups, split_paths
 
 BUFFER_DOCUMENTS = 1000
@@ -35,7 +36,7 @@ class DocumentOrder:
         self.seed = seed
         self.num_documents = sum(rows for _, _, rows in groups)
         if self.num_documents == 0:
-            raise ValueError("the split has no documents; rebuild it with python -m nanochat.dataset")
+            raise ValueError(to_paste("the split has no documents; rebuild it with python -m nanochat.dataset"))
         self._key, self._block = None, None
 
     def blocks(self, epoch: int) -> list[list[int]]:

@@ -24,7 +24,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nanochat.common import get_base_dir, hash_json, print0, read_json, write_json
+from nanochat.common import get_base_dir, hash_json, print0, read_json, to_paste, write_json
 from nanochat.config import hyphenate
 
 SCHEMA_VERSION = 1
@@ -37,7 +37,7 @@ SOURCES = {
     "climbmix": (DATA_FOLDER, 6542, f"{HF}/climbmix-400b-shuffle/resolve/main"),
     "fineweb-edu": (OLD_DATA_FOLDER, 1822, f"{HF}/fineweb-edu-100b-shuffle/resolve/main"),
 }
-HOW_TO_MAKE = "make some: python -m nanochat.dataset --builtin (offline), or -n 8 (downloads ClimbMix); --help has the rest"
+HOW_TO_MAKE = to_paste("make some: python -m nanochat.dataset --builtin (offline), or -n 8 (downloads ClimbMix); --help has the rest")
 
 
 def shard_name(index: int) -> str:
@@ -151,7 +151,7 @@ def _listed(manifest: dict, data_dir: Path) -> list[Path]:
     extra = {p.name for p in list_parquet_files(data_dir)} - {*names}
     if extra:
         _say_once(f"{data_dir}: {len(extra)} shards that the manifest does not list are left out ({min(extra)} ...); "
-                  "python -m nanochat.dataset -n N adds downloaded ones")
+                  + to_paste("python -m nanochat.dataset -n N adds downloaded ones"))
     return [data_dir / name for name in names]
 
 

@@ -10,8 +10,10 @@ are missing. Never imports torch.
 import concurrent.futures
 import os
 import re
+import socket
 import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +21,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from nanochat.common import fsync_dir, print0, sha256_file
+from nanochat.common import fsync_dir, print0, sha256_file, to_paste
 from nanochat.dataset import SOURCES, dataset_lock, read_manifest, shard_name, write_manifest, writing
 
 ATTEMPTS = 5
@@ -32,16 +34,22 @@ class Retry(Exception):
     """An attempt failed in a way that another one may not."""
 
 
+class Unreachable(Retry):
+    """No answer came from the host: nothing that is known of the shard."""
+
+
 class Missing(Exception):
     """The shard cannot be had: attempts used up, or refused by the server."""
 
 
 class Progress:
-    """One bar of bytes over all shards. The total is a guess until the size of every shard is known."""
+    """One bar of bytes over all shards, and what has been heard of their hosts. The total is a guess until the size of every
+    shard is known."""
 
     def __init__(self, shards: int, enabled: bool):
         self.bar = tqdm(unit="B", unit_scale=True, desc=f"{shards} shards", disable=None if enabled else True)
         self.shards, self.sizes, self.lock = shards, {}, threading.Lock()
+        self.answered, self.unreachable = False, set()  # whether any host has; what was said of those that have not
 
     def size(self, name: str, total: int | None, have: int):
         with self.lock:
@@ -53,6 +61,13 @@ class Progress:
     def add(self, count: int):
         with self.lock:
             self.bar.update(count)
+
+    def tell_once(self, why: Unreachable):
+        """Of each host once: every shard would say the same."""
+        with self.lock:
+            if str(why) not in self.unreachable:
+                self.unreachable.add(str(why))
+                print0(f"{why}; trying {ATTEMPTS - 1} more times")
 
 
 # -----------------------------------------------------------------------------
@@ -101,11 +116,33 @@ def _receive(response, part: Path, append: bool, progress: Progress, stop: threa
             os.fsync(f.fileno())
 
 
+def _cause(error: BaseException) -> str:
+    """Why a request failed, in a few words: what urllib3 and requests wrap in a page of text is innermost."""
+    through = "through the proxy: " if isinstance(error, requests.exceptions.ProxyError) else ""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    if isinstance(error, socket.gaierror):
+        return through + "its name cannot be looked up; is there a network?"
+    if isinstance(error, TimeoutError):
+        return through + "no answer in time"
+    return through + str(getattr(error, "strerror", None) or error).partition("\n")[0]
+
+
+def _get(url: str, headers: dict, progress: Progress):
+    try:
+        response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SEC)
+    except (requests.ConnectionError, requests.Timeout) as e:
+        host = urlsplit(e.request.url if e.request else url).netloc  # a redirect leads to another
+        raise Unreachable(f"{host} cannot be reached ({_cause(e)})") from e
+    progress.answered = True
+    return response
+
+
 def _attempt(url: str, part: Path, progress: Progress, stop: threading.Event):
     """Bring `part` to its full, checked content, or raise Retry (what is usable of it is kept) or Missing."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SEC) as response:
+    with _get(url, headers, progress) as response:
         status = response.status_code
         size, sha256 = _expected(response)
         resumed = status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
@@ -136,10 +173,15 @@ def fetch(url: str, path: Path, progress: Progress, stop: threading.Event, sleep
             _attempt(url, part, progress, stop)
             break
         except (Retry, requests.RequestException, urllib3.exceptions.HTTPError) as e:
+            why, wait = str(e) if isinstance(e, Retry) else _cause(e), sleep_base * 2 ** attempt
             if attempt == ATTEMPTS:
-                raise Missing(f"{ATTEMPTS} attempts failed, the last with: {e}") from e
-            wait = sleep_base * 2 ** attempt
-            print0(f"{path.name}: attempt {attempt} of {ATTEMPTS} failed ({e}); again in {wait:g} s")
+                if isinstance(e, Unreachable) and not progress.answered:  # the other shards are there too
+                    stop.set()
+                raise Missing(f"{ATTEMPTS} attempts failed, the last with: {why}") from e
+            if isinstance(e, Unreachable):
+                progress.tell_once(e)
+            else:
+                print0(f"{path.name}: attempt {attempt} of {ATTEMPTS} failed ({why}); again in {wait:g} s")
             if stop.wait(wait):
                 raise Missing("stopped") from e
     with writing(path):
@@ -171,9 +213,9 @@ def _describe(path: Path) -> dict:
 # -----------------------------------------------------------------------------
 # All shards
 
-def _run_all(urls: dict, data_dir: Path, rows: dict, workers: int, sleep_base: float, enabled: bool) -> dict:
-    """Bring every shard in `urls` and its row of the manifest; returns {name: why} of the missing ones."""
-    progress, stop, missing = Progress(len(urls), enabled), threading.Event(), {}
+def _run_all(urls: dict, data_dir: Path, rows: dict, workers: int, sleep_base: float, enabled: bool) -> tuple[list[str], str]:
+    """Bring every shard in `urls` and its row of the manifest; returns (names of the missing ones, why where no host answered)."""
+    progress, stop, missing = Progress(len(urls), enabled), threading.Event(), []
 
     def bring(name):
         if stop.is_set():
@@ -196,22 +238,23 @@ def _run_all(urls: dict, data_dir: Path, rows: dict, workers: int, sleep_base: f
             try:
                 future.result()
             except Missing as e:
-                missing[futures[future]] = str(e)
-                print0(f"{futures[future]}: {e}")
+                missing.append(futures[future])
+                if progress.answered or not progress.unreachable:
+                    print0(f"{futures[future]}: {e}")
     finally:  # after Ctrl-C, threads that still run stop at their next block
         stop.set()
         pool.shutdown(cancel_futures=True)
         progress.bar.close()
-    return missing
+    return sorted(missing), "" if progress.answered else "; ".join(sorted(progress.unreachable))
 
 
 def download_shards(data_dir, num_files: int, source: str, base_url: str, workers: int = 4, sleep_base: float = 1.0,
                     progress: bool = True) -> list[str]:
     """Make data_dir hold the first num_files training shards (-1 = all) and the validation shard of `source`.
 
-    Returns the names of the shards that could not be had. Whole shards are left alone, and those that are there
-    beyond what was asked for (upstream's downloads, say) are checked and listed too. The manifest lists what is
-    whole, also when something is missing, so that nothing is downloaded twice.
+    Returns the names of the shards that could not be had; ConnectionError where no host answered. Whole shards are
+    left alone, and those that are there beyond what was asked for (upstream's downloads, say) are checked and listed
+    too. The manifest lists what is whole, also when something is missing, so that nothing is downloaded twice.
     """
     data_dir, last = Path(data_dir), SOURCES[source][1]
     if num_files < -1 or workers < 1:
@@ -228,10 +271,13 @@ def download_shards(data_dir, num_files: int, source: str, base_url: str, worker
             names |= {p.name for p in data_dir.glob("*.parquet")} & {shard_name(i) for i in range(last)}
         urls = {name: f"{base_url.rstrip('/')}/{name}" for name in sorted(names)}
         rows = {s["name"]: s for s in manifest["shards"]} if manifest else {}
-        missing = _run_all(urls, data_dir, rows, workers, sleep_base, progress)
+        missing, silence = _run_all(urls, data_dir, rows, workers, sleep_base, progress)
         shards = [rows[name] for name in sorted(rows) if (data_dir / name).is_file()]
         if shards:
             with writing(data_dir):
                 write_manifest(data_dir, shards=shards, validation_shard=shard_name(last), split_rule=SPLIT_RULE, max_doc_chars=0,
                                source=dict(kind="download", name=source, url=base_url), packing_share=None)
-        return sorted(missing)
+        if missing and silence:
+            raise ConnectionError(f"{silence}, so {len(missing)} shards are missing; the same command tries again. " + to_paste(
+                "Offline: python -m nanochat.dataset --builtin, or --from PATH --name NAME for text of your own"))
+        return missing

@@ -1,6 +1,6 @@
 """
 Pure schedules and scaling laws: numbers in, numbers out, no torch. Trainer, calculators and the
-lab share these functions, so what is predicted is what is run.
+lab share these functions, so what is predicted is what is run; scale_run() is all the laws at once.
 
 The schedules take the step and, where a wall budget drives the run, its `position`: the step at which a run
 of num_iterations would be as far as this one is in its budget. Warm-ups go by steps always.
@@ -10,6 +10,7 @@ weight decay from the EMA view of AdamW, arXiv:2405.13698.
 """
 
 import math
+from dataclasses import dataclass
 
 B_REF = 2 ** 19  # tokens per step at which the learning rates were tuned (d12, upstream)
 BATCH_EXPONENT = 0.383  # B_opt ~ D^0.383
@@ -133,3 +134,62 @@ def multiplied_batch(total_batch_size: int, multiplier: float, device_batch_size
                          f"tokens are {accum} micro-batches of {total_batch_size // accum}; the nearest that do not: {near}; "
                          "a smaller --device-batch-size gives finer ones")
     return wanted * (total_batch_size // accum)
+
+
+# -----------------------------------------------------------------------------
+# All of them for one run
+
+@dataclass
+class Scaled:
+    """What the laws make of a horizon."""
+    num_iterations: int
+    horizon: str  # which option decided num_iterations
+    total_batch_size: int
+    batch_multiplier: float  # what --batch-multiplier is after rounding
+    grad_accum_steps: int
+    total_tokens: int  # D
+    effective_ratio: float  # total_tokens / num_scaling_params
+    ref_tokens: float  # D_ref of the laws
+    batch_lr_scale: float
+    matrix_lr: float  # eta: Muon's rate where the schedule is at 1, before its factor for the shape of a matrix
+    weight_decay: float  # lambda: of the matrices, at the start of its cosine
+    tau: float | None  # B / (eta lambda D)
+
+
+def steps_of(config, horizon: str, tokens: float, flops: int | None, base: int, batch: int) -> int:
+    """Optimizer steps of `batch` tokens. --num-iterations counts steps of `base`, the batch before --batch-multiplier: an arm
+    with another batch trains on the same tokens, as it does with the other horizons."""
+    if horizon == "num_iterations":
+        steps = round(config.num_iterations * base / batch)
+    else:
+        steps = round(config.target_flops / (flops * batch)) if horizon == "target_flops" else int(tokens // batch)
+    if steps < 1:
+        raise ValueError(f"--{horizon.replace('_', '-')} gives less than one step of {batch} tokens; raise it, or lower --total-batch-size")
+    return steps
+
+
+def scale_run(config, num_scaling_params: int, ref_scaling_params: int, flops_per_token: int | None = None, world_size: int = 1) -> Scaled:
+    """Batch, steps, rate, decay and tau of a TrainConfig, by upstream's rules or against a pinned reference.
+
+    num_scaling_params: N of the model; ref_scaling_params: of the d12 with its vocabulary; flops_per_token: only needed with
+    --target-flops. Raises ValueError where what results cannot be run.
+    """
+    horizon = next(name for name in BOUNDS if getattr(config, name) > 0)
+    pinned = config.ratio_ref > 0
+    # Upstream's laws read only D / D_ref, in which the ratio cancels: with --num-iterations they still follow N.
+    ratio = config.target_param_data_ratio if config.target_param_data_ratio > 0 else 1.0
+    ref_tokens = reference_tokens(ref_scaling_params, ratio, config.ratio_ref)
+    by_flops = pinned and horizon == "target_flops"
+    tokens = config.target_flops / flops_per_token if by_flops else int(ratio * num_scaling_params)
+    base = config.total_batch_size if config.total_batch_size != -1 else optimal_batch_size(tokens, ref_tokens)
+    batch = multiplied_batch(base, config.batch_multiplier, config.device_batch_size, config.max_seq_len, world_size)
+    num_iterations = steps_of(config, horizon, tokens, flops_per_token, base, batch)
+    total_tokens, lr_scale = batch * num_iterations, batch_lr_scale(batch)
+    # Against a pinned reference the decay follows the tokens of this very run, and tau is the same for every horizon.
+    decay = scaled_weight_decay(config.weight_decay * config.wd_multiplier, batch, total_tokens if pinned else tokens, ref_tokens)
+    matrix_lr = config.matrix_lr * (lr_scale * config.lr_multiplier)
+    return Scaled(
+        num_iterations=num_iterations, horizon=horizon, total_batch_size=batch, batch_multiplier=batch / base,
+        grad_accum_steps=grad_accum_steps(batch, config.device_batch_size, config.max_seq_len, world_size), total_tokens=total_tokens,
+        effective_ratio=total_tokens / num_scaling_params, ref_tokens=ref_tokens, batch_lr_scale=lr_scale, matrix_lr=matrix_lr,
+        weight_decay=decay, tau=ema_time_scale(batch, matrix_lr, decay, total_tokens))

@@ -19,7 +19,7 @@ from pathlib import Path
 import tiktoken
 
 from nanochat import tokenizer_files as files
-from nanochat.common import get_base_dir
+from nanochat.common import get_base_dir, to_paste
 from nanochat.tokenizer_files import BOS
 
 # All but the first are used only to render conversations
@@ -266,7 +266,7 @@ def train_tokenizer(base_dir, vocab_size: int, max_chars: int, doc_cap: int) -> 
 
 
 def _too_small(found: int, vocab_size: int, data_dir) -> str:
-    more = "make more shards: python -m nanochat.dataset --help"
+    more = to_paste("make more shards: python -m nanochat.dataset --help")
     if found == MIN_VOCAB_SIZE:
         return f"the training shards in {data_dir} hold no text to train a tokenizer on; {more}"
     return (f"--vocab-size={vocab_size}: the text is too small, it yields only {found} tokens; ask for --vocab-size={found} "

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tiktoken
 
-from nanochat.common import atomic_writer, hash_json, read_json
+from nanochat.common import atomic_writer, hash_json, read_json, to_paste
 
 SCHEMA_VERSION = 1
 JSON_NAME, PICKLE_NAME, TOKEN_BYTES_NAME = "tokenizer.json", "tokenizer.pkl", "token_bytes.pt"
@@ -74,11 +74,12 @@ def read_tokenizer_json(tokenizer_dir) -> dict:
     """tokenizer.json as a dict. FileNotFoundError says how to make it; ValueError if it is not what was written."""
     path = Path(tokenizer_dir) / JSON_NAME
     foreign = path.with_name(PICKLE_NAME)
+    import_it = to_paste(f"python -m scripts.tok_train --import-pkl {foreign}")
     if not path.exists():
         if foreign.exists():
             raise FileNotFoundError(f"{path.parent} has a {PICKLE_NAME} but no {JSON_NAME}, and pickles are not loaded; "
-                                    f"import it once: python -m scripts.tok_train --import-pkl {foreign}")
-        raise FileNotFoundError(f"no tokenizer in {path.parent}; make it: python -m scripts.tok_train")
+                                    f"import it once: {import_it}")
+        raise FileNotFoundError(to_paste(f"no tokenizer in {path.parent}; make it: python -m scripts.tok_train"))
     try:
         stored = read_json(path)
         if stored["schema_version"] != SCHEMA_VERSION:
@@ -89,7 +90,7 @@ def read_tokenizer_json(tokenizer_dir) -> dict:
         intact = False
     if not intact:
         raise ValueError(f"{path} is damaged (its content does not match its tokenizer_id); restore it from a copy, or "
-                         f"from the file beside it: python -m scripts.tok_train --import-pkl {foreign}")
+                         f"from the file beside it: {import_it}")
     return stored
 
 

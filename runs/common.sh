@@ -72,3 +72,17 @@ missing = [flag(name) for name in sys.argv[1:] if name not in FIELDS]
 sys.exit(f"error: the trainer has no {' and no '.join(missing)} yet, so nothing was run" if missing else 0)
 PY
 }
+
+# home_of PROFILE: the base dir of its runs; a built-in one has its own below the user's.
+home_of() {
+    if [ -d "$NANOCHAT_BASE_DIR/lab/$1" ]; then echo "$NANOCHAT_BASE_DIR/lab/$1"; else echo "$NANOCHAT_BASE_DIR"; fi
+}
+
+# inferred_arms FILE: "NAME: FLAGS" for each arm beside the control that scripts.lane_b_infer_ratio recommends; nothing on a fallback.
+inferred_arms() {
+    python - "$1" <<'PY'
+import json, os, sys
+facts = json.load(open(sys.argv[1])) if os.path.exists(sys.argv[1]) else {"arms": {}}
+print(*(f"{name}: {arm['flags']}\n" for name, arm in facts["arms"].items() if name != "control"), sep="", end="")
+PY
+}

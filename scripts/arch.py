@@ -15,6 +15,7 @@ import sys
 from bisect import bisect_left, bisect_right
 from functools import cache
 
+from nanochat.common import to_paste
 from nanochat.config import FIELDS, TrainConfig, flag, hyphenate, to_argv, validate
 
 DEPTHS = "2,3,4,5,6,8,10,12,14,16,18,20,24,28,32"
@@ -148,7 +149,7 @@ def main(argv=None):
         parser.exit(2, f"arch: error: {e}\n")
     print(format_table(shapes, ratio, ratio_text))
     print(f"\n* wte : matrices : lm_head = {ratio_text}. plain = wte + matrices + lm_head; embeddings = share of wte and lm_head in it.")
-    print(f"Flags are for scripts.base_train; the tokenizer: python -m scripts.tok_train --vocab-size={args.vocab_size}")
+    print(to_paste(f"Flags are for scripts.base_train; the tokenizer: python -m scripts.tok_train --vocab-size={args.vocab_size}"))
 
 
 if __name__ == "__main__":

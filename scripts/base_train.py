@@ -26,7 +26,8 @@ def main() -> int:
     except (ValueError, OSError) as e:
         print(f"base_train: error: {e}", file=sys.stderr)
         return 2
-    print_summary(facts)
+    if facts["status"] == "ok":  # else the reason is the last line
+        print_summary(facts)
     return EXIT_CODES[facts["status"]]
 
 

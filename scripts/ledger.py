@@ -121,6 +121,7 @@ def rerun(args) -> int:
     print(again.describe(), flush=True)
     if not args.run:
         return EXIT_OK
+    again.refuse_patched()  # before a corpus is made for it
     if row["profile"] in profiles.PROFILES:
         profiles.prepare(profiles.get_profile(row["profile"]), again.home, dataset, tokenizer, again.home / "logs")
     same, lines = again.compare(again.run())

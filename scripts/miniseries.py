@@ -12,7 +12,7 @@ Writes results/<label>_miniseries.json. Exit code: 0 judged, 2 bad input or a de
 import argparse
 import sys
 
-from nanochat.common import write_json
+from nanochat.common import to_paste, write_json
 from nanochat.lab import miniseries
 from nanochat.lab.arms import NAME, parse_seeds
 from nanochat.lab.cells import stop_on_signals
@@ -78,7 +78,7 @@ def commands(args, depths, rest) -> list[list[str]]:
 def run(args, depths, rest) -> int:
     """Every depth in turn; a failed or diverged cell is a fact that the verdict reads. Returns the exit code that stopped it, or 0."""
     for command in commands(args, depths, rest):
-        print(f"$ {shown(command)}")
+        print(to_paste(f"$ {shown(command)}"))
         code = 0 if args.dry_run else call(command)
         if code and not (code == EXIT_FAILED_CELL and "scripts.protocol" in command):  # a bank has no verdict that would say what failed
             return code

@@ -3,6 +3,7 @@ How much the control varies by itself. First bank some runs of it, then read wha
 
     python -m scripts.noise --run --seeds=8        (= make noise SEEDS=8)
     python -m scripts.noise
+    python -m scripts.noise --aa-rate              # how often A/A protocols drawn from 24 banked runs or more would promote
 
 Banked runs are on seeds that protocols do not use; complete ones are reused, so that 10 after 8 trains two more.
 Rows go to dev/ledger/experiments.csv. Exit code: 0 ok, 1 some run failed, 2 bad input, 130 interrupted (go on
@@ -47,6 +48,7 @@ def build_parser():
     parser.add_argument("--fresh", action="store_true", default=os.environ.get("FRESH", "") not in ("", "0"),
                         help="run every seed anew (also FRESH=1)")
     parser.add_argument("--profile-hash", default="", metavar="HASH", help="show this profile (its first letters; default: the newest)")
+    parser.add_argument("--aa-rate", action="store_true", help="also draw A/A protocols from the banked runs and show how many promote")
     parser.add_argument("--label", help="show the profile of this label's newest row")
     parser.add_argument("--ledger", type=Path, default=experiments.LEDGER, metavar="PATH", help="default: %(default)s")
     return parser
@@ -117,7 +119,7 @@ def choose_profile(rows, args) -> str:
         return found.pop()
     wanted = [row for row in rows if row["profile_hash"] and row["label"] == (args.label or experiments.NOISE)]
     if not wanted and args.label:
-        raise ValueError(f"--label={args.label}: no row of the ledger has this label; python -m scripts.ledger lists them")
+        raise ValueError(f"--label={args.label}: no row of the ledger has this label; `make ledger` lists them")
     if not wanted:
         raise ValueError(f"no noise banked in {args.ledger}: run `make noise SEEDS=8`")
     return wanted[-1]["profile_hash"]
@@ -151,7 +153,10 @@ def bank_and_show(args) -> int:
     code, profile_hash = run_noise(args) if args.run else (0, "")
     if code != EXIT_INTERRUPTED:
         rows = experiments.read(args.ledger)
-        show(rows, profile_hash or choose_profile(rows, args))
+        profile_hash = profile_hash or choose_profile(rows, args)
+        show(rows, profile_hash)
+        if args.aa_rate:
+            print("\n" + noise.describe_rates(rows, profile_hash))
     return code
 
 

@@ -20,6 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -33,6 +34,7 @@ VENV_PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "nanochat_setup.json"
 TORCH_INDEX = "https://download.pytorch.org/whl/"  # + cpu, cu130, ...: one folder a build
 PROBE_TIMEOUT_SEC = 5
+STILL_SEC = 30  # pip unpacks gigabytes without a word
 
 
 def read_pins(key, text=None):
@@ -91,12 +93,19 @@ def index_url(build, torch_pin):
 # The environment
 
 def run(args, failed):
-    """Run a command; on failure stop with what to do next."""
+    """Run a command, saying now and then that it still runs; on failure stop with what to do next."""
+    sys.stdout.flush()  # what was said before comes before what the command says, in a log too
+    start = time.monotonic()
     try:
-        status = subprocess.run(list(map(str, args)), cwd=ROOT).returncode
+        with subprocess.Popen(list(map(str, args)), cwd=ROOT) as child:
+            while child.returncode is None:
+                try:
+                    child.wait(STILL_SEC)
+                except subprocess.TimeoutExpired:
+                    print(f"  ... {time.monotonic() - start:.0f} s so far", flush=True)
     except OSError as e:
         sys.exit(f"{args[0]}: {e}\n{failed}")
-    if status:
+    if child.returncode:
         sys.exit(failed)
 
 
@@ -113,8 +122,9 @@ def ensure_venv():
 
 
 def pip(*args):
-    quiet = [] if sys.stdout.isatty() else ["--quiet"]  # a log file wants no progress bars
-    run([VENV_PYTHON, "-m", "pip", *args, *quiet],
+    """pip's own lines are the progress, minutes of it: every package by name and size; bars only where they can move."""
+    bars = [] if sys.stdout.isatty() or args[0] != "install" else ["--progress-bar=off"]
+    run([VENV_PYTHON, "-m", "pip", "--disable-pip-version-check", *args, *bars],
         "pip failed; its message is above. Without a network, point pip at a folder of wheels (PIP_FIND_LINKS) or a mirror "
         "(PIP_INDEX_URL). Then run this again: what is installed stays.")
 
@@ -129,7 +139,9 @@ def install(pins, build, installed_build):
         pip("uninstall", "--yes", "torch")
     names = {re.match(r"[\w.-]+", pin).group() for pin in pins}
     print(f"installing {len(names)} pinned packages (torch: {build if index else 'default'} build); minutes on the first time")
+    start = time.monotonic()
     pip("install", *(["--extra-index-url", index] if index else []), *pins)
+    print(f"installed in {time.monotonic() - start:.0f} s; starting torch once")
     run([VENV_PYTHON, "-c", "import sys, torch; print(f'ready: Python {sys.version.split()[0]}, torch {torch.__version__}')"],
         f"torch was installed and does not import; its message is above. Delete {VENV} and run this again.")
 

@@ -2,9 +2,9 @@
 Declarations and made-up runs, for test_gates.py and test_looks_of_gates.py.
 """
 
-from nanochat.lab import evidence
 from nanochat.lab.arms import make_arms
 from nanochat.lab.gates import declare
+from nanochat.lab.metrics import METRICS
 
 CONTROL = [1.1020, 1.1035, 1.1011, 1.1027, 1.1040]
 BETTER = [1.1001, 1.1022, 1.1003, 1.1004, 1.1031]  # p 0.0038 by scipy's ttest_rel
@@ -22,7 +22,7 @@ def declared(n, names=("candidate",), changes=None, floors=False, **options):
 
 def make_runs(metric="val_bpb", **values):
     """control=[...], candidate=[...] -> runs[]; a string instead of a number is a status without a value."""
-    field = evidence.FIELD[metric]
+    field = METRICS[metric].key
     return [{"arm": arm, "seed": seed, "run_status": x if isinstance(x, str) else "ok", "profile_hash": "p", "val_bpb": None,
              "declared_at": WHEN, "started_at": WHEN, "training_sec": 600.0, field: None if isinstance(x, str) else x}
             for arm, row in values.items() for seed, x in enumerate(row)]

@@ -9,7 +9,8 @@ import math
 
 import numpy as np
 
-from nanochat.lab.gains import METRICS, pair_gains
+from nanochat.lab.gains import pair_gains
+from nanochat.lab.metrics import METRICS
 from nanochat.lab.results import delta_rows, means
 from nanochat.lab.stats import compare, seeds_needed, smallest_gain
 
@@ -75,7 +76,7 @@ def make_entry(candidate, verdict, reason, runs, k, primary="val_bpb", diverged=
         "n": first["n"], "mean_gain": first["mean"], "se": 0.0006, "df": nu + first["n"] - 1, "p": max(gate["p"] for gate in gates),
         "lo": first["lo"], "hi": first["hi"], "level": level, "noise_source": first["noise_source"],
         "chance_at_max": 0.41 if verdict == "inconclusive" else None, "smallest_gain": smallest_gain(first["n"], s_b, nu, level),
-        "seeds_needed": seeds_needed(s_b, s_b, nu, level), "gates": [*gates, stability_gate(0)]}
+        "seeds_needed": seeds_needed(s_b, s_b, nu, level), "min_gain": s_b, "sign_flip_p": 0.03125, "gates": [*gates, stability_gate(0)]}
 
 
 def make_facts(label, arms, seeds, verdicts, flags=None, status=None, looks=None, primary="val_bpb", target=None) -> dict:

@@ -10,7 +10,16 @@ import pytest
 
 from nanochat.config import config_hash
 from nanochat.cost import resolve
-from nanochat.lab.arms import make_arms, make_cells, matched_budget, parse_seeds, profile_changes, refuse_rounded, same_options
+from nanochat.lab.arms import (
+    horizons_differ,
+    make_arms,
+    make_cells,
+    matched_budget,
+    parse_seeds,
+    profile_changes,
+    refuse_rounded,
+    same_options,
+)
 
 COMMON = ["--depth=4", "--no-compile", "--num-iterations=60"]
 
@@ -104,6 +113,13 @@ def test_a_budget_matches_nothing_but_the_shape(flags):
 def test_arms_of_different_budgets_are_not_matched(flags):
     control, arm = make_arms([f"--depth=6 {flags}"], [*COMMON, *FLOPS])
     assert any(change.startswith("--depth") for change in profile_changes(control, arm))
+
+
+def test_length_is_a_treatment_where_the_time_to_one_target_decides():
+    control, longer, deeper = make_arms(["longer: --num-iterations=90 --total-batch-size=65536", "deeper: --depth=6"], COMMON)
+    assert profile_changes(control, longer, "time_to_target") == [] and len(profile_changes(control, longer)) == 2
+    assert profile_changes(control, deeper, "time_to_target") == ["--depth 4 -> 6"]
+    assert horizons_differ([control, longer]) and not horizons_differ([control, deeper])
 
 
 def test_steps_are_no_budget_and_hide_one_of_flops():

@@ -16,7 +16,6 @@ import pytest
 from nanochat.common import REPO_ROOT, read_json
 from nanochat.lab import cells, protocol
 from nanochat.lab.ledger import read_rows
-from nanochat.lab.progress import Progress
 from nanochat.lab.protocol import run
 from nanochat.record import read_record
 from tests.lab_case import HISTORY, behave, enter, make, ran
@@ -117,15 +116,17 @@ def test_jobs_are_refused_where_cells_would_share_a_card():
 
 DRIVER = """
 import sys
+from nanochat.lab.cells import stop_on_signals
 from tests import lab_case as t
+stop_on_signals()
 t.protocol.tree_hash = lambda: t.TREE
 t.protocol.draw_protocol = lambda *args: False
 sys.exit(t.protocol.run(t.make(jobs=int(sys.argv[1]))))
 """
 
 
-def stop_when_both_wait(jobs, cells):
-    """Start the protocol in a process of its own, Ctrl-C it when `cells` are at step 10; (exit code, output)."""
+def stop_when_both_wait(jobs, cells, by=signal.SIGINT):
+    """Start the protocol in a process of its own, stop it when `cells` are at step 10; (exit code, output)."""
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(jobs)], env={**os.environ, "PYTHONPATH": str(REPO_ROOT)},
                               stdout=subprocess.PIPE, text=True)
     for cell in cells:
@@ -133,7 +134,7 @@ def stop_when_both_wait(jobs, cells):
         while not (metrics.exists() and '"step": 10' in metrics.read_text()):
             assert driver.poll() is None
             time.sleep(0.02)
-    driver.send_signal(signal.SIGINT)
+    driver.send_signal(by)
     out, _ = driver.communicate(timeout=20)
     return driver.returncode, out
 
@@ -162,6 +163,17 @@ def test_ctrl_c_saves_every_cell_that_runs_side_by_side(monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_stopped_cell_is_one_line_that_names_the_signal_that_came(monkeypatch, name):
+    behave(monkeypatch, control_s1337="wait")
+    code, out = stop_when_both_wait(1, ["control_s1337"], getattr(signal, name))
+    lines = out[out.index("[1/4] control s1337: interrupted"):].splitlines()
+    assert code == 130 and lines[1].startswith(f"  stopped by {name} at step 10; the same command goes on; log: ")
+    assert lines[2].startswith("stopped; what was trained is saved.") and (name == "SIGINT" or "SIGINT" not in out)
+    assert read_json("results/t_latest.json")["runs"][0]["error"] == f"stopped by {name} at step 10; the same command goes on"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_sigterm_and_a_closed_terminal_stop_as_ctrl_c_does():
     code = "import os, signal\nfrom nanochat.lab.cells import stop_on_signals\n{}stop_on_signals()\n" \
            "try:\n    os.kill(os.getpid(), signal.{})\n    print('alive')\nexcept KeyboardInterrupt:\n    print('stopped')"
@@ -169,78 +181,3 @@ def test_sigterm_and_a_closed_terminal_stop_as_ctrl_c_does():
                                ("SIGHUP", "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n", "alive")):  # under nohup
         result = subprocess.run([sys.executable, "-c", code.format(before, name)], cwd=REPO_ROOT, capture_output=True, text=True)
         assert result.stdout.strip() == said, result.stderr
-
-
-# -----------------------------------------------------------------------------
-# The progress line
-
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-class Terminal(list):
-    def write(self, text):
-        self.append(text)
-
-    def flush(self):
-        pass
-
-    def isatty(self):
-        return True
-
-
-def test_eta_is_the_steps_left_at_the_pace_so_far():
-    clock = Clock()
-    progress = Progress(n_cells=4, n_to_run=4, out=Terminal(), clock=clock)
-    progress.begin("control s1")
-    assert progress.eta_sec() is None  # no pace yet
-    progress.update("control s1", 0, 60)
-    clock.now = 10.0
-    progress.update("control s1", 20, 60)
-    assert progress.eta_sec() == pytest.approx((40 + 3 * 60) * 10 / 20)
-    clock.now = 30.0
-    progress.update("control s1", 60, 60)
-    progress.end("control s1")
-    progress.begin("gate s1")
-    assert progress.eta_sec() == pytest.approx(3 * 60 * 30 / 60)
-
-
-def test_eta_of_cells_side_by_side_is_at_their_common_pace():
-    clock = Clock()
-    progress = Progress(n_cells=4, n_to_run=4, out=Terminal(), clock=clock)
-    for name in ("control s1", "gate s1"):
-        progress.begin(name)
-        progress.update(name, 0, 60)
-    clock.now = 10.0
-    progress.update("control s1", 22, 60)
-    progress.update("gate s1", 18, 60)
-    assert progress.eta_sec() == pytest.approx((4 * 60 - 40) * 10 / 40)
-    assert "control s1 step 22/60; gate s1 step 18/60" in progress.line()
-
-
-def test_resumed_cell_counts_from_where_it_goes_on():
-    clock = Clock()
-    progress = Progress(n_cells=1, n_to_run=1, out=Terminal(), clock=clock)
-    progress.begin("control s1")
-    progress.update("control s1", 40, 60)
-    clock.now = 10.0
-    progress.update("control s1", 50, 60)
-    assert progress.eta_sec() == pytest.approx(10.0)
-
-
-def test_line_is_rewritten_in_a_terminal_and_rare_in_a_log(capsys):
-    clock, terminal = Clock(), Terminal()
-    live, logged = (Progress(n_cells=1, n_to_run=1, out=out, clock=clock) for out in (terminal, None))
-    for progress in (live, logged):
-        clock.now = 0.0
-        progress.begin("control s1")
-        for second in range(100):
-            clock.now = float(second)
-            progress.update("control s1", second, 100)
-            progress.show()
-    assert len(terminal) == 101 and all(text.startswith("\r\x1b[2K[0/1 done] control s1 ") and "\n" not in text for text in terminal)
-    assert "step 99/100; 1:39 so far, about 0:01 left" in terminal[-1]
-    assert len(capsys.readouterr().out.splitlines()) == 4  # at 0, 30, 60 and 90 seconds

@@ -1,5 +1,5 @@
 """
-Commands one after another: an interrupt reaches the child and what it runs, once, and they have the time to save.
+Commands one after another: an interrupt reaches the child and what it runs, once, and they have the time to save. And as printed.
 
 python -m pytest tests/test_commands.py -q
 """
@@ -9,13 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
+from nanochat.common import REPO_ROOT, VENV_PYTHON, to_paste
 from nanochat.lab.commands import call, module_command, shown
 
-ROOT = Path(__file__).resolve().parent.parent
 SAVES = """
 import pathlib, signal, sys, time
 caught = []
@@ -45,9 +44,20 @@ def test_interrupt_lets_the_child_save(tmp_path, shell):
         (tmp_path / "t.sh").write_text(f"set -e\n{' '.join(command)}\necho not reached > {note}\n")
         command = ["bash", str(tmp_path / "t.sh")]
     parent = subprocess.Popen([sys.executable, "-c", f"import sys\nfrom nanochat.lab.commands import call\nsys.exit(call({command!r}))"],
-                              cwd=ROOT, start_new_session=True)
+                              cwd=REPO_ROOT, start_new_session=True)
     while not (note.exists() and note.read_text() == "started"):
         assert parent.poll() is None
         time.sleep(0.02)
     parent.send_signal(signal.SIGINT)
     assert parent.wait(60) == 130 and note.read_text() == "saved 1"
+
+
+def test_printed_command_names_the_python_of_venv_where_that_is_running(monkeypatch):
+    text = "see: LABEL=x python -m scripts.gates, `python -m nanochat.dataset -n 8`; /a/b/python -m scripts.x, python x.py"
+    monkeypatch.setattr(sys, "prefix", str(REPO_ROOT.parent / "elsewhere"))
+    assert to_paste(text) == text
+    monkeypatch.setattr(sys, "prefix", str(REPO_ROOT / ".venv"))
+    pasted = to_paste(text)
+    assert pasted == (f"see: LABEL=x {VENV_PYTHON} -m scripts.gates, `{VENV_PYTHON} -m nanochat.dataset -n 8`; "
+                      "/a/b/python -m scripts.x, python x.py")
+    assert to_paste(pasted) == pasted and pasted.count("python -m") == 3

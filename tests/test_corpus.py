@@ -9,6 +9,8 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
+import subprocess
 import threading
 import time
 
@@ -133,7 +135,10 @@ BAD_INPUTS = {
     "half.jsonl": (rb'{"text": "\ud83d"}', r"half\.jsonl, line 1: expected an object"),
     "cut.jsonl.gz": (gzip.compress(b'{"text": "fine"}\n' * 999)[:-20], r"cut\.jsonl\.gz cannot be read as \.jsonl\.gz"),
     "plain.jsonl.gz": (b'{"text": "fine"}\n', r"plain\.jsonl\.gz cannot be read"),
-    "latin.txt": (b"caf\xe9 " * 99, r"latin\.txt cannot be read as \.txt"),
+    "latin.txt": (b"a caf\xe9 " * 99, r"latin\.txt is not UTF-8: byte 0xe9 at offset 5\. Convert it.*iconv -f WINDOWS-1252"),
+    "wide.md": ("text".encode("utf-16"), r"wide\.md is not UTF-8: byte 0xff at offset 0\. .*as UTF-16 does\): iconv -f UTF-16 "),
+    "latin.jsonl": (b'{"text": "fine"}\n{"text": "caf\xe9"}\n', r"latin\.jsonl is not UTF-8: byte 0xe9 at offset 30"),
+    "cut.txt": (b"caf\xc3", r"cut\.txt is not UTF-8: byte 0xc3 at offset 3"),
     "x.parquet": (b"PAR1 no", r"x\.parquet cannot be read as \.parquet"),
     "empty.txt": (b"", r"too little text in .*empty\.txt.*: 0 different documents"),
     "blank.md": (b"\n \n", r"too little text"),
@@ -149,6 +154,23 @@ def test_bad_input_is_named_and_leaves_nothing(tmp_path, name):
     with pytest.raises(ValueError, match=message):
         corpus.build_from_paths(tmp_path / "lab" / "data", [tmp_path / name], progress=False)
     assert not [p for p in (tmp_path / "lab").rglob("*") if p.name != ".data.lock"]
+
+
+@pytest.mark.skipif(os.name == "nt" or not shutil.which("iconv"), reason="no iconv")
+@pytest.mark.parametrize("name, encoding", [("it's.txt", "windows-1252"), ("wide.txt", "utf-16"), ("packed.jsonl.gz", "windows-1252")])
+def test_offset_is_of_the_file_and_the_printed_command_converts_it(tmp_path, name, encoding):
+    texts = [prose(i, 40) for i in range(50)]
+    texts[41] += " caf\xe9"
+    whole = "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts) if ".jsonl" in name else "\n\n".join(texts)
+    (tmp_path / name).write_bytes(gzip.compress(whole.encode(encoding)) if name.endswith(".gz") else whole.encode(encoding))
+    with pytest.raises(ValueError) as e:
+        corpus.build_from_paths(tmp_path / "data", [tmp_path / name], progress=False)
+    offset = 0 if encoding == "utf-16" else whole.index("\xe9")
+    assert f" at offset {offset}" in str(e.value) and (offset == 0 or offset > 9000)  # a decoder's block has 8192 bytes
+    command = re.search(r": ((?:gzip|iconv) .*); or leave it out", str(e.value))[1]
+    assert subprocess.run(["sh", "-ec", command]).returncode == 0
+    corpus.build_from_paths(tmp_path / "data", [tmp_path / name], progress=False)
+    assert any("caf\xe9" in text for docs in documents(tmp_path / "data").values() for text in docs)
 
 
 def test_parquet_without_text_lists_its_columns(tmp_path):

@@ -4,7 +4,9 @@ python -m pytest tests/test_dataset.py
 Reading shards, the manifest, and the command line. corpus.py and download.py have their own files.
 """
 
+import functools
 import json
+import socket
 import subprocess
 import sys
 
@@ -12,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nanochat import dataset
+from nanochat import dataset, download
 from nanochat.common import REPO_ROOT, sha256_file
 
 
@@ -221,6 +223,26 @@ def test_bad_values_exit_2_with_one_line(base_dir, capsys, argv, message):
     assert dataset.main(argv) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
+
+
+def no_name(*args):
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
+@pytest.mark.parametrize("address, proxy, cause", [
+    ("127.0.0.1:9", "", "Connection refused"), ("shards.example", "", "its name cannot be looked up; is there a network?"),
+    ("shards.example", "http://127.0.0.1:9", "through the proxy: Connection refused")], ids=("refused", "no name", "proxy"))
+def test_host_that_does_not_answer_is_named_once_with_the_offline_way(base_dir, monkeypatch, capsys, address, proxy, cause):
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(download, "download_shards", functools.partial(download.download_shards, sleep_base=0.001, progress=False))
+    if address == "shards.example" and not proxy:
+        monkeypatch.setattr(socket, "getaddrinfo", no_name)
+    assert dataset.main(["-n", "3", "-w", "2", f"--base-url=http://{address}/repo"]) == 2
+    out, err = capsys.readouterr()
+    assert out == f"{address} cannot be reached ({cause}); trying 4 more times\n"
+    assert err.startswith(f"error: {address} cannot be reached ({cause}), so 4 shards are missing; ") and err.count("\n") == 1
+    assert "--builtin, or --from PATH --name NAME" in err and list((base_dir / dataset.DATA_FOLDER).iterdir()) == []
 
 
 def test_no_torch_is_imported():

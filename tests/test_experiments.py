@@ -211,7 +211,7 @@ def test_bank_leaves_out_by_name():
     found = bank(rows, PROFILE, "val_bpb", exclude_seeds=[5])
     assert found.seeds == [1, 2] and found.nu == 1
     assert found.left_out == ["seed 5 is one of the protocol's own: a bank needs other seeds", "seed 3: ended diverged, it has no value",
-                              "seed 1 was banked twice: one is kept", "seed 4: val_bpb was not measured",
+                              "banked twice, one of each is kept: seed 1", "seed 4: val_bpb was not measured",
                               "seed 6: val_bpb was not measured"]
 
 
@@ -223,7 +223,7 @@ def test_seed_that_failed_and_then_ended_ok_is_in_the_bank():
 def test_newer_code_replaces_and_other_options_are_not_mixed():
     rows = [row(1, val_bpb=9.0), row(1, number=2, tree="0" * 64), row(2)]
     found = bank(rows, PROFILE, "val_bpb")
-    assert found.values == [2.601, 2.602] and found.left_out == ["seed 1 was banked twice, on other code: the newer is kept"]
+    assert found.values == [2.601, 2.602] and found.left_out == ["banked twice, on other code, the newer is kept: seed 1"]
     kept, left_out = banked_runs([row(1, "--matrix-lr=0.03"), row(2), row(3)], PROFILE)
     assert [r["seed"] for r in kept] == [2, 3]
     assert left_out == ["seed 1: banked with other options than the newest run (--matrix-lr 0.02 -> 0.03)"]

@@ -6,11 +6,14 @@ python -m pytest tests/test_gates.py -v
 
 import json
 import math
+import statistics
 
 import numpy as np
 import pytest
 
+from nanochat.lab import report
 from nanochat.lab.gates import declaration_changes, judge
+from nanochat.lab.stats import seeds_needed
 from tests.gates_case import BANK, BETTER, CONTROL, declared, make_runs
 
 
@@ -25,6 +28,13 @@ def test_two_seeds_without_a_bank_are_inconclusive_and_say_what_settles_it():  #
     assert (entry["verdict"], entry["text"]) == ("inconclusive", "inconclusive (2 seeds, no noise bank)")
     assert entry["reason"] == "no noise banked: run `make noise SEEDS=8`"
     assert (entry["p"], entry["lo"], entry["hi"], entry["noise_source"]) == (1, None, None, "none")
+
+
+def test_foreign_control_is_not_sent_to_bank_noise():
+    declaration = declared(2)
+    declaration["arms"][0]["flags"] = "tree=../nanochat"
+    reason = verdict_of(declaration, control=CONTROL[:2], candidate=BETTER[:2])["reason"]
+    assert "make noise" not in reason and "5 seeds decide by their own spread" in reason
 
 
 def test_five_better_seeds_are_promoted_with_the_bound_in_the_reason():
@@ -45,6 +55,27 @@ def test_declared_min_gain_rejects_what_cannot_reach_it_and_nothing_else():
     entry = verdict_of(declared(5), control=CONTROL, candidate=near)
     assert entry["verdict"] == "inconclusive" and "seeds would settle a gain of" in entry["reason"]
     assert entry["lo"] < 0 < entry["hi"] and entry["smallest_gain"] > 0
+
+
+def test_sign_flips_and_seeds_needed_stand_beside_the_t():
+    d = [a - b for a, b in zip(CONTROL, BETTER)]
+    entry = verdict_of(declared(5, min_gain=0.0005), control=CONTROL, candidate=BETTER)
+    assert min(d) > 0 and entry["sign_flip_p"] == 1 / 32  # every seed better: one sign pattern of 32
+    assert entry["seeds_needed"] == seeds_needed(0.0005, statistics.stdev(d) / math.sqrt(2), 0, entry["level"])
+    assert verdict_of(declared(2), control=CONTROL[:2], candidate=BETTER[:2])["sign_flip_p"] is None
+
+
+def test_time_by_steps_tells_a_better_step_from_a_faster_one():
+    runs = make_runs(control=CONTROL, candidate=BETTER)
+    for run in runs:  # the candidate needs 10 % fewer steps, give or take, and its steps take 20 % longer
+        is_candidate = run["arm"] == "candidate"
+        run |= {"steps_to_target": (45 if is_candidate else 50) + 0.1 * run["seed"] ** 2, "dt_median_ms": 120.0 if is_candidate else 100.0}
+    found = judge(declared(5), runs)[0]["by_steps"]
+    assert found["step_time"] == pytest.approx(-math.log(1.2)) and found["steps"] == pytest.approx(math.log(50 / 45), abs=0.005)
+    assert found["mean"] == pytest.approx(found["steps"] + found["step_time"]) and found["lo"] < found["mean"] < found["hi"] < 0
+    assert "(steps -9.88 %, step time +20 %)" in report.checks(judge(declared(5), runs)[0])[1]
+    runs[0]["steps_to_target"] = None
+    assert judge(declared(5), runs)[0]["by_steps"] is None
 
 
 @pytest.mark.parametrize("n", [2, 5])

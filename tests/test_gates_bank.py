@@ -9,8 +9,9 @@ import math
 import numpy as np
 import pytest
 
-from nanochat.lab.gates import is_decided, judge
-from tests.gates_case import BANK, BETTER, CONTROL, declared, make_runs
+from nanochat.lab.arms import make_arms
+from nanochat.lab.gates import declare, is_decided, judge
+from tests.gates_case import BANK, BETTER, CONTROL, WHEN, declared, make_runs
 
 
 def full_runs(control, candidate, **others):
@@ -66,6 +67,23 @@ def test_candidate_that_misses_the_target_cannot_pass_gate_1_unless_gate_2_was_d
         run["training_sec"] = 600.0 if run["arm"] == "control" else 500.0
     entry, = judge(declared(2, noise=BANK, primary="time_to_target", fallback="wall_time", target=target), runs)
     assert entry["verdict"] == "promote" and entry["gates"][0]["gate"] == "wall_time" and "fallback" in entry["gates"][0]["note"]
+
+
+def test_runs_of_different_lengths_are_judged_by_their_time_to_one_target_and_not_by_where_they_end():
+    target = {"metric": "val_bpb", "threshold": 1.1, "source": "by hand"}
+    arms = make_arms(["short: --num-iterations=40"], ["--num-iterations=60"])
+    declaration = declare("label", "smoke-cpu", arms, [0, 1, 2], {}, WHEN, primary="time_to_target", target=target, noise=BANK)
+    assert [floor["metric"] for floor in declaration["floors"]] == ["tok_per_sec"] and declaration["horizons_differ"]
+    runs = full_runs([1.0, 1.01, 1.02], [1.09, 1.08, 1.09], tok_per_sec_median=(1000.0, 1000.0))
+    for run in runs:
+        is_short = run["arm"] == "candidate"
+        run |= {"arm": "short" if is_short else run["arm"], "profile_hash": run["arm"], "time_to_target_sec": 80.0 if is_short else 100.0}
+        run |= {"device": "cpu: one", "dataset_id": "d", "tokenizer_id": "t"}
+    assert judge(declaration, runs)[0]["verdict"] == "promote"
+    runs[-1]["dataset_id"] = "another"
+    assert "differ in device, dataset or tokenizer" in judge(declaration, runs)[0]["reason"]
+    with pytest.raises(ValueError, match="different wall times by design"):
+        declare("label", "smoke-cpu", arms, [0, 1], {}, WHEN, primary="time_to_target", target=target, fallback="wall_time")
 
 
 def test_slower_than_the_throughput_floor_is_rejected_however_good():

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.common import tree_hash, write_json
-from nanochat.lab import rerun
+from nanochat.common import to_paste, tree_hash, write_json
+from nanochat.lab import profiles, rerun
 from nanochat.lab.experiments import append, read
 from nanochat.lab.rerun import Rerun, home_of, worktree
 from scripts.ledger import main
@@ -197,7 +197,8 @@ def test_rerun_prints_commit_base_dir_and_command(ledger, base_dir, capsys):
     append(ledger, row(3) | {"dirty": True})
     assert script(ledger, "--rerun=1") == 0
     assert capsys.readouterr().out.splitlines() == [f"git checkout {'c' * 40}  # and changes that were not committed",
-                                                    f"export NANOCHAT_BASE_DIR={(base_dir / 'lab/smoke-cpu').resolve()}", row(3)["command"]]
+                                                    f"export NANOCHAT_BASE_DIR={(base_dir / 'lab/smoke-cpu').resolve()}",
+                                                    to_paste(row(3)["command"])]
 
 
 @pytest.mark.parametrize("cells, message", [({"command": None}, "row 1 has no command"), ({"git_commit": None}, "row 1 has no commit")])
@@ -206,9 +207,23 @@ def test_row_that_cannot_be_had_again_says_why(ledger, capsys, cells, message):
     assert script(ledger, "--rerun=1") == 2 and message in capsys.readouterr().err
 
 
-def test_patched_row_and_unknown_commit_are_refused(ledger, repo):
-    with pytest.raises(ValueError, match="ran with the patch abc"):
-        again(ledger, repo[0], repo[1][0], patch_hash="abc").run()
+def test_patched_row_is_refused_with_the_command_of_its_protocol(ledger, base_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(profiles, "prepare", lambda *args: pytest.fail("nothing may be made before it is refused"))
+    made = row(3, label="t") | {"patch_hash": "abcdef0123456789"}
+    append(ledger, made)
+    assert script(ledger, "--rerun=1", "--run") == 2
+    err = capsys.readouterr().err
+    assert "row 1 ran with a patch, and a row keeps the hash of a patch (abcdef01), not its text" in err and "is not of this run" in err
+    command = "python -m scripts.protocol --label=t '--arm=gate: patch=x.patch'"
+    for config_hash, known in (("of a later run", False), (made["config_hash"], True)):
+        run = {"run_id": made["run_id"], "config_hash": config_hash}
+        write_json(tmp_path / "results/t_latest.json", {"settings": {"command": command}, "runs": [run]})
+        assert script(ledger, "--rerun=1", "--run") == 2
+        assert (f"\n  {to_paste(command)} --fresh\n" in capsys.readouterr().err) == known
+
+
+def test_unknown_commit_is_refused(repo):
     with pytest.raises(ValueError, match="is commit 000000000000 in .* fetch it first"):
         with worktree("0" * 40, repo[0]):
             pass

@@ -74,7 +74,7 @@ def test_what_failed_and_what_would_settle_it_is_said():
     assert "Runs that did not end ok: hot s3 diverged." in drafts["hot"]
     speeds = [run["tok_per_sec_median"] for run in facts["runs"] if run["arm"] == "hot" and run["run_status"] == "ok"]
     assert f"| {mean(speeds):,.0f} \u00b1 {stdev(speeds):,.0f} (n 4) |" in drafts["hot"]
-    assert "seeds show min_gain" in drafts["wd014"] and "seeds show min_gain" not in drafts["lr003"]
+    assert "seeds are needed for a gain of" in drafts["wd014"] and "seeds are needed" not in drafts["lr003"]
     assert "sigma of val_bpb: 0.0013" in drafts["lr003"] and "commit 0123456789ab." in drafts["lr003"]
 
 

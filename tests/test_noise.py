@@ -58,6 +58,19 @@ def test_metric_that_cannot_be_measured_is_left_out_by_name():
     assert "time_to_target" not in noise["metrics"]
 
 
+def test_better_noise_source_is_named_where_earlier_pairs_are_alike():
+    bank = [row(seed) for seed in range(1, 9)]
+    rng = np.random.default_rng(5)
+    def earlier(spread):
+        base = rng.normal(size=12)
+        return [row(100 + i, label="mix", arm=arm, val_bpb=2.6 + 0.003 * (base[i] + extra))
+                for i in range(12) for arm, extra in (("control", 0), ("mix", spread * rng.normal()))]
+    alike, unlike = ([*bank, *earlier(spread)] for spread in (0.05, 5))
+    assert "with 5, 8 seeds --noise=own sees smaller gains" in describe(measure(alike, PROFILE), alike)
+    assert "the bank is the better noise source" in describe(measure(unlike, PROFILE), unlike)
+    assert "noise source" not in describe(measure(bank, PROFILE), bank)
+
+
 def test_target_is_reached_by_the_whole_bank_and_gives_it_times():
     rows = [row(seed) for seed in (1, 2, 3)]
     threshold = banked_target(rows, PROFILE)

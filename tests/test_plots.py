@@ -50,6 +50,10 @@ def test_nothing_measured_draws_nothing(tmp_path):
     assert not (tmp_path / "x.png").exists()
 
 
+def test_control_alone_has_no_panel_of_pairs(figure):
+    assert [len(figure(*make(arms, [1, 2], 60, 10)).axes) for arms in (["control"], ["control", "gate"])] == [2, 3]
+
+
 def test_each_seed_is_a_line_and_the_mean_is_the_mean(figure):
     arms, curves, deltas = make(["control", "gate"], [1, 2], 60, 10)
     over_step, over_time, paired = figure(arms, curves, deltas).axes

@@ -12,13 +12,14 @@ import pytest
 from nanochat.config import parse
 from nanochat.lab import profiles
 from nanochat.lab.profiles import PROFILES, cuda_memory_mib, fit_device_batch, get_profile, machine_flags, prepare
-from nanochat.schedule import grad_accum_steps
+from nanochat.schedule import grad_accum_steps, scale_run
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: p.name)
 def test_profile_is_what_the_trainer_accepts(profile):
     config = parse(profile.flags)
-    assert config.num_iterations > 0 and config.eval_every > 0 and config.sample_every == -1
+    steps = scale_run(config, 524_300, 85_721_520).num_iterations  # of a depth 2 and a depth 12 at 1,024 tokens
+    assert steps >= 60 and config.eval_every > 0 and config.sample_every == -1
 
 
 def test_profiles_have_the_published_sizes():
@@ -31,13 +32,21 @@ def test_profiles_have_the_published_sizes():
     assert sizes(protocol) == (12, 1024, 1, 65536, 30000, 200, 262144, "L") and protocol.save_every == 2000
 
 
+def test_profile_of_lane_b_sees_a_million_tokens_of_which_the_laws_are_pinned_at_its_own_ratio():
+    config = parse(PROFILES["lane-b-small"].flags)
+    done = scale_run(config, 524_300, 85_721_520)
+    assert (config.depth, config.max_seq_len, config.ratio_ref) == (2, 256, 2)
+    assert (done.num_iterations, done.total_tokens) == (256, 2 ** 20)
+    assert "--vocab-size=1024" in PROFILES["lane-b-small"].tokenizer_flags
+
+
 def test_builtin_profiles_live_apart_from_the_users_own_artifacts(tmp_path):
     assert PROFILES["smoke-cpu"].home(tmp_path) == tmp_path.resolve() / "lab" / "smoke-cpu"
     assert PROFILES["protocol-16gb"].home(tmp_path) == tmp_path.resolve()
 
 
 def test_unknown_profile_names_those_that_exist():
-    with pytest.raises(ValueError, match="smoke-cpu, smoke-16gb, protocol-16gb"):
+    with pytest.raises(ValueError, match="smoke-cpu, lane-b-small, smoke-16gb, protocol-16gb"):
         get_profile("smoke")
 
 

@@ -9,12 +9,13 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
 
-from nanochat.common import read_json
+from nanochat.common import REPO_ROOT, VENV_PYTHON, read_json
 from nanochat.lab import protocol
 from nanochat.lab.ledger import read_rows
 from nanochat.lab.protocol import Protocol, run
@@ -183,6 +184,14 @@ def test_command_of_the_issue_runs(main, base_dir):
     assert (base_dir / "lab" / "smoke-cpu" / "records" / "nc_mix005_d4_candidate_s2026").is_dir()
     assert main([*shlex.split(facts["settings"]["command"])[3:]]) == 0  # the printed command means the same
     assert len(read_rows("results/mix005_history.csv")) == 4
+
+
+def test_printed_command_has_the_python_that_runs_and_the_stored_one_is_neutral(main, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "prefix", str(REPO_ROOT / ".venv"))
+    assert main(["--seeds=1 2"]) == 0
+    printed, = [line for line in capsys.readouterr().out.splitlines() if "-m scripts.protocol" in line]
+    stored = read_json("results/protocol_latest.json")["settings"]["command"]
+    assert stored.startswith("python -m ") and printed.strip() == stored.replace("python", VENV_PYTHON, 1).replace("1 2", "1 2 3 4 5")
 
 
 def test_flags_may_be_words_of_their_own_and_candidates_repeat(main):

@@ -78,3 +78,14 @@ def test_gain_is_named_in_the_unit_of_its_metric():
     text = report.verdict(peeking()["verdicts"][0])
     assert "of log time_to_target_sec (positive = better)" in text and "bpb" not in text
     assert "bpb (positive = better)" in report.verdict(five_candidates()["verdicts"][0])
+
+
+def test_failure_shows_of_the_log_what_was_not_said_yet_and_once(tmp_path):
+    log = tmp_path / "run.log"
+    log.write_text("early\n" + "".join(f"line {i}\n" for i in range(3)) + "warning: slow\n" * 5
+                   + "RuntimeError: made up\n\nRun ended crash: RuntimeError: made up\n")
+    run = {"run_status": "crash", "error": "RuntimeError: made up"}
+    assert report.failure(run, log).splitlines() == [
+        f"  crash: RuntimeError: made up; {log} ends:", "    | early", "    | line 0", "    | line 1", "    | line 2",
+        "    | warning: slow (5 times)"]
+    assert report.failure({"run_status": "interrupted", "error": "stopped by SIGTERM"}, log) == f"  stopped by SIGTERM; log: {log}"

@@ -23,6 +23,7 @@ from nanochat.schedule import grad_accum_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_YET = ("fusion.sh",)  # its flags come later; tests/test_templates.py says what it does until then
+LONGER = {"lane_b.sh": 50}  # five commands, each with its flags
 RECIPES = sorted(path for path in (ROOT / "runs").glob("*.sh") if path.name != "common.sh")
 TRAINER = "scripts.base_train"
 
@@ -40,7 +41,7 @@ def test_script_is_valid_bash(script):
 @each_recipe
 def test_recipe_is_short_strict_and_says_what_to_expect(recipe):
     lines = recipe.read_text(encoding="utf-8").splitlines()
-    assert 15 <= len(lines) <= 40
+    assert 15 <= len(lines) <= LONGER.get(recipe.name, 40)
     assert "set -euo pipefail" in lines and 'source "$(dirname "$0")/common.sh"' in lines
     header = " ".join(line for line in lines[:lines.index("set -euo pipefail")]).lower()
     assert all(word in header for word in ("hardware", "time", "expect"))

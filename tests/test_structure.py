@@ -7,6 +7,7 @@ python -m pytest tests/test_structure.py -q
 import ast
 import doctest
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -111,6 +112,26 @@ def test_script_starts_on_a_bare_python(module):
         pytest.skip(f"no {module}")
     run = in_fresh_process(f"import sys; sys.path.insert(0, '.'); import {module}", "-I", "-S")
     assert run.returncode == 0, run.stderr
+
+
+COMMANDS = [f"scripts.{path.stem}" for path in SCRIPTS if path.name != "__init__.py"] + ["nanochat.dataset"]
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_command_without_the_packages_says_in_one_line_what_to_run(module):
+    """-S leaves site-packages out: what a Python is that is not .venv's."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run([sys.executable, "-S", "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, env=environment)
+    if run.returncode == 0:  # --help needs no package
+        assert "usage" in run.stdout
+    else:
+        line = rf"error: .+ lacks the package \w+; run .*\S+ -m {module} --help\n"
+        assert run.returncode == 2 and re.fullmatch(line, run.stderr), run.stderr
+
+
+def test_other_errors_of_a_command_keep_their_traceback():
+    run = in_fresh_process("import sys; sys.argv[0] = '-m'; import nanochat; import no_such_module")
+    assert run.returncode == 1 and run.stderr.startswith("Traceback"), run.stderr
 
 
 def has_examples(path):

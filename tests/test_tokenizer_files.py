@@ -106,7 +106,7 @@ def test_full_disk_leaves_the_old_tokenizer_whole(tokenizer, base_dir, monkeypat
 
 
 def test_missing_tokenizer_names_the_command(base_dir):
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer in .*; make it: python -m scripts\.tok_train"):
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer in .*; make it: \S*python -m scripts\.tok_train"):
         get_tokenizer()
 
 

@@ -16,6 +16,7 @@ from nanochat.config import FIELDS, TrainConfig, config_hash, flag, hashed_optio
 CONTROL = "control"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SHAPE = ("depth", "aspect_ratio", "model_dim", "head_dim", "n_kv_head")
+HORIZON = ("num_iterations", "target_flops", "target_param_data_ratio", "total_batch_size")  # the batch goes by the law of the horizon
 # Options that a run sees only through what cost.resolve makes of them.
 IN_RESOLVED = ("aspect_ratio", "model_dim", "head_dim", "n_kv_head", "num_iterations", "target_flops", "target_param_data_ratio",
                "total_batch_size", "weight_decay", "batch_multiplier", "wd_multiplier", "ratio_ref")
@@ -134,15 +135,20 @@ def matched_budget(config: TrainConfig) -> str | None:
     return None
 
 
-def profile_changes(control: Arm, arm: Arm) -> list[str]:
+def profile_changes(control: Arm, arm: Arm, primary: str = "val_bpb") -> list[str]:
     """Profile options in which `arm` differs from the control: its runs are another workload.
 
-    Under one matched budget the shape of the model is a treatment like any other: what it costs is in the budget.
+    Under one matched budget the shape of the model is a treatment like any other: what it costs is in the budget. Where the
+    time to one declared target decides, so is the length of the run: what it costs is in the time.
     """
     budgets = {matched_budget(control.config), matched_budget(arm.config)}
-    free = SHAPE if len(budgets) == 1 and None not in budgets else ()
+    free = SHAPE if len(budgets) == 1 and None not in budgets else HORIZON if primary == "time_to_target" else ()
     return [f"{flag(name)} {getattr(control.config, name)} -> {getattr(arm.config, name)}" for name, f in FIELDS.items()
             if f.metadata["profile"] and name not in free and getattr(control.config, name) != getattr(arm.config, name)]
+
+
+def horizons_differ(arms: list[Arm]) -> bool:
+    return len({tuple(getattr(arm.config, name) for name in HORIZON) for arm in arms}) > 1
 
 
 def same_options(arms: list[Arm]) -> list[tuple[str, str]]:

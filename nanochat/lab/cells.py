@@ -71,10 +71,10 @@ class Runner:
             return self._judge(attempt, timed_out=True)
         return None
 
-    def stop(self, attempts: list["Attempt"]) -> list[Outcome]:
-        """All of them save and end, at the user's wish."""
+    def stop(self, attempts: list["Attempt"], by: str = "SIGINT") -> list[Outcome]:
+        """All of them save and end, at the user's wish, which came as the signal `by`."""
         ask_to_stop([attempt.child for attempt in attempts])
-        return [self._judge(attempt) for attempt in attempts]
+        return [self._judge(attempt, stopped_by=by) for attempt in attempts]
 
     def log_path(self, cell: Cell) -> Path:
         return Path(self.log_dir) / f"{cell.tag}.log"
@@ -114,7 +114,7 @@ class Runner:
             return None
         return stat.st_ino, stat.st_mtime_ns
 
-    def _judge(self, attempt: "Attempt", timed_out=False) -> Outcome:
+    def _judge(self, attempt: "Attempt", timed_out=False, stopped_by=None) -> Outcome:
         """Status from the record where this run has written one, from the exit code where it could not."""
         cell, code = attempt.cell, attempt.child.returncode
         record = read_record(self.home, cell.tag)
@@ -129,6 +129,9 @@ class Runner:
             status, error = "crash", "code, data or tokenizer changed while the protocol ran; run it again"
         if status != "ok" and timed_out:
             status, error = "timeout", f"stopped after {self.timeout_sec:.0f} s; run the same command again to go on"
+        if status == "interrupted" and stopped_by:  # what the child was sent by us, and its own flags to go on, are no news
+            step = (record.get("results") or {}).get("steps") if own else None
+            error = f"stopped by {stopped_by}{'' if step is None else f' at step {step}'}; the same command goes on"
         return Outcome(status, record if own else {}, elapsed_sec=attempt.elapsed_sec(), error=error)
 
 
@@ -146,11 +149,16 @@ class Attempt:
 
 
 def stop_on_signals():
-    """SIGTERM (a job scheduler) and SIGHUP (a closed terminal) stop a protocol as Ctrl-C does: the cell saves first."""
+    """SIGTERM (a job scheduler) and SIGHUP (a closed terminal) stop a protocol as Ctrl-C does: the cell saves first.
+
+    The KeyboardInterrupt has the name of the signal."""
+    def stop(signum, frame):
+        raise KeyboardInterrupt(signal.Signals(signum).name)
+
     for name in ("SIGTERM", "SIGHUP"):
         signum = getattr(signal, name, None)
         if signum is not None and signal.getsignal(signum) == signal.SIG_DFL:  # nohup ignores SIGHUP: leave it so
-            signal.signal(signum, signal.default_int_handler)
+            signal.signal(signum, stop)
 
 
 def _describe(code: int) -> str:

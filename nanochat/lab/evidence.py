@@ -11,12 +11,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from nanochat.lab.arms import CONTROL
-from nanochat.lab.target import paired_differences
+from nanochat.lab.metrics import METRICS
+from nanochat.lab.stats import MIN_PAIRS_WITHOUT_BANK
+from nanochat.lab.target import paired_differences, time_from_steps
 
 RERUN = ("crash", "oom", "timeout", "interrupted")  # says nothing about the arm
-FIELD = {"val_bpb": "val_bpb", "final_train_loss": "final_train_loss", "tok_per_sec": "tok_per_sec_median",
-         "time_to_target": "time_to_target_sec", "wall_time": "training_sec"}
-FASTER_IS_MORE = ("tok_per_sec",)
 TIMED = ("tok_per_sec", "time_to_target", "wall_time")
 
 
@@ -45,6 +44,7 @@ class Evidence:
     gates: list[Gate] = field(default_factory=list)  # primary first
     diverged: set[str] = field(default_factory=set)
     refusal: str | None = None
+    by_steps: list[tuple | None] = field(default_factory=list)  # log(control / candidate) of (steps to target, step time), one per pair
 
     @property
     def stopped(self) -> str | None:
@@ -86,7 +86,7 @@ def _evidence(declaration, runs, name) -> Evidence:
         pairs = paired_runs(declaration, runs, name)
         diverged = {run["arm"] for pair in pairs for run in pair if run["run_status"] == "diverged"}
         gates = [] if diverged else make_gates(declaration, pairs)
-        return Evidence(len(pairs), gates, diverged)
+        return Evidence(len(pairs), gates, diverged, by_steps=[] if diverged else [_step_ratios(*pair) for pair in pairs])
     except ValueError as e:
         return Evidence(refusal=str(e))
 
@@ -116,7 +116,9 @@ def paired_runs(declaration, runs, name) -> list[tuple[dict, dict]]:
             pairs.append(tuple(cells))
     if len(pairs) < 2:
         raise Refusal("fewer than 2 pairs: one seed shows one draw of the noise; add seeds")
-    same = ("profile_hash",) if not declaration.get("matched_budget") else ("device", "dataset_id", "tokenizer_id", "bound")
+    same = ("device", "dataset_id", "tokenizer_id")
+    if not declaration.get("horizons_differ"):
+        same = (*same, "bound") if declaration.get("matched_budget") else ("profile_hash",)
     profiles = {tuple(run.get(name) for name in same) for pair in pairs for run in pair}
     if len(profiles) > 1:
         raise Refusal(f"{name} and control differ in device, dataset or tokenizer: different profiles are not compared")
@@ -146,20 +148,40 @@ def make_gate(declaration, pairs, metric, role, margin) -> Gate:
         budget = min(run["training_sec"] for pair in pairs for run in pair)
         gate.d, gate.censored, gate.missed = paired_differences(*times, budget)
         return gate
-    if role == "floor" and any(run.get(FIELD[metric]) is None for pair in pairs for run in pair):
+    if role == "floor" and any(run.get(METRICS[metric].key) is None for pair in pairs for run in pair):
         gate.missed = "not measured in every run"
         return gate
     for control, candidate in pairs:
         difference = _value(control, metric) - _value(candidate, metric)
-        gate.d.append(-difference if metric in FASTER_IS_MORE else difference)
+        gate.d.append(METRICS[metric].sign * difference)
     return gate
 
 
 def _value(run, metric) -> float:
-    x = run.get(FIELD[metric])
-    if x is None or not math.isfinite(x) or (metric != "val_bpb" and x <= 0):
-        raise Refusal(f"{run['arm']} on seed {run['seed']} is {run['run_status']} with {FIELD[metric]} {x}: not a finite number")
-    return x if metric == "val_bpb" else math.log(x)
+    x = run.get(METRICS[metric].key)
+    if x is None or not math.isfinite(x) or (METRICS[metric].log and x <= 0):
+        raise Refusal(f"{run['arm']} on seed {run['seed']} is {run['run_status']} with {METRICS[metric].key} {x}: not a finite number")
+    return math.log(x) if METRICS[metric].log else x
+
+
+def _step_ratios(control, candidate) -> tuple[float, float] | None:
+    ratios = [(control.get(key), candidate.get(key)) for key in ("steps_to_target", "dt_median_ms")]
+    return tuple(math.log(a / b) for a, b in ratios) if all(a and b for a, b in ratios) else None
+
+
+def time_by_steps(e: Evidence, n: int) -> dict | None:
+    """Time to target as steps x median step time over the first n pairs, shown beside the measured one, which decides: it
+    tells a better step from a faster one. None below the pairs that give the steps a spread of their own."""
+    found = e.by_steps[:n]
+    if len(found) < MIN_PAIRS_WITHOUT_BANK or None in found:
+        return None
+    steps, step_time = map(list, zip(*found))
+    try:
+        time = time_from_steps(steps, step_time)
+    except ValueError:  # equal ratios in every pair: copied, not measured
+        return None
+    return {"mean": time.mean, "lo": time.lo, "hi": time.hi, "level": time.level, "n": len(found),
+            "steps": sum(steps) / len(found), "step_time": sum(step_time) / len(found)}
 
 
 def _untimely(pairs) -> str | None:

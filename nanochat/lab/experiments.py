@@ -19,6 +19,7 @@ import numpy as np
 from nanochat.common import REPO_ROOT
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.ledger import append_row, read_schema, read_typed
+from nanochat.lab.metrics import METRICS
 from nanochat.lab.target import crossing, extrapolate
 from nanochat.lab.workload import option_differences
 
@@ -147,17 +148,6 @@ def read(path, where=(), last: int | None = None, **filters) -> list[dict]:
 # The bank: how much the control varies by itself
 
 @dataclass(frozen=True)
-class Metric:
-    column: str
-    log: bool  # times and rates are compared as ratios
-
-
-METRICS = {"val_bpb": Metric("val_bpb", False), "final_train_loss": Metric("final_train_loss", True),
-           "tok_per_sec": Metric("tok_per_sec_median", True), "time_to_target": Metric("time_to_target_sec_measured", True),
-           "wall_time": Metric("training_sec", True)}  # without start-up, validation and saving: what an arm can change
-
-
-@dataclass(frozen=True)
 class Bank:
     """values: of one metric, a seed each, logs for times and rates; s_b: their sd, nu its degrees of freedom."""
     values: list[float]
@@ -195,7 +185,7 @@ def bank(rows, profile_hash: str, metric: str, exclude_seeds=()) -> Bank:
 def banked_runs(rows, profile_hash: str, exclude_seeds=()) -> tuple[list[dict], list[str]]:
     """(one row a seed, why others were left out). The newest row says which options the control has."""
     rows = [row for row in rows if (row["profile_hash"], row["arm"], row["label"]) == (profile_hash, CONTROL, NOISE)]
-    kept, left_out = {}, []
+    kept, left_out, twice = {}, [], {}
     for row in reversed(rows):
         seed, first = row["seed"], next(iter(kept.values()), row)
         if row["status"] != "ok":
@@ -207,9 +197,11 @@ def banked_runs(rows, profile_hash: str, exclude_seeds=()) -> tuple[list[dict], 
             left_out.append(f"seed {seed}: banked with other options than the newest run ({', '.join(other)})")
         elif seed in kept:
             same_run = row["config_hash"] == kept[seed]["config_hash"]
-            left_out.append(f"seed {seed} was banked twice" + (": one is kept" if same_run else ", on other code: the newer is kept"))
+            twice.setdefault("one of each" if same_run else "on other code, the newer", {})[seed] = None
         else:
             kept[seed] = row
+    left_out += [f"banked twice, {which} is kept: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, reversed(seeds)))}"
+                 for which, seeds in twice.items()]
     return list(kept.values())[::-1], list(dict.fromkeys(left_out))
 
 

@@ -7,27 +7,9 @@ gain is optimistic and its interval is not, so a headline quotes the lower bound
 """
 
 import math
-from dataclasses import dataclass
 
 from nanochat.lab.arms import CONTROL
-
-
-@dataclass(frozen=True)
-class Metric:
-    key: str  # of a run row
-    log: bool
-    sign: int  # +1: lower is better
-    good: str
-    bad: str
-
-
-METRICS = {
-    "val_bpb": Metric("val_bpb", False, 1, "bpb better", "bpb worse"),
-    "final_train_loss": Metric("final_train_loss", True, 1, "lower train loss", "higher train loss"),
-    "tok_per_sec": Metric("tok_per_sec_median", True, -1, "more tokens a second", "fewer tokens a second"),
-    "time_to_target": Metric("time_to_target_sec", True, 1, "less time to target", "more time to target"),
-    "wall_time": Metric("training_sec", True, 1, "less wall time", "more wall time"),
-}
+from nanochat.lab.metrics import METRICS
 
 
 def gain_text(metric: str, d: float) -> str:

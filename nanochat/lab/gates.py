@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanochat.lab import looks as looks_module
-from nanochat.lab.arms import CONTROL, matched_budget
-from nanochat.lab.evidence import Evidence, Refusal, gather
+from nanochat.lab.arms import CONTROL, horizons_differ, matched_budget
+from nanochat.lab.evidence import Evidence, Refusal, gather, time_by_steps
 from nanochat.lab.looks import MAX_SEEDS, declared_looks
-from nanochat.lab.stats import ALPHA, MIN_PAIRS_WITHOUT_BANK, Comparison, compare, seeds_needed, smallest_gain
+from nanochat.lab.stats import ALPHA, MIN_PAIRS_WITHOUT_BANK, Comparison, compare, seeds_needed, sign_flip, smallest_gain
 
 # Plan, section 7.1. M: a floor passes when the bound of d lies above -M; a primary gate when it lies above -M too,
 # so M = -log 1.03 asks for three percent.
@@ -31,6 +31,7 @@ UNIT = {"val_bpb": "bpb"}  # the others are logs
 LOOSE_FLOOR = 5  # sd: a margin above it passes nearly anything
 BANK_SEEDS = 8
 NO_NOISE = f"no noise banked: run `make noise SEEDS={BANK_SEEDS}`"
+NO_BANK_OF_TREES = f"the control is another tree, of which there is no bank: {MIN_PAIRS_WITHOUT_BANK} seeds decide by their own spread"
 
 
 # -----------------------------------------------------------------------------
@@ -51,8 +52,12 @@ def declare(label, profile, arms, seeds, changes, declared_at, *, primary="val_b
     looks = declared_looks(nu if banked else 0, len(seeds)) if until_decided else [len(seeds)]
     noise_source = "bank" if banked else "own" if looks[-1] >= MIN_PAIRS_WITHOUT_BANK else "none"
     matched = matched_budget(arms[0].config)
-    floors = [{"metric": metric, "margin": margin} for metric, margin in FLOORS.items()
-              if metric != primary and not (matched and metric == "tok_per_sec")]  # a larger model does fewer tokens a second by design
+    horizons = primary == "time_to_target" and horizons_differ(arms)
+    if horizons and fallback:
+        raise ValueError(f"--fallback={fallback}: arms of different lengths have different wall times by design; leave it out")
+    # A larger model does fewer tokens a second by design; runs of different lengths end at different losses by design.
+    by_design = {"tok_per_sec"} if matched else {"final_train_loss", "val_bpb"} if horizons else set()
+    floors = [{"metric": metric, "margin": margin} for metric, margin in FLOORS.items() if metric != primary and metric not in by_design]
     if min_gain is None and primary == "wall_time":
         min_gain = math.log(1.03)
     return {
@@ -60,7 +65,7 @@ def declare(label, profile, arms, seeds, changes, declared_at, *, primary="val_b
         "fallback": fallback,
         "floors": floors, "target": target,
         "alpha": ALPHA, "min_gain": s_b if min_gain is None and banked else min_gain, "seeds": list(seeds), "looks": looks,
-        "max_seeds": len(seeds), "matched_budget": matched, "K": len(arms) - 1, "noise_source": noise_source,
+        "max_seeds": len(seeds), "matched_budget": matched, "horizons_differ": horizons, "K": len(arms) - 1, "noise_source": noise_source,
         "noise": noise if banked else None,
         "arms": [{"name": arm.name, "flags": arm.flags, "profile_changes": changes.get(arm.name, [])} for arm in arms],
     }
@@ -186,8 +191,10 @@ def _verdict(declaration, state) -> dict:
     s = _sd_of_run(declaration, tests[0][0], n)
     nu = bank_of(declaration["noise"], e.gates[0].metric)[1]
     numbers = {"mean_gain": primary.mean, "se": primary.se, "df": primary.df, "p": primary.p, "lo": primary.lo, "hi": primary.hi,
-               "hi_at_alpha": plain.hi, "smallest_gain": smallest_gain(n, s, nu, state.level)}
-    return entry | {"noise_source": primary.source} | {k: _finite(v) for k, v in numbers.items()}
+               "hi_at_alpha": plain.hi, "smallest_gain": smallest_gain(n, s, nu, state.level), "min_gain": declaration["min_gain"],
+               "seeds_needed": seeds_needed(declaration["min_gain"], s, nu, state.level) if declaration["min_gain"] and s else None,
+               "sign_flip_p": sign_flip(e.gates[0].d[:n], e.gates[0].margin) if n >= MIN_PAIRS_WITHOUT_BANK else None}
+    return entry | {"noise_source": primary.source, "by_steps": time_by_steps(e, n)} | {k: _finite(v) for k, v in numbers.items()}
 
 
 def decide(declaration, state, tests) -> tuple[str, str]:
@@ -199,7 +206,7 @@ def decide(declaration, state, tests) -> tuple[str, str]:
     if primary.source == "identical":
         return "reject", "identical to the control on every seed: nothing to promote"
     if primary.source == "none":
-        return "inconclusive", NO_NOISE
+        return "inconclusive", NO_BANK_OF_TREES if declaration["arms"][0]["flags"] else NO_NOISE
     better = f"better by {_value(primary.mean, unit)} (at least {primary.lo:.4g})"
     if state.promoted:
         price = [g.metric for g, test, _ in floors if test.hi < 0]

@@ -13,10 +13,12 @@ from nanochat.common import atomic_write
 from nanochat.lab import svg
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.curves import as_arrays
-from nanochat.lab.gains import METRICS, gain_text, headline, pair_gains, primary_gate
+from nanochat.lab.gains import gain_text, headline, pair_gains, primary_gate
 from nanochat.lab.html_style import STYLE
+from nanochat.lab.metrics import METRICS
 from nanochat.lab.report import (
     GATE_HEADER,
+    checks,
     gate_cells,
     gate_notes,
     label_lines,
@@ -107,7 +109,7 @@ def _verdicts(facts) -> Markup:
 def _verdict(entry) -> Markup:
     word = entry["verdict"] or "no verdict"
     said = headline(entry)
-    details = [entry["reason"] if entry["reason"] != said else None, _evidence(entry), seeds_text(entry)]
+    details = [entry["reason"] if entry["reason"] != said else None, _evidence(entry), *checks(entry), seeds_text(entry)]
     return el("article", el("p", el("span", word, cls="badge"), " ", el("b", entry["candidate"]), ": " + (said or ""), cls="answer"),
               *[el("p", detail, cls="soft") for detail in details if detail], cls=f"verdict {word.replace(' ', '-')}")
 

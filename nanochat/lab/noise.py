@@ -11,10 +11,12 @@ from collections import defaultdict
 
 import numpy as np
 
+from nanochat.lab import pool
 from nanochat.lab.arms import CONTROL
-from nanochat.lab.experiments import METRICS, NOISE, bank, banked_runs, metric_curve, value_of
-from nanochat.lab.report import number, table
-from nanochat.lab.stats import ALPHA, correlation_bound, sigma_interval, smallest_gain
+from nanochat.lab.experiments import NOISE, bank, banked_runs, metric_curve, value_of
+from nanochat.lab.metrics import METRICS
+from nanochat.lab.report import looks_text, number, table
+from nanochat.lab.stats import ALPHA, correlation_bound, planned_source, sigma_interval, smallest_gain
 from nanochat.lab.target import crossing, refuse_missed, threshold_from_bank
 from nanochat.lab.workload import why_other_profile
 
@@ -116,7 +118,7 @@ def banked_target(rows, profile_hash, exclude_seeds=()) -> float:
 def describe(noise: dict, rows) -> str:
     """Tables of sigma, of the smallest gains and of the correlation, with what was left out and other profiles."""
     parts = [_sigmas(noise["metrics"]), _gains(noise["metrics"])] if noise["metrics"] else ["no noise banked: run `make noise SEEDS=8`"]
-    parts += [_correlations(noise["correlation"])] if noise["correlation"] else []
+    parts += [text for text in (_correlations(noise["correlation"]), _better_source(noise)) if text] if noise["correlation"] else []
     loaded = [row["seed"] for row in banked_runs(rows, noise["profile_hash"])[0] if row["overloaded"]]
     if loaded:
         noise = noise | {"left_out": [*noise["left_out"], f"kept, but the machine was loaded: seeds {', '.join(map(str, loaded))}"]}
@@ -143,6 +145,33 @@ def _gains(metrics) -> str:
 def _correlations(found) -> str:
     rows = [[_name(m), str(e["n"]), f"{e['r']:+.2f}", f"{e['lo']:.2f}"] for m, e in found.items()]
     return "correlation of control and candidate in earlier protocols\n" + table(["metric", "seeds", "r", f"lower {LOWER:.0%} bound"], rows)
+
+
+def _better_source(noise) -> str:
+    """Which noise source has the smaller planned effect on val_bpb: free to choose, because it is chosen from earlier protocols."""
+    bank, earlier = noise["metrics"].get("val_bpb"), noise["correlation"].get("val_bpb")
+    if not (bank and earlier):
+        return ""
+    sources = {n: planned_source(n, bank["nu"], earlier["lo"]) for n in GAINS_AT}
+    own = [str(n) for n, source in sources.items() if source == "own"]
+    if not own:
+        return "the bank is the better noise source for val_bpb at these numbers of seeds (--noise=bank, the default)"
+    return (f"pairs this alike are better judged by their own spread: with {', '.join(own)} seeds --noise=own sees smaller gains of "
+            "val_bpb; choose it before the first run")
+
+
+def describe_rates(rows, profile_hash: str, protocols: int = pool.PROTOCOLS) -> str:
+    """How often A/A protocols drawn from the banked runs promote, for a few plans. Raises ValueError for a small pool."""
+    values = pool.pool_values(rows, profile_hash)
+    n = len(values["val_bpb"])
+    found = [pool.false_promotions(values, looks, protocols) for looks in pool.LOOKS if pool.runs_of(looks) < n]
+    def percent(x):
+        return f"{100 * x:.2f}"
+    lines = [[looks_text(list(rate.looks)), percent(rate.primary), f"[{percent(rate.lo)}, {percent(rate.hi)}]", percent(rate.all_gates),
+              percent(rate.all_seeds)] for rate in found]
+    return (f"false promotions in percent, {protocols:,} A/A protocols drawn from {n} banked runs, {pool.BANK_SEEDS} of them its bank\n"
+            f"asked for: {100 * ALPHA:g} at most; all gates: {', '.join(values)}\n"
+            + table(["looks at seeds", "val_bpb alone", f"{pool.CONFIDENCE:.0%} interval", "all gates", "better on every seed"], lines))
 
 
 def other_profiles(rows, profile_hash: str) -> str:

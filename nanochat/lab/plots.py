@@ -38,7 +38,8 @@ def draw_protocol(path, name: str, arms: list[str], curves: dict, deltas: list[d
     if not curves:
         return False
     with plt.rc_context(STYLE):
-        fig, (over_step, over_time, paired) = plt.subplots(1, 3, figsize=SIZE_IN, width_ratios=(1, 1, 0.9), layout="constrained")
+        widths = (1, 1, 0.9) if arms[1:] else (1, 1)  # noise has no pairs
+        fig, (over_step, over_time, *paired) = plt.subplots(1, len(widths), figsize=SIZE_IN, width_ratios=widths, layout="constrained")
         _curves(over_step, arms, curves, x=0)
         _curves(over_time, arms, curves, x=1)
         over_step.set(xlabel="step", ylabel="validation loss (bits per byte)", title="Over steps")
@@ -47,7 +48,8 @@ def draw_protocol(path, name: str, arms: list[str], curves: dict, deltas: list[d
                       title="Over training time")
         n = len({seed for _, seed in curves})
         over_step.legend(frameon=False, title=f"thick: mean of {n} seeds; thin: each" if n > 1 else None, alignment="left")
-        _paired(paired, arms[1:], deltas)
+        if paired:
+            _paired(paired[0], arms[1:], deltas)
         fig.suptitle(f"protocol {name}, {n} seed{'s' * (n > 1)}", x=0.01, ha="left", fontsize=14)
         _save(fig, path)
         plt.close(fig)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from nanochat.common import REPO_ROOT, cpu_name
+from nanochat.common import REPO_ROOT, cpu_name, to_paste
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ PROFILES = {p.name: p for p in (
         "--device-type=cpu", "--no-compile", "--depth=4", "--max-seq-len=256", "--device-batch-size=8", "--total-batch-size=2048",
         "--num-iterations=60", "--warmup-steps=5", "--eval-every=10", "--eval-tokens=16384", "--save-every=-1", "--save-minutes=5",
         "--keep-last=1", *QUIET), builtin=True, tokenizer_flags=("--vocab-size=4096", "--max-chars=20000000")),
+    # The batch is given: the law would make 16 steps of so small a run.
+    Profile("lane-b-small", "any CPU, no network, 1 M tokens and a minute or two a cell on 2 cores", (
+        "--device-type=cpu", "--no-compile", "--depth=2", "--max-seq-len=256", "--device-batch-size=16", "--total-batch-size=4096",
+        "--target-param-data-ratio=2", "--ratio-ref=2", "--warmup-steps=10", "--eval-every=16", "--eval-tokens=32768", "--save-every=-1",
+        "--save-minutes=5", "--keep-last=1", *QUIET), builtin=True, tokenizer_flags=("--vocab-size=1024", "--max-chars=20000000")),
     Profile("smoke-16gb", "one CUDA card, no network, 26 M tokens for two seeds: about 15 minutes at 30,000 tokens a second", (
         "--device-type=cuda", "--no-compile", "--depth=12", "--max-seq-len=512", "--device-batch-size=1", "--total-batch-size=32768",
         "--num-iterations=200", "--eval-every=100", "--eval-tokens=262144", "--save-every=-1", "--save-minutes=5", "--keep-last=1",
@@ -152,10 +157,11 @@ def prepare(profile: Profile, home: Path, dataset, tokenizer, log_dir, say=print
 
 
 def _refuse_foreign_tokenizer(home):
-    if (home / "tokenizer" / "tokenizer.pkl").exists():
-        raise ValueError(f"{home / 'tokenizer'} holds a tokenizer.pkl that was not written here; take it over once with "
-                         f"NANOCHAT_BASE_DIR={home} python -m scripts.tok_train --import-pkl {home / 'tokenizer' / 'tokenizer.pkl'}, "
-                         "or use another NANOCHAT_BASE_DIR")
+    path = home / "tokenizer" / "tokenizer.pkl"
+    if path.exists():
+        raise ValueError(f"{path.parent} holds a tokenizer.pkl that was not written here; take it over once with "
+                         + to_paste(f"NANOCHAT_BASE_DIR={home} python -m scripts.tok_train --import-pkl {path}")
+                         + ", or use another NANOCHAT_BASE_DIR")
 
 
 def _run_logged(module, argv, home, log_dir, say):

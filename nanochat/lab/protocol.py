@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from nanochat.common import tree_hash
+from nanochat.common import to_paste, tree_hash
 from nanochat.config import profile_hash
 from nanochat.lab import gates, report
 from nanochat.lab.arms import NAME, Arm, Cell, make_cells, same_options
@@ -125,7 +125,7 @@ def run(protocol: Protocol, say=print) -> int:
             _announce_cells(session, cells, left, say)
             if run_cells(session, left):
                 session.write()
-                say(f"stopped; what was trained is saved. Go on with the same command:\n  {protocol.command()}")
+                say(f"stopped; what was trained is saved. Go on with the same command:\n  {to_paste(protocol.command())}")
                 return EXIT_INTERRUPTED
         facts = session.write()
         report_results(session, facts, say)
@@ -161,14 +161,14 @@ def run_cells(session: Session, cells: list[Cell]) -> bool:
                 running.append(runner.start(waiting.pop(0)))
                 progress.begin(running[-1].cell.title)
             for attempt in list(running):
-                if outcome := runner.wait(attempt, POLL_SEC / len(running)):
+                outcome = runner.wait(attempt, POLL_SEC / len(running))
+                progress.update(attempt.cell.title, *runner.position(attempt))
+                if outcome:
                     running.remove(attempt)
                     _tell(session, progress, attempt.cell, outcome)
-                else:
-                    progress.update(attempt.cell.title, *runner.position(attempt))
             progress.show()
-    except KeyboardInterrupt:
-        for attempt, outcome in zip(running, runner.stop(running)):
+    except KeyboardInterrupt as e:
+        for attempt, outcome in zip(running, runner.stop(running, by=str(e) or "SIGINT")):
             _tell(session, progress, attempt.cell, outcome)
         return True
     except BaseException:  # a full disk, edited code: what runs is saved before the protocol leaves
@@ -201,7 +201,7 @@ def report_results(session: Session, facts: dict, say=print):
         written.append(session.results.picture)
     if session.declaration["noise_source"] == "none":
         more = protocol.seeds + [max(protocol.seeds) + i for i in range(1, 6 - len(protocol.seeds))]
-        say(f"to settle it without a bank, reusing these cells:\n  {protocol.command(more)}")
+        say(f"to settle it without a bank, reusing these cells:\n  {to_paste(protocol.command(more))}")
     page = session.results.logs / "report.html"
     write_report(page, facts, curves)
     written.append(page)

@@ -2,11 +2,14 @@
 Results as text: one table of runs, one of differences, one of gates and one verdict per candidate, and what the label rests on.
 """
 
+import itertools
+import math
 import os
 import time
 from pathlib import Path
 
-from nanochat.lab.gains import METRICS, primary_gate
+from nanochat.lab.gains import primary_gate
+from nanochat.lab.metrics import METRICS
 from nanochat.lab.progress import format_time
 from nanochat.lab.stats import smallest_gain
 
@@ -39,9 +42,14 @@ def run_line(run: dict, elapsed_sec: float) -> str:
 
 
 def failure(run: dict, log, lines: int = 5) -> str:
-    """Why a cell has no result, and the end of its log for a human to read."""
-    tail = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
-    return "\n".join([f"  {run['run_status']}: {run['error'] or 'no reason recorded'}; {log} ends:", *("    | " + t for t in tail)])
+    """Why a cell has no result, and, where that was not the user's wish, what else the end of its log says."""
+    why = run["error"] or "no reason recorded"
+    if run["run_status"] == "interrupted":
+        return f"  {why}; log: {log}"
+    said = [line for line in Path(log).read_text(encoding="utf-8", errors="replace").splitlines() if line.strip() and why not in line]
+    counted = [(line, len(list(same))) for line, same in itertools.groupby(said)][-lines:]
+    return "\n".join([f"  {run['run_status']}: {why}; {log} ends:",
+                      *(f"    | {line}" + f" ({n} times)" * (n > 1) for line, n in counted)])
 
 
 def results_table(facts: dict) -> str:
@@ -79,8 +87,19 @@ def verdict(entry: dict) -> str:
         lines.append(f"  gain {entry['mean_gain']:+.5f} {unit} (positive = better), interval "
                      f"[{_bound(entry['lo'])}, {_bound(entry['hi'])}] at level {entry['level']:.3g}, p {entry['p']:.3g}, n {entry['n']}, "
                      f"noise {entry['noise_source']} (df {entry['df']})")
-    lines += [f"  {text}" for text in [seeds_text(entry)] if text]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"  {text}" for text in [*checks(entry), seeds_text(entry)] if text)])
+
+
+def checks(entry: dict) -> list[str]:
+    """What stands beside a verdict and decides nothing: the exact test of the signs, and the time to target in its two parts."""
+    lines = []
+    if entry.get("sign_flip_p") is not None:
+        lines.append(f"check, decides nothing: p {entry['sign_flip_p']:.3g} by sign flips, at least {2.0 ** -entry['n']:.3g}")
+    if found := entry.get("by_steps"):
+        time, lo, hi, steps, step_time = (f"{100 * math.expm1(-found[key]):+.3g} %" for key in ("mean", "hi", "lo", "steps", "step_time"))
+        lines.append(f"time to target as steps x median step time: {time} [{lo}, {hi}] (steps {steps}, step time {step_time}), "
+                     f"n {found['n']}")
+    return lines
 
 
 def verdicts(facts: dict) -> str:
@@ -194,7 +213,7 @@ def seeds_text(entry: dict) -> str:
     if entry.get("smallest_gain") is not None:
         facts.append(f"the smallest gain that {entry['n']} seeds show (80 % power) is {entry['smallest_gain']:.4g}")
     if entry.get("seeds_needed") is not None:
-        facts.append(f"about {entry['seeds_needed']} seeds show min_gain")
+        facts.append(f"{entry['seeds_needed']} seeds are needed for a gain of {entry['min_gain']:.4g}")
     if entry.get("chance_at_max") is not None:
         facts.append(f"chance to pass at the last look {entry['chance_at_max']:.0%}")
     return ", ".join(facts)

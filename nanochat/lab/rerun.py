@@ -14,13 +14,15 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.common import REPO_ROOT, tree_hash
+from nanochat.common import REPO_ROOT, read_json, to_paste, tree_hash
 from nanochat.config import flag
 from nanochat.lab.profiles import PROFILES
+from nanochat.lab.results import RESULTS_DIR
 from nanochat.lab.workload import PROGRAM, words_of
 from nanochat.record import read_record
 
 OF_THE_FIRST_RUN = ("model_tag", "resume", "resume_from_step")
+HASH_LETTERS = 8
 
 
 @dataclass
@@ -44,7 +46,21 @@ class Rerun:
         row = self.row
         lines = [f"git checkout {row['git_commit']}" + ("  # and changes that were not committed" if row["dirty"] else "")]
         lines += [f"git apply  # the patch {row['patch_hash']}"] if row["patch_hash"] else []
-        return "\n".join([*lines, f"export NANOCHAT_BASE_DIR={shlex.quote(str(self.home))}", row["command"]])
+        command = row["command"] if row["patch_hash"] else to_paste(row["command"])  # a patched tree has no .venv of its own
+        return "\n".join([*lines, f"export NANOCHAT_BASE_DIR={shlex.quote(str(self.home))}", command])
+
+    def refuse_patched(self):
+        """Raise ValueError, naming what does it instead, for a row that ran with a patch: of the patch it has only the hash."""
+        if not self.row["patch_hash"]:
+            return
+        label = self.row["label"] or "protocol"
+        path = RESULTS_DIR / f"{label}_latest.json"
+        command = protocol_of(self.row, path)
+        instead = f"\n  {to_paste(command)} --fresh" if command else \
+            f" the command of label {label}, with the same --arm and --fresh ({path}, where it would stand, is not of this run)"
+        raise ValueError(f"row {self.row['row']} ran with a patch, and a row keeps the hash of a patch "
+                         f"({self.row['patch_hash'][:HASH_LETTERS]}), not its text and not its tree: it cannot be made again from the row "
+                         f"alone. Run its protocol anew, which applies the patch:{instead}")
 
     def argv(self) -> list[str]:
         """The options of the command, under this run's own tag."""
@@ -59,9 +75,7 @@ class Rerun:
 
     def run(self, say=print) -> dict:
         """Run it; the new record. Raises ValueError where the code cannot be had, or the run leaves no record."""
-        if self.row["patch_hash"]:
-            raise ValueError(f"row {self.row['row']} ran with the patch {self.row['patch_hash']}: check the commit out, apply it, "
-                             "and run the command there")
+        self.refuse_patched()
         with worktree(self.row["git_commit"], self.repo) as tree:
             if self.row["tree_hash"] and tree_hash(tree) != self.row["tree_hash"]:
                 say("the code of the commit is not the code of the row, which had changes that were not committed")
@@ -87,6 +101,16 @@ class Rerun:
         return False, [*lines, f"not reproduced: val_bpb {old} then, {new} now, a difference of {new - old:+.3g}"]
 
 
+def protocol_of(row: dict, path) -> str | None:
+    """The command of the protocol whose result file is at `path`, if it is the one that the row's run belongs to."""
+    try:
+        facts = read_json(path)
+        known = {(run["run_id"], run["config_hash"]) for run in facts["runs"]}
+        return facts["settings"]["command"] if (row["run_id"], row["config_hash"]) in known else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def home_of(row: dict, base_dir) -> Path:
     """Base dir of the row's run: its profile's, where it has one that is known here."""
     return PROFILES[row["profile"]].home(base_dir) if row["profile"] in PROFILES else Path(base_dir).resolve()
@@ -100,7 +124,8 @@ def worktree(commit: str, repo=REPO_ROOT):
     def git(*args):
         run = subprocess.run(["git", "-C", str(repo), *args], capture_output=True, text=True, env=environment)
         if run.returncode:
-            raise ValueError(f"git {args[0]}: {run.stderr.strip()}; is commit {commit[:12]} in {repo}? fetch it first")
+            raise ValueError(f"git {args[0]}: {run.stderr.strip()}; is commit {commit[:12]} in {repo}? fetch it first; "
+                             "a run of another tree (--arm tree=...) is made again by its protocol")
     with tempfile.TemporaryDirectory(prefix="nanochat-rerun-") as folder:
         tree = Path(folder) / "tree"
         git("worktree", "add", "--detach", str(tree), commit)

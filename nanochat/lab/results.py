@@ -50,6 +50,14 @@ class Results:
         write_json(self.latest, facts)
 
 
+def tags_of(label: str, folder=RESULTS_DIR) -> list[str]:
+    """Run tags of a label's result file, in its order. Raises ValueError where there is none."""
+    path = Path(folder) / f"{label}_latest.json"
+    if not path.exists():
+        raise ValueError(f"--label={label}: no {path}; run its protocol first, in this directory")
+    return [run["run_tag"] for run in read_json(path).get("runs", [])]
+
+
 # -----------------------------------------------------------------------------
 # Runs
 

@@ -38,7 +38,7 @@ class Session:
         A label that could decide keeps its declaration: another one, after its runs were seen, would be an undeclared look.
         """
         p = self.protocol
-        changes = {arm.name: profile_changes(p.arms[0], arm) for arm in p.arms[1:]}
+        changes = {arm.name: profile_changes(p.arms[0], arm, p.primary) for arm in p.arms[1:]}
         bank, target = self.read_bank()
         self.declaration = gates.declare(
             p.label, p.profile.name, p.arms, p.seeds, changes, now(), primary=p.primary, fallback=p.fallback, min_gain=p.min_gain,

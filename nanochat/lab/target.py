@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from nanochat.lab.stats import ALPHA, compare, t_above
+from nanochat.lab.stats import ALPHA, MIN_PAIRS_WITHOUT_BANK, compare, t_above
 
 POWER_LAW, MIN_POINTS = "power law", 5  # three parameters, and something left to judge the fit by
 LAST_K = 4  # of the linear method
@@ -174,16 +174,16 @@ class TimeInterval:
     level: float
 
 
-def time_from_steps(d_steps, d_dt, s_b: float | None = None, nu: int = 0, alpha: float = ALPHA) -> TimeInterval:
+def time_from_steps(d_steps, d_dt, alpha: float = ALPHA) -> TimeInterval:
     """Time to target = steps to target x median step time, its interval from both.
 
-    d_steps, d_dt: log(control / candidate) of each pair. The spread of steps may lean on a bank (s_b, nu); that
-    of step times never does, speed is a matter of the day. Degrees of freedom: Satterthwaite 1946, Biometrics
-    Bulletin 2:110. Raises ValueError where the steps have no known noise.
+    d_steps, d_dt: log(control / candidate) of each pair. Neither leans on a bank: no row keeps steps to a target, and speed
+    is a matter of the day. Degrees of freedom: Satterthwaite 1946, Biometrics Bulletin 2:110. Raises ValueError below the
+    pairs that give the steps a spread of their own.
     """
-    steps = compare(d_steps, s_b, nu)
+    steps = compare(d_steps)
     if steps.se is None:
-        raise ValueError(f"{steps.n} pairs and no noise banked: run `make noise SEEDS=8`")
+        raise ValueError(f"{steps.n} pairs: steps to a target need {MIN_PAIRS_WITHOUT_BANK} to have a spread of their own")
     if len(d_dt) < 2 or not np.isfinite(d_dt).all():
         raise ValueError(f"step times {list(d_dt)}: expected a finite number for each of 2 pairs or more")
     parts = [(steps.se ** 2, steps.df), (float(np.var(d_dt, ddof=1)) / len(d_dt), len(d_dt) - 1)]

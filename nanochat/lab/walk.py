@@ -10,7 +10,7 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanochat.common import read_json, write_json
+from nanochat.common import read_json, to_paste, write_json
 from nanochat.config import FIELDS
 from nanochat.lab import experiments, miniseries
 from nanochat.lab.arms import CONTROL, parse_arm
@@ -59,7 +59,7 @@ class Cycle:
 
     def note(self, phase: int, what: str, state: str, why: str, say):
         self.phases.append({"phase": phase, "what": what, "state": state, "why": why})
-        say(f"phase {phase}, {what}: {state}{': ' + why if why else ''}")
+        say(to_paste(f"phase {phase}, {what}: {state}{': ' + why if why else ''}"))
 
 
 def walk(cycle: Cycle, call, say=print) -> dict:
@@ -70,7 +70,7 @@ def walk(cycle: Cycle, call, say=print) -> dict:
             phases[now_in](cycle, call, say)
     except Stop as e:
         stopped, decided = f"phase {now_in}, {PHASES[now_in]}: {e}", e.decided
-        say(f"stopped in {stopped}")
+        say(to_paste(f"stopped in {stopped}"))
     record = {"timestamp": now(), "label": cycle.label, "profile": cycle.profile.name, "flags": cycle.flags, "accepted": cycle.accepted,
               "phases": cycle.phases, "stopped": stopped, "complete": decided and not cycle.dry_run, "improvement": cycle.improvement,
               "promoted": cycle.promoted}
@@ -89,7 +89,7 @@ def read_cycles(folder) -> list[dict]:
 
 def _run(cycle, call, say, command, env=None):
     """One public command; a failed cell is a fact for the gates, anything else ends the walk."""
-    say(f"  $ {shown(command, env)}")
+    say(to_paste(f"  $ {shown(command, env)}"))
     if cycle.dry_run:
         return
     code = call(command, env)
@@ -147,7 +147,7 @@ def _noise(cycle, call, say):
     done = banked() >= cycle.noise_seeds
     cycle.note(0, PHASES[0], "done" if done else "open", f"{banked()} of {cycle.noise_seeds} control runs in {cycle.ledger}", say)
     if not done and not cycle.dry_run:
-        raise Stop(f"{banked()} control runs are banked, expected {cycle.noise_seeds}: see python -m scripts.noise")
+        raise Stop(f"{banked()} control runs are banked, expected {cycle.noise_seeds}: see `make noise`")
 
 
 def _slice(cycle, call, say):

@@ -1,0 +1,145 @@
+"""
+The picture of a corpus' two statistics: correlations over the lag, and losses over the context, both in logarithms, where
+a power law is a line. What was fitted is drawn over the window of the fit and nowhere else.
+"""
+
+import numpy as np
+
+from nanochat.lab import plots
+from nanochat.lab.lane_b.correlation import VISIBLE
+
+MEASURED, FIT, OTHER, QUIET = "#0072b2", "#d55e00", "#009e73", "#666666"
+SIZE_IN = (13, 5.5)
+Z95 = 1.96
+
+
+def draw_stats(path, facts: dict):
+    """facts: what stats.collect returns; its curve was measured. The losses are drawn where there are some."""
+    has_losses = any(row["context"] > 0 for row in facts["h_curve_nats"] or [])
+    with plots.plt.rc_context(plots.STYLE):
+        fig, axes = plots.plt.subplots(1, 1 + has_losses, figsize=SIZE_IN if has_losses else (8, 5.5), layout="constrained", squeeze=False)
+        _correlations(axes[0, 0], facts)
+        if has_losses:
+            _losses(axes[0, 1], facts)
+        fig.suptitle(_headline(facts), x=0.01, ha="left", fontsize=14)
+        plots._save(fig, path)
+        plots.plt.close(fig)
+
+
+def _headline(facts) -> str:
+    corpus = f"{facts['num_tokens']:,} tokens, vocabulary {facts['vocab_size']:,}"
+    if facts["alpha_d"] is None:
+        return corpus + (f": no alpha_D, {facts['error']['code']}" if facts["error"] else "")
+    low, high = facts["alpha_d_ci95"]
+    return f"{corpus}: alpha_D {facts['alpha_d']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _legend(ax):
+    ax.legend(facecolor="white", edgecolor="none", framealpha=0.9, fontsize=9, loc="lower left")
+
+
+def _columns(rows, *names):
+    """Arrays of a list of rows; null is nan."""
+    return [np.array([row[name] for row in rows], dtype=float) for name in names]
+
+
+# -----------------------------------------------------------------------------
+# |C(n)|
+
+def _correlations(ax, facts):
+    ax.set(xscale="log", yscale="log")
+    ax.xaxis.set_major_formatter("{x:g}")
+    lag, fro, se, op, floor, valid = _columns(facts["curve"], "lag", "fro", "fro_se", "op", "op_floor", "valid")
+    below = np.minimum(Z95 * se, 0.9 * fro)  # a bar that reaches zero has no end on this axis
+    for is_valid, fill, text in ((1, MEASURED, "Frobenius norm across blocks, 95 %"), (0, "white", "the same, within 3 se of zero")):
+        keep = (valid == is_valid) & np.isfinite(fro)
+        if keep.any():
+            bars = [below[keep], Z95 * se[keep]]
+            ax.errorbar(lag[keep], fro[keep], yerr=bars, fmt="o", color=MEASURED, mfc=fill, ms=6, lw=1.2, label=text)
+    seen = op > VISIBLE * floor
+    ax.plot(lag, op, "-", color=OTHER, lw=0.8, alpha=0.6)
+    ax.plot(lag[seen], op[seen], "s", color=OTHER, ms=4, label="operator norm, raw")
+    ax.plot(lag[~seen], op[~seen], "s", color=OTHER, mfc="white", ms=4)
+    ax.plot(lag, VISIBLE * floor, color=OTHER, lw=1.2, ls=(0, (1.2, 1.2)), label=f"{VISIBLE:g} x its noise floor")
+    _decay_lines(ax, facts)
+    _uprights(ax, facts)
+    ax.set(xlabel="lag n (tokens)", ylabel="|C(n)|", title=_beta_title(facts))
+    low, high = ax.get_ylim()
+    ax.set_ylim(low * (low / high) ** 0.25, high)  # room for the legend below what was measured
+    _legend(ax)
+    _windows(ax, facts)
+
+
+def _decay_lines(ax, facts):
+    window = facts["beta_window"]
+    if not window:
+        return
+    n, beta = np.array([window["lo"], window["reach"]], dtype=float), window["beta"]
+    ax.plot(n, np.exp(window["intercept"]) * n ** -beta, color=FIT, lw=2.4, zorder=5, label=f"n^-{beta:.2f}, lags {_name(window)}")
+
+
+def _uprights(ax, facts):
+    """n*, a quarter of the context, and the knot of the hinge."""
+    marks = [(facts["n_star_tokens"], "n*" + " or more" * bool(facts["n_star_censored"]), OTHER),
+             (facts["max_seq_len"] and facts["max_seq_len"] / 4, "T/4", QUIET), (facts["n_break"], "break", FIT)]
+    for i, (at, text, color) in enumerate(mark for mark in marks if mark[0]):
+        ax.axvline(at, color=color, lw=1, ls=(0, (4, 3)))
+        ax.text(at, 0.995 - 0.045 * i, f" {text} {at:g}", color=color, fontsize=9, va="top", transform=ax.get_xaxis_transform())
+
+
+def _windows(ax, facts):
+    rows = [f"{_name(w):>7}  {w['beta']:.2f} ± {Z95 * w['se']:.2f}" + ("" if w["whole"] else f" (to {w['reach']})")
+            for w in facts["beta_windows"] or [] if w["beta"] is not None]
+    if facts["n_break"]:
+        rows.append(f"hinge at {facts['n_break']}: {facts['beta_short']:.2f}, then {facts['beta_long']:.2f}")
+    if rows:
+        ax.text(0.98, 0.86, "\n".join(["beta by lags, bootstrap only", *rows]), transform=ax.transAxes, ha="right", va="top", fontsize=9,
+                family="monospace", color=QUIET, bbox=dict(facecolor="white", edgecolor="none", alpha=0.9))
+
+
+def _name(window) -> str:
+    return f"{window['lo']}..{window['hi']}"
+
+
+def _beta_title(facts) -> str:
+    if facts["beta"] is None:
+        return "Correlations: no beta"
+    low, high = facts["beta_ci95"]
+    return f"Correlations: beta {facts['beta']:.2f} ({low:.2f} to {high:.2f})"
+
+
+# -----------------------------------------------------------------------------
+# L_n
+
+def _losses(ax, facts):
+    ax.set(xscale="log", yscale="log")
+    rows = [row for row in facts["h_curve_nats"] if row["context"] > 0]
+    n, loss, se, extrapolated = _columns(rows, "context", "loss", "se", "h_extrapolated")
+    h_inf = facts["h_inf_nats"] or 0.0
+    ngram = np.isfinite(extrapolated).any()
+    ax.errorbar(n, loss - h_inf, yerr=Z95 * np.nan_to_num(se), fmt="o", color=MEASURED, ms=5, lw=1.2,
+                label="held-out loss of the largest corpus" if facts["gamma_source"] == "ngram" else "validation loss by position")
+    if ngram:
+        ax.plot(n, extrapolated - h_inf, "D", color=OTHER, ms=6, label="carried to an infinite corpus")
+    if facts["gamma"] is not None:
+        fitted = (extrapolated if ngram else loss) - h_inf
+        low, high = facts["gamma_window"]
+        inside = (n >= low) & (n <= high) & (fitted > 0)
+        level = np.exp(np.mean(np.log(fitted[inside]) + facts["gamma"] * np.log(n[inside])))
+        ends, label = np.array([low, high], dtype=float), f"n^-{facts['gamma']:.2f}, contexts {low}..{high}"
+        ax.plot(ends, level * ends ** -facts["gamma"], color=FIT, lw=2.4, zorder=5, label=label)
+    name = f"L(n) - {h_inf:.2f}" if h_inf else "L(n)"
+    ax.set(xlabel="context n (tokens)", ylabel=f"{name} (nats per token)", title=_gamma_title(facts))
+    _legend(ax)
+    ticks = [tick for tick in 2 ** np.arange(20) if n.min() <= tick <= n.max()]
+    ax.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+    ax.xaxis.set_minor_formatter("")
+    for set_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        set_formatter("{x:g}")
+
+
+def _gamma_title(facts) -> str:
+    if facts["gamma"] is None:
+        return "Losses: no gamma"
+    low, high = facts["gamma_ci95"]
+    return f"Losses: gamma {facts['gamma']:.2f} ({low:.2f} to {high:.2f})"

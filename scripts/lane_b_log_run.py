@@ -1,0 +1,62 @@
+"""
+Append runs to the ledger of Lane B, one row each, from their records and the inference that they were run for:
+
+    python -m scripts.lane_b_log_run --inference=results/infer.json --records nc_lane_d2_control_s1 nc_lane_d2_inferred_s1
+    python -m scripts.lane_b_log_run --inference=results/infer.json --label=lane        # what a protocol ran and is not logged yet
+
+A run is the control, the inferred or the confirmation arm of that inference; failed runs are logged too. Every run is checked before
+the first row is written. Rows go to dev/ledger/lane_b.csv. Exit code: 0 ok, 2 bad input: a run that is logged already, that has not
+ended, or that contradicts the inference.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from nanochat.common import get_base_dir, read_json
+from nanochat.lab.imports import find_run
+from nanochat.lab.lane_b import run_log
+from nanochat.lab.results import tags_of
+
+EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(prog="python -m scripts.lane_b_log_run", allow_abbrev=False,
+                                     description="Append runs to the ledger of Lane B.")
+    parser.add_argument("--inference", type=Path, required=True, metavar="FILE.json", help="what scripts.lane_b_infer_ratio wrote")
+    parser.add_argument("--record", "--records", dest="records", nargs="+", action="extend", default=[], metavar="RUN",
+                        help="runs: ids, or paths to their records")
+    parser.add_argument("--label", help="the runs of results/<label>_latest.json that the ledger does not have")
+    parser.add_argument("--notes", default="", metavar="TEXT", help="into the last column, after the arm")
+    parser.add_argument("--ledger", type=Path, default=run_log.LEDGER, metavar="PATH", help="default: %(default)s")
+    return parser
+
+
+def log(args):
+    if not (args.records or args.label):
+        raise ValueError("no runs: expected --records, or the --label of a protocol")
+    facts, base_dir = read_json(args.inference), get_base_dir()
+    runs = args.records + ([tag for tag in tags_of(args.label) if tag not in run_log.logged(args.ledger)] if args.label else [])
+    if not runs:
+        print(f"nothing to add: every run of {args.label} is in {args.ledger}")
+    rows = [run_log.row_of(*find_run(run, base_dir)[:2], facts, args.notes) for run in runs]
+    run_log.append(args.ledger, rows)
+    for row in rows:
+        print(f"added {row['run_id']} ({row['notes']}, {row['status']}) to {args.ledger}")
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        log(args)
+        return EXIT_OK
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,258 @@
+"""
+Two statistics of a corpus, and the data-limited exponent that follows from them, alpha_D = gamma / (2 beta):
+
+    python -m scripts.lane_b_stats --output-json=results/stats.json --plot=results/stats.png     # the dataset of the base dir
+    python -m scripts.lane_b_stats --text=book.txt --gamma-source=none                           # any text, beta alone
+    python -m scripts.lane_b_stats --model-tag=d4 --max-seq-len=512                              # gamma from a trained model
+
+beta says how fast correlations between tokens decay, gamma how fast a longer context helps to predict
+(ideas/lane_b_data_horizon_theory.md). <|bos|> is left out: it marks where documents end, which is known, and no pair of
+tokens crosses that. Temporary files (about 6 bytes a token) go to TMPDIR. Exit code: 0 ok, 2 bad input or no number, with
+the reason's name here and in the JSON, which is written all the same; 130 interrupted.
+"""
+
+import argparse
+import re
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from nanochat.common import get_base_dir, print0, read_json, write_json
+from nanochat.config import hyphenate
+from nanochat.lab.lane_b import correlation, decay, stats
+from nanochat.lab.lane_b.source import Refusal, TokenSource
+from nanochat.lab.report import number, table
+
+EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
+MAX_TOKENS = 1 << 25
+BATCH_CHARS = 1_000_000  # of text, tokenized at a time
+STREAMS = (".txt", ".md")  # a file of these is one stream, of others the texts are documents
+SPECIAL_TEXT = re.compile(r"<\|[^|<>\s]{1,32}\|>|</?s>|<(?:unk|pad|bos|eos|mask|sep|cls)>|\[(?:UNK|PAD|CLS|SEP|MASK)\]", re.IGNORECASE)
+OFTEN = 1e-4  # occurrences a token, from which split special tokens are seen in the statistics
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(prog="python -m scripts.lane_b_stats", allow_abbrev=False,
+                                     description="beta, gamma and alpha_D of a corpus, with intervals, or why there are none.")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--tokens", type=Path, metavar="FILE.npy", help="a stream of token ids instead of the dataset")
+    source.add_argument("--text", type=Path, metavar="FILE", help="a .txt or .md (one stream), .jsonl, .jsonl.gz or .parquet (documents) "
+                        "instead of the dataset, with the tokenizer of the base dir")
+    parser.add_argument("--vocab-size", type=int, metavar="V", help="with --tokens: of their tokenizer (default: the largest id + 1)")
+    parser.add_argument("--split", choices=("train", "val"), default="train", help="of the dataset (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help="read no more (default: %(default)s)")
+    parser.add_argument("--top-k", type=int, default=correlation.TOP_K, metavar="K",
+                        help="the most frequent tokens, whose pairs are counted (default: %(default)s)")
+    parser.add_argument("--max-lag", type=int, default=correlation.MAX_LAG, metavar="N", help="at most, and a quarter of the median "
+                        "document (default: %(default)s)")
+    parser.add_argument("--blocks", type=int, metavar="B", help="the corpus is cut into (default: 16, and 32 from 10 million tokens)")
+    parser.add_argument("--centering", choices=correlation.CENTERINGS, default="block", help="document: also subtract what each document's "
+                        "own choice of words explains; for lags up to a fiftieth of the median document (default: %(default)s)")
+    parser.add_argument("--fit-window", type=window, metavar="LO:HI", help="lags of the headline beta (default: 1 to the smaller of n* "
+                        "and a quarter of --max-seq-len)")
+    parser.add_argument("--max-seq-len", type=int, metavar="T", help="context of the models that alpha_D is for")
+    parser.add_argument("--bootstrap", type=int, default=decay.ROUNDS, metavar="N", help="resamplings of the blocks (default: %(default)s)")
+    parser.add_argument("--gamma-source", choices=("positional", "ngram", "none"), help="default: positional with --model-tag, else ngram")
+    parser.add_argument("--model-tag", metavar="TAG", help="for positional: the model whose losses by position were written")
+    parser.add_argument("--seed", type=int, default=0, help="of resamplings and samples (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes; the numbers stay the same (default: %(default)s)")
+    parser.add_argument("--output-json", type=Path, metavar="FILE", help="write everything there")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw |C(n)| and the losses by context there")
+    return parser
+
+
+def window(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if not found or not 1 <= int(found[1]) < int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected two lags LO:HI, as in 1:32")
+    return int(found[1]), int(found[2])
+
+
+def check(args):
+    for name, least in (("max_tokens", 1), ("bootstrap", 100), ("workers", 1), ("max_seq_len", 1), ("vocab_size", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')}={value}: expected at least {least}")
+    if args.vocab_size and not args.tokens:
+        raise ValueError(f"--vocab-size={args.vocab_size} goes with --tokens: a text has the vocabulary of the tokenizer")
+    if args.gamma_source == "positional" and not args.model_tag:
+        raise ValueError("--gamma-source=positional needs --model-tag TAG: the model whose losses by position are to be read")
+    if args.model_tag and args.gamma_source in ("ngram", "none"):
+        raise ValueError(f"--model-tag={args.model_tag} goes with --gamma-source=positional, not {args.gamma_source}")
+    if args.model_tag and (args.text or args.tokens):
+        raise ValueError(f"--model-tag={args.model_tag}: its losses are of the dataset, and gamma and beta must be of the same corpus; "
+                         "leave out --text and --tokens")
+
+
+# -----------------------------------------------------------------------------
+# Tokens
+
+def up_to(arrays, max_tokens: int):
+    """The arrays, cut where they hold max_tokens in all; says how far it is."""
+    total, said = 0, time.perf_counter()
+    for array in arrays:
+        array = array[:max_tokens - total]
+        total += len(array)
+        yield array
+        if time.perf_counter() - said > 5:
+            said = time.perf_counter()
+            print0(f"read {total:,} tokens")
+        if total >= max_tokens:
+            return
+
+
+class Texts:
+    """Token arrays of texts. special: how often the text of a special token was met; a tokenizer splits it like any text."""
+
+    def __init__(self, tokenizer, texts):
+        self.tokenizer, self.texts, self.special = tokenizer, texts, Counter()
+
+    def arrays(self):
+        for batch in self._batches():
+            for text in batch:
+                self.special.update(SPECIAL_TEXT.findall(text))
+            yield from (np.array(row, dtype=np.int32) for row in self.tokenizer.encode(batch))
+
+    def _batches(self):
+        batch, chars = [], 0
+        for text in self.texts():
+            batch.append(text)
+            chars += len(text)
+            if chars >= BATCH_CHARS:
+                yield batch
+                batch, chars = [], 0
+        if batch:
+            yield batch
+
+    def split_special(self, num_tokens: int) -> list[str]:
+        """Special tokens' texts that are several tokens each, and frequent enough to be seen in the statistics."""
+        return [text for text, count in self.special.most_common() if count > OFTEN * num_tokens and len(self.tokenizer.encode(text)) > 1]
+
+
+def open_tokens(args) -> TokenSource:
+    tokens = np.load(args.tokens, mmap_mode="r", allow_pickle=False)
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise ValueError(f"{args.tokens} holds {tokens.dtype} of shape {tokens.shape}: expected integers in one dimension")
+    pieces = [tokens[at:at + (1 << 20)] for at in range(0, len(tokens), 1 << 20)]
+    vocab_size = args.vocab_size or max((int(piece.max()) for piece in pieces), default=0) + 1
+    return TokenSource(lambda: up_to(pieces, args.max_tokens), vocab_size, documents=False)
+
+
+def open_texts(args, tokenizer) -> tuple[TokenSource, Texts]:
+    if args.text:
+        from nanochat.corpus import file_texts, find_files
+        if args.text.is_dir():
+            raise ValueError(f"--text={args.text} is a folder: expected a file; python -m nanochat.dataset --from makes a dataset of it")
+        files = find_files([args.text])
+        texts = Texts(tokenizer, lambda: file_texts(files, whole=False, progress=False))
+    else:
+        from nanochat.dataset import iter_texts
+        texts = Texts(tokenizer, lambda: iter_texts(args.split))
+    documents = not (args.text and args.text.suffix.lower() in STREAMS)
+    return TokenSource(lambda: up_to(texts.arrays(), args.max_tokens), tokenizer.get_vocab_size(), documents), texts
+
+
+# -----------------------------------------------------------------------------
+# gamma
+
+def positions_path(model_tag: str) -> Path:
+    return get_base_dir() / "lane_b" / f"{model_tag}_positions.json"
+
+
+def read_losses(model_tag: str, ids: dict):
+    """The curve that scripts.base_loss wrote of a model. ids: tokenizer_id and dataset_id of this corpus."""
+    from nanochat.lab.lane_b.entropy import read_positions
+    path = positions_path(model_tag)
+    command = f"python -m scripts.base_loss --model-tag={model_tag} --split=val --per-position={path}"
+    if not path.exists():
+        raise Refusal("gamma_unavailable", f"no losses by position of {model_tag}; measure them: {command}")
+    curve, facts = read_positions(path), read_json(path)
+    for name, ours in ids.items():
+        if facts[name] != ours:
+            raise ValueError(f"{path} was measured with {name} {facts[name][:8]}, this corpus has {ours[:8]}: gamma and beta must be "
+                             f"of the same corpus and tokenizer; measure again: {command}")
+    return curve
+
+
+def choose_gamma(args, ids: dict) -> stats.Gamma | None:
+    name = args.gamma_source or ("positional" if args.model_tag else "ngram")
+    if name == "none":
+        return None
+    from nanochat.lab.lane_b.entropy import fit_gamma
+    if name == "positional":
+        return stats.Gamma(name, lambda source: read_losses(args.model_tag, ids), fit_gamma)
+    from nanochat.lab.lane_b.ngram import ngram_curve
+    return stats.Gamma(name, lambda source: ngram_curve(source, seed=args.seed, say=print0), fit_gamma)
+
+
+# -----------------------------------------------------------------------------
+# The command
+
+def measure(args) -> dict:
+    options = stats.Options(args.top_k, args.max_lag, args.blocks, args.centering, args.fit_window, args.bootstrap, args.max_seq_len,
+                            args.seed, args.workers)
+    if args.tokens:
+        return stats.collect(open_tokens(args), options, choose_gamma(args, {}), say=print0)
+    from nanochat import tokenizer_files
+    from nanochat.dataset import get_dataset_id
+    from nanochat.tokenizer import get_tokenizer, get_tokenizer_dir
+    content = tokenizer_files.read_tokenizer_json(get_tokenizer_dir())
+    ids = dict(tokenizer_id=content["tokenizer_id"], dataset_id=None if args.text else get_dataset_id())
+    source, texts = open_texts(args, get_tokenizer())
+    facts = stats.collect(source, options, choose_gamma(args, ids), tokenizer_files.count_token_bytes(content), print0)
+    if split := texts.split_special(facts["num_tokens"] or 1):
+        facts["warnings"].append("split_special_token")
+        print0(f"special tokens stand in the text and are split into ordinary tokens: {' '.join(split[:5])}")
+    return facts | ids
+
+
+def describe(facts: dict) -> str:
+    lines = []
+    if facts["beta_windows"]:
+        rows = [(f"{w['lo']}..{w['hi']}", str(w["lags"]), number(w["beta"], ".3f"), number(w["se"], ".3f"), number(w["r2"], ".3f"), note)
+                for w, note in [*((w, "" if w["whole"] else f"usable to {w['reach']}") for w in facts["beta_windows"]),
+                                (facts["beta_window"], "headline")]]
+        lines.append(table(["lags", "n", "beta", "bootstrap se", "R2", ""], rows) + "\n")
+    for name, key in (("beta", "beta"), (f"gamma ({facts['gamma_source']})", "gamma"), ("alpha_D", "alpha_d")):
+        if facts[key] is not None:
+            low, high = facts[f"{key}_ci95"]
+            lines.append(f"{name} {facts[key]:.3f}, 95 % {low:.3f} to {high:.3f}")
+    if facts["n_star_tokens"]:
+        lines.append(f"correlations are seen to lag n* = {facts['n_star_tokens']}" + " or more" * facts["n_star_censored"])
+    if facts["warnings"]:
+        lines.append(f"warnings: {', '.join(facts['warnings'])}")
+    tokens, rate = facts["num_tokens"] or 0, facts["token_lags_per_sec"]
+    lines.append(f"{tokens:,} tokens in {facts['elapsed_sec']:.1f} s" + (f", {rate / 1e6:.0f} M token-lags a second" if rate else ""))
+    return "\n".join(lines)
+
+
+def run(args) -> int:
+    check(args)
+    facts = measure(args)
+    if args.output_json:
+        write_json(args.output_json, facts)
+    if args.plot and facts["curve"]:
+        from nanochat.lab.lane_b.plot import draw_stats  # matplotlib takes a second
+        draw_stats(args.plot, facts)
+    print(describe(facts))
+    if facts["error"]:
+        print(f"error: {facts['error']['message']}", file=sys.stderr)
+    return EXIT_BAD_INPUT if facts["error"] else EXIT_OK
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(hyphenate(sys.argv[1:] if argv is None else argv))
+    try:
+        return run(args)
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

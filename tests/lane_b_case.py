@@ -1,0 +1,85 @@
+"""Made-up sources whose correlations are known exactly, for the tests of Lane B."""
+
+import numpy as np
+
+from nanochat.lab.lane_b.source import TokenSource
+
+
+def source_of(*arrays, vocab_size, documents=False):
+    return TokenSource(lambda: iter(arrays), vocab_size, documents)
+
+
+def zipf(vocab_size):
+    p = 1 / np.arange(1, vocab_size + 1)
+    return p / p.sum()
+
+
+def draw(cumulative, rng, size):
+    """Indices with the probabilities whose cumulative sum is given."""
+    return np.minimum(np.searchsorted(cumulative, rng.random(size), side="right"), len(cumulative) - 1)
+
+
+class SignOfGaussian:
+    """The sign of a Gaussian with autocovariance r(n) = (1 + n)^-b picks one of two laws p (1 +- eps phi).
+
+    Signs agree with E[s s'] = (2 / pi) asin(r), so C(n) = eps^2 (2 / pi) asin(r(n)) (p phi) (p phi)', of rank one.
+    """
+
+    def __init__(self, b, vocab_size=1024, eps=0.98):
+        self.b, self.eps, self.p = b, eps, zipf(vocab_size)
+        self.phi, total = np.empty(vocab_size), 0.0
+        for i, p in enumerate(self.p):  # p phi sums to zero, almost: both laws are laws
+            self.phi[i] = -1 if total > 0 else 1
+            total += p * self.phi[i]
+        self.phi -= total
+
+    def norm(self, lags, top_k=256):
+        """||C(n)|| over the top_k most probable tokens, Frobenius and operator norm alike."""
+        level = np.sum((self.p * self.phi)[:top_k] ** 2)
+        return self.eps ** 2 * (2 / np.pi) * np.arcsin((1.0 + np.asarray(lags)) ** -self.b) * level
+
+    def tokens(self, n, seed):
+        rng = np.random.default_rng([seed, n])
+        positive = gaussian(n, self.b, rng) > 0
+        out = np.empty(n, np.int64)
+        for sign in (True, False):
+            law = self.p * (1 + (1 if sign else -1) * self.eps * self.phi)
+            out[positive == sign] = draw(np.cumsum(law), rng, int((positive == sign).sum()))
+        return out
+
+
+def gaussian(n, b, rng):
+    """n values of a stationary Gaussian sequence with autocovariance (1 + lag)^-b, exactly (circulant embedding)."""
+    size = 1 << (2 * n - 1).bit_length()
+    half = (1.0 + np.arange(size // 2 + 1)) ** -b
+    power = np.fft.hfft(half, size)[:size // 2 + 1]
+    assert power.min() > -1e-9 * power.max()  # a convex covariance embeds
+    noise = rng.normal(size=len(power)) + 1j * rng.normal(size=len(power))
+    noise[[0, -1]] = noise[[0, -1]].real * np.sqrt(2)
+    return np.fft.irfft(np.sqrt(np.maximum(power, 0) * size / 2) * noise, size)[:n]
+
+
+def two_state_chain(n, stay=0.95, seed=0):
+    """A symmetric Markov chain on {0, 1}; C(n) = (2 stay - 1)^n C(0), C(0) = [[1, -1], [-1, 1]] / 4, norm 1/2 at lag 0."""
+    flips = np.random.default_rng(seed).random(n) > stay
+    return np.cumsum(flips) % 2
+
+
+def brute_force(tokens, lag, vocab_size):
+    """C(lag) by its definition, one pair at a time, and its number of pairs."""
+    joint, n = np.zeros((vocab_size, vocab_size)), len(tokens) - lag
+    for i in range(n):
+        joint[tokens[i], tokens[i + lag]] += 1 / n
+    return joint - np.outer(joint.sum(1), joint.sum(0)), n
+
+
+def two_kinds(documents, length, seed=0):
+    """(source, norm of its plateau): documents of two kinds, each iid; C = w (1 - w) (p - q) (p - q)' at every lag.
+
+    The kinds come in a random order, a share w = 0.4 of the first.
+    """
+    p, q = zipf(64), zipf(64)[::-1]
+    rng = np.random.default_rng(seed)
+    first = rng.permutation(documents) < 0.4 * documents
+    texts = [draw(np.cumsum(p if kind else q), rng, length) for kind in first]
+    return source_of(*texts, vocab_size=64, documents=True), 0.4 * 0.6 * np.sum((p - q) ** 2)

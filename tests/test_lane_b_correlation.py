@@ -1,0 +1,284 @@
+"""
+The measured correlations: against brute force and closed forms, the same bits however they were computed, and named
+refusals. What is made of them has test_lane_b_decay.py.
+
+python -m pytest tests/test_lane_b_correlation.py -v
+"""
+
+import itertools
+import tracemalloc
+
+import numpy as np
+import pytest
+from lane_b_case import SignOfGaussian, brute_force, draw, source_of, two_kinds, zipf
+
+from nanochat.lab.lane_b import correlation
+from nanochat.lab.lane_b.correlation import (
+    Ranked,
+    block_bounds,
+    correlation_curve,
+    frequent_ranks,
+    lag_grid,
+    pair_counts,
+    permuted_pairs,
+    resampled_squares,
+    write_ranked,
+)
+from nanochat.lab.lane_b.source import Refusal, TokenSource
+from nanochat.lab.lane_b.spool import Spool, spooled
+
+N = 240_000
+FIELDS = ("lags", "pairs", "grams", "op", "op_floor")
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def drifting(n, vocab_size, seed=0):
+    """Tokens that depend on the one before: u is followed by u, u + 1 or u + 2."""
+    x = np.cumsum(rng(seed).choice(3, n, p=[0.5, 0.3, 0.2])) + draw(np.cumsum(zipf(7)), rng(seed + 1), n)
+    return (x % vocab_size).astype(np.int64)
+
+
+def same_bits(a, b):
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in FIELDS)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "ranks"
+
+
+def spool_of(arrays, vocab_size):
+    tokens = np.concatenate(arrays)
+    return Spool(tokens, np.cumsum([len(a) for a in arrays]), np.bincount(tokens, minlength=vocab_size), True)
+
+
+# -----------------------------------------------------------------------------
+# Against brute force
+
+def test_stream_equals_dense_brute_force():
+    tokens, blocks = drifting(N, 50), 8
+    curve = correlation_curve(source_of(tokens, vocab_size=50), max_lag=3, blocks=blocks)
+    order = np.argsort(-np.bincount(tokens, minlength=50), kind="stable")
+    for i, lag in enumerate((1, 2, 3)):
+        parts = [brute_force(part, lag, 50) for part in np.split(tokens, blocks)]
+        rows = np.array([c[np.ix_(order, order)].ravel() for c, _ in parts])
+        assert np.allclose(curve.grams[i], rows @ rows.T, rtol=1e-9, atol=1e-15)
+        assert curve.pairs[i] == sum(n for _, n in parts) == N - blocks * lag
+        norm = np.linalg.norm(rows.mean(axis=0).reshape(50, 50), 2)  # equal blocks: the pooled C is the plain mean
+        assert curve.op[i] == pytest.approx(norm, rel=1e-9)
+
+
+def test_documents_equal_brute_force_over_pairs_inside_them():
+    tokens, lengths = drifting(N, 30), rng().integers(300, 900, 1000)
+    ends = np.cumsum(lengths)[np.cumsum(lengths) < N - 300]
+    documents = np.split(tokens, ends)
+    curve = correlation_curve(source_of(*documents, vocab_size=30, documents=True), max_lag=2, blocks=8)
+    bounds = block_bounds(np.append(ends, N), 8)
+    rows, pairs = [], 0
+    for start, end in itertools.pairwise(bounds):
+        joint, at = np.zeros((30, 30)), 0
+        for document in documents:
+            if start <= at < end:
+                np.add.at(joint, (document[:-2], document[2:]), 1)
+            at += len(document)
+        pairs += joint.sum()
+        joint /= joint.sum()
+        rows.append((joint - np.outer(joint.sum(1), joint.sum(0))).ravel())
+    assert curve.pairs[1] == pairs and curve.num_docs == len(documents)
+    assert np.allclose(curve.grams[1], np.array(rows) @ np.array(rows).T, rtol=1e-9, atol=1e-15)
+
+
+def test_rare_tokens_count_in_pairs_and_marginals_but_not_in_the_norm():
+    tokens = drifting(N, 50)
+    curve = correlation_curve(source_of(tokens, vocab_size=50), top_k=10, max_lag=1, blocks=8)
+    top = np.argsort(-np.bincount(tokens, minlength=50), kind="stable")[:10]
+    rows = np.array([brute_force(part, 1, 50)[0][np.ix_(top, top)].ravel() for part in np.split(tokens, 8)])
+    assert np.allclose(curve.grams[0], rows @ rows.T, rtol=1e-9, atol=1e-15)
+    assert curve.top_k == 10 and curve.top_k_mass == pytest.approx(np.isin(tokens, top).mean())
+
+
+def test_permutation_mean_is_the_mean_over_all_orders(folder):
+    documents = [np.array(d) for d in ([0, 1, 1, 2, 0], [3, 3, 3], [1], [4, 0, 2, 4], [0, 1])]
+    ranked = write_ranked(spool_of(documents, 5), 5, 1, 2, folder)
+    rank = frequent_ranks(np.bincount(np.concatenate(documents)), 5)
+    for lag in (1, 2):
+        mean = np.zeros((5, 5))
+        for document in documents:
+            orders = list(itertools.permutations(rank[document]))
+            for order in orders:
+                for u, v in zip(order, order[lag:]):
+                    mean[u, v] += 1 / len(orders)
+        assert np.allclose(permuted_pairs(np.fromfile(folder, np.uint16), ranked, 0, lag), mean)
+
+
+def test_permutation_mean_does_not_depend_on_how_documents_are_grouped(folder, monkeypatch):
+    documents = np.split(drifting(20_000, 20), np.cumsum(rng().integers(2, 60, 500))[:400])
+    ranked = write_ranked(spool_of(documents, 20), 8, 8, 3, folder)
+    tokens = np.fromfile(folder, np.uint16)
+    one = [permuted_pairs(tokens, ranked, b, 2) for b in range(8)]
+    monkeypatch.setattr(correlation, "PAIR_SLICE", 50)
+    assert np.allclose(one, [permuted_pairs(tokens, ranked, b, 2) for b in range(8)])
+
+
+def test_pair_counts_of_many_slices(monkeypatch):
+    monkeypatch.setattr(correlation, "PAIR_SLICE", 64)
+    tokens, expected = rng().integers(0, 6, 5000).astype(np.uint16), np.zeros((6, 6), int)
+    for u, v in zip(tokens, tokens[7:]):
+        expected[u, v] += 1
+    assert np.array_equal(pair_counts(tokens, 7, 6), expected)
+    assert pair_counts(tokens[:3], 7, 6).sum() == 0
+
+
+def test_resampling_drops_a_block_times_itself():
+    gram = rng().normal(size=(3, 3))
+    picks = [0, 0, 2]
+    pairs = [(a, b) for a, b in itertools.product(picks, picks) if a != b]
+    expected = np.mean([gram[a, b] for a, b in pairs])
+    assert resampled_squares(gram[None], np.array([[2, 0, 1]]))[0, 0] == pytest.approx(expected)
+
+
+# -----------------------------------------------------------------------------
+# Against closed forms
+
+def test_cross_block_norm_agrees_with_the_analytic_correction():
+    """The other unbiased estimator: the raw square of everything, less its expected noise."""
+    made = SignOfGaussian(0.88)
+    tokens = made.tokens(500_000, seed=3)
+    curve = correlation_curve(source_of(tokens, vocab_size=1024), top_k=128, max_lag=64)
+    p = np.sort(np.bincount(tokens, minlength=1024) / len(tokens))[::-1][:128]
+    ranks = frequent_ranks(np.bincount(tokens, minlength=1024), 128)[tokens]
+    noise = np.sum(p * (1 - p)) ** 2
+    draws = rng().multinomial(16, np.full(16, 1 / 16), size=500)
+    se = resampled_squares(curve.grams, draws).std(axis=0)
+    for i, lag in enumerate(curve.lags):
+        joint = pair_counts(ranks, lag, 129) / (len(tokens) - lag)
+        raw = np.sum((joint - np.outer(joint.sum(1), joint.sum(0)))[:128, :128] ** 2)
+        assert abs(curve.squares[i] - (raw - noise / (len(tokens) - lag))) < 3 * se[i], lag
+
+
+def test_two_kinds_of_documents_show_their_plateau_and_document_centring_removes_it():
+    source, plateau = two_kinds(documents=1600, length=1000)
+    curve = correlation_curve(source, top_k=64, max_lag=20)
+    assert np.sqrt(curve.squares) == pytest.approx(np.full(len(curve.lags), plateau), rel=0.05)
+    centred = correlation_curve(source, top_k=64, max_lag=20, centering="document")
+    assert centred.lags[-1] == 20 and np.abs(centred.squares).max() < 0.01 * plateau ** 2
+
+
+# -----------------------------------------------------------------------------
+# The same bits
+
+def test_any_cutting_of_a_stream_gives_the_same_bits():
+    tokens = drifting(N, 300)
+    whole = correlation_curve(source_of(tokens, vocab_size=300), top_k=64, max_lag=8)
+    for size in (1, 7):
+        pieces = np.split(tokens, np.sort(rng(size).integers(0, N, 500 * size)))  # some are empty
+        assert same_bits(whole, correlation_curve(source_of(*pieces, vocab_size=300), top_k=64, max_lag=8))
+
+
+def test_any_number_of_workers_gives_the_same_bits():
+    documents = np.split(drifting(N, 300), range(1000, N, 1000))
+    for centering in correlation.CENTERINGS:
+        one, two = (correlation_curve(source_of(*documents, vocab_size=300, documents=True), top_k=64, max_lag=8, centering=centering,
+                                      workers=workers) for workers in (1, 2))
+        assert same_bits(one, two)
+
+
+def test_width_of_the_ids_changes_no_bit():
+    tokens = drifting(N, 300)
+    narrow, wide = (correlation_curve(source_of(tokens, vocab_size=size), top_k=64, max_lag=4) for size in (300, 1 << 17))
+    assert same_bits(narrow, wide)
+
+
+def test_memory_does_not_grow_with_the_corpus_or_the_lags():
+    def peak(pieces, max_lag):
+        source = TokenSource(lambda: (drifting(1 << 18, 500, seed=i) for i in range(pieces)), 500, documents=False)
+        tracemalloc.start()
+        correlation_curve(source, top_k=32, max_lag=max_lag)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+    small = peak(8, 2)  # a slice is full already
+    assert peak(24, 2) < 1.05 * small and peak(8, 16) < 1.05 * small
+
+
+# -----------------------------------------------------------------------------
+# Ranks, blocks, lags
+
+def test_ranks_go_by_frequency_then_id():
+    assert frequent_ranks(np.array([5, 9, 5, 0, 2]), 3).tolist() == [1, 0, 2, 3, 3]
+    assert frequent_ranks(np.array([5, 9, 5, 0, 2]), 5).tolist() == [1, 0, 2, 5, 3]  # what never occurs has no rank
+
+
+def test_blocks_end_with_documents_where_these_are_short_enough():
+    assert block_bounds(np.arange(10, 1001, 10), 3).tolist() == [0, 330, 670, 1000]
+    assert block_bounds(np.array([100, 900, 1000]), 4).tolist() == [0, 250, 500, 750, 1000]
+    assert block_bounds(np.array([200, 760, 1000]), 4).tolist() == [0, 200, 500, 760, 1000]
+
+
+def test_file_of_ranks_has_gaps_after_documents_and_cuts(folder):
+    ranked = write_ranked(spool_of([np.array([2, 2]), np.array([1, 0, 1, 2, 1, 1])], 3), 2, 2, 2, folder)
+    assert np.fromfile(folder, np.uint16).tolist() == [1, 1, 3, 3, 0, 2, 3, 3, 0, 1, 0, 0, 3, 3]
+    assert isinstance(ranked, Ranked) and [ranked.block(b) for b in range(2)] == [slice(0, 8), slice(8, 14)]
+
+
+def test_lags_are_three_an_octave():
+    assert lag_grid(512) == [1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 32, 40, 51, 64, 81, 102, 128, 161, 203, 256, 323, 406, 512]
+    assert lag_grid(1) == [1] and lag_grid(0) == [] and lag_grid(7) == [1, 2, 3, 4, 5, 6]
+
+
+def test_lags_stop_at_a_quarter_of_the_median_document():
+    documents = np.split(drifting(N, 20), range(200, N, 200))
+    source = source_of(*documents, vocab_size=20, documents=True)
+    assert correlation_curve(source).lags[-1] == 40 and correlation_curve(source, max_lag=9).lags[-1] == 8
+    centred = correlation_curve(source, centering="document")
+    assert centred.lags[-1] == 4 and centred.warnings == ("short_documents_document_centering",)
+
+
+# -----------------------------------------------------------------------------
+# Refusals
+
+@pytest.mark.parametrize("code, arrays, options", [
+    ("empty_stream", [], {}),
+    ("empty_stream", [np.array([])], {}),
+    ("ids_out_of_range", [np.array([0, 20])], {}),
+    ("ids_out_of_range", [np.array([0, -1])], {}),
+    ("corpus_too_short", [np.zeros(199_999, int)], {}),
+    ("corpus_too_short", [drifting(N, 20)], dict(max_lag=1300)),
+    ("too_few_valid_lags", [np.zeros(3, int)] * 67_000, {}),
+    ("too_few_valid_lags", [np.zeros(40, int)] * 6_000, dict(centering="document"))])
+def test_refusals_have_their_code(code, arrays, options):
+    with pytest.raises(Refusal, match=code) as e:
+        correlation_curve(source_of(*arrays, vocab_size=20, documents=True), **options)
+    assert e.value.code == code
+
+
+@pytest.mark.parametrize("options", [dict(top_k=0), dict(max_lag=0), dict(blocks=7), dict(centering="row"), dict(centering="document")])
+def test_impossible_options_are_refused_before_anything_is_read(options):
+    source = TokenSource(lambda: pytest.fail("read"), 20, documents=False)
+    with pytest.raises(ValueError, match="--" + next(iter(options)).replace("_", "-")):
+        correlation_curve(source, **options)
+
+
+def test_tokens_must_be_integers():
+    with pytest.raises(ValueError, match="float64"):
+        correlation_curve(source_of(np.zeros(10), vocab_size=20))
+
+
+def test_a_block_without_pairs_is_an_error_that_names_it():
+    long, short = [np.arange(1000) % 20] * 300, [np.arange(50) % 20] * 290
+    source = source_of(*long, *short, vocab_size=20, documents=True)  # the end is short documents only
+    assert correlation_curve(source, max_lag=64, blocks=8).pairs.min() > 0
+    with pytest.raises(ValueError, match="block 3.. of 400 has no two tokens 51 apart"):
+        correlation_curve(source, max_lag=51, blocks=400)
+
+
+def test_spool_is_a_source_of_the_same_documents():
+    documents = [drifting(n, 20) for n in (5, 1, 800)]
+    with spooled(source_of(documents[0], np.array([], int), *documents[1:], vocab_size=20, documents=True)) as spool:
+        again = spool.source()
+        assert again.documents and again.vocab_size == 20 and spool.lengths.tolist() == [5, 1, 800]
+        assert all(np.array_equal(a, b) for a, b in zip(again.read(), documents, strict=True))
+        assert np.array_equal(spool.counts, np.bincount(np.concatenate(documents), minlength=20))
