@@ -125,14 +125,14 @@ def run(args):
     token_bytes = get_token_bytes(device)
     results = dict(model_tag=tag, step=meta["step"], dtype=str(dtype).removeprefix("torch."), device=device.type, max_seq_len=T,
                    device_batch_size=B, tokenizer_id=get_tokenizer_id(), dataset_id=get_dataset_id(), train=None, val=None)
-    for split, loader in loaders.items():
-        results[split] = found = summarize(token_losses(model, (batch for _, batch in zip(range(steps), loader))), token_bytes)
-        print0(f"{split} loss: {found['loss']:.6f}")
-        print0(f"{split} bpb: {'not measured, no bytes' if found['bpb'] is None else format(found['bpb'], '.6f')}")
     if args.per_position:
         measured = ("model_tag", "step", "dtype", "device", "tokenizer_id", "dataset_id")
         write_json(args.per_position, per_position(model, tokenizer, args, device) | {key: results[key] for key in measured})
         print0(f"Losses by position written to: {args.per_position}")
+    for split, loader in loaders.items():
+        results[split] = found = summarize(token_losses(model, (batch for _, batch in zip(range(steps), loader))), token_bytes)
+        print0(f"{split} loss: {found['loss']:.6f}")
+        print0(f"{split} bpb: {'not measured, no bytes' if found['bpb'] is None else format(found['bpb'], '.6f')}")
     if args.output_json:
         write_json(args.output_json, results)
         print0(f"Results written to: {args.output_json}")

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import numpy as np
+from scipy.special import zeta
 
 
 class NaiveKneserNey:
@@ -49,21 +50,28 @@ def renewal_tokens(num_tokens: int, t: float, rng) -> np.ndarray:
     return tokens
 
 
-def renewal_entropy(n: int, t: float) -> float:
-    """H_n in nats: the past says how long ago the last 1 was, where that is at most n tokens, and otherwise that it is longer ago.
+def renewal_law(n: int, t: float):
+    """(weight [n + 1], chance [n + 1]): what n tokens of the past say is how many zeros there were since the last 1, or that there were n.
 
-    With survival s_j = P(gap > j), the stationary chance that the last 1 is j + 1 tokens back is s_j / mean gap, and a 1 follows with
-    chance 1 - s_{j+1} / s_j; sums of s over the tail are Hurwitz zeta values.
+    weight: how often each is so; chance: that a 1 follows. With s_j = P(gap > j) the weights are s_j / mean gap, and a 1 follows j
+    zeros with chance 1 - s_{j+1} / s_j; sums of s over the tail are Hurwitz zeta values.
     """
-    from scipy.special import zeta
-
-    def binary(p):
-        return -p * np.log(p) - (1 - p) * np.log1p(-p)
-
     s = (np.arange(n + 1) / 3 + 1) ** -t
-    tail = 3 ** t * zeta(t, np.array([3.0, n + 3.0]))  # sum of s over all j, and over j >= n
-    seen = np.sum(s[:-1] * binary(1 - s[1:] / s[:-1]))
-    return float((seen + tail[1] * binary(s[-1] / tail[1])) / tail[0])
+    everything, tail = 3 ** t * zeta(t, np.array([3.0, n + 3.0]))  # sum of s over all j, and over j >= n
+    return np.append(s[:-1], tail) / everything, np.append(1 - s[1:] / s[:-1], s[-1] / tail)
+
+
+def renewal_entropy(n: int, t: float) -> float:
+    """H_n in nats, exactly."""
+    weight, p = renewal_law(n, t)
+    return float(weight @ (-p * np.log(p) - (1 - p) * np.log1p(-p)))
+
+
+def renewal_loss(tokens: np.ndarray, at: np.ndarray, n: int, t: float) -> float:
+    """Mean loss in nats at the positions `at` of who knows the law and sees n tokens."""
+    last = np.maximum.accumulate(np.where(tokens == 1, np.arange(len(tokens)), -n - 1))
+    p = renewal_law(n, t)[1][np.minimum(at - 1 - last[at - 1], n)]
+    return float(-np.log(np.where(tokens[at] == 1, p, 1 - p)).mean())
 
 
 # -----------------------------------------------------------------------------
@@ -98,7 +106,7 @@ def word_entropy(n: int, words) -> float:
     return float(np.sum(mass * entropy) / mass.sum())
 
 
-def plug_in_entropy(tokens: np.ndarray, n: int, buckets: int = 2**20) -> float:
+def plug_in_entropy(tokens: np.ndarray, n: int, buckets: int = 2**24) -> float:
     """The trap: entropy of the next token from the counts of the text itself, contexts hashed into buckets."""
     h = np.zeros(len(tokens) - n, dtype=np.uint64)
     for i in range(n):

@@ -157,6 +157,8 @@ def test_what_cannot_be_done_stops_before_any_work(argv, message, capsys):
 @pytest.mark.parametrize("script", [base_eval, base_loss], ids=lambda m: m.__name__)
 def test_bad_input_is_one_line_and_status_2(script, tiny, tmp_path, capsys, monkeypatch):
     assert f"less than one batch of --device-batch-size 32 x {T}" in error_of(script, ["--split-tokens=100"], capsys)
+    if script is base_loss:
+        assert "too few for 32 chunks" in error_of(script, ["--per-position", str(tmp_path / "p.json"), *FLAGS], capsys)
     assert "no whole checkpoint" in error_of(script, ["--model-tag=nope"], capsys)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "more than one rank" in error_of(script, [], capsys)

@@ -14,6 +14,7 @@ from ngram_case import (
     make_words,
     plug_in_entropy,
     renewal_entropy,
+    renewal_loss,
     renewal_tokens,
     word_entropy,
     word_tokens,
@@ -91,25 +92,27 @@ def test_discounts_are_those_of_the_paper():
     assert discounts(np.array([5, 9])).tolist() == [0, 0.5, 0.5, 0.5]
 
 
-def renewal_case(num_tokens, t, seed):
+def check_renewal(num_tokens, t, seed):
+    """L_n - L_0 against the exact entropies, and L_n against the loss of who knows the law, on the same tokens."""
     tokens = renewal_tokens(num_tokens, t, np.random.default_rng(seed)).astype(np.int32)
     depth, train = np.minimum(np.arange(num_tokens), 10), num_tokens * 6 // 10
-    losses = [-np.log(p).mean() for _, _, p in held_out(tokens, depth, [train], np.arange(train, num_tokens), 10, 2)]
-    exact = [renewal_entropy(n, t) for n in range(11)]
-    return np.array(losses) - losses[0], np.array(exact) - exact[0]
+    at = np.arange(train, num_tokens)
+    losses = np.array([-np.log(p).mean() for _, _, p in held_out(tokens, depth, [train], at, 10, 2)])
+    exact = np.array([renewal_entropy(n, t) for n in range(11)])
+    assert exact[0] - exact[10] > 0.02
+    assert np.abs(losses - losses[0] - (exact - exact[0])).max() < 0.006
+    assert np.abs(losses - [renewal_loss(tokens, at, n, t) for n in range(11)]).max() < 0.001 + 2000 / num_tokens
 
 
 def test_losses_follow_the_exact_entropies_of_a_renewal_process():
-    losses, exact = renewal_case(1_000_000, 1.5, seed=0)
-    assert exact[10] < -0.05 and np.abs(losses - exact).max() < 0.006
+    check_renewal(1_000_000, 2.5, seed=0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("t", [1.2, 1.5, 2.5])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("t", [2.0, 2.5, 3.0])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_losses_follow_the_exact_entropies_of_renewal_processes(t, seed):
-    losses, exact = renewal_case(2_000_000, t, seed)
-    assert np.abs(losses - exact).max() < 0.006
+    check_renewal(4_000_000, t, seed)
 
 
 # -----------------------------------------------------------------------------
@@ -246,7 +249,9 @@ def test_contexts_are_accepted_until_the_ladder_is_too_slow():
     assert np.abs(curve.h_extrapolated[1:4] - h[1:4]).max() < 0.1
     assert np.isnan(curve.delta[0]) and curve.delta[1:4] == pytest.approx([0.6, 0.4, 0.3], abs=0.05) and curve.delta[4] < 0.25
     np.testing.assert_allclose(curve.blocks[:, :4].mean(axis=0), curve.h_extrapolated[:4], rtol=1e-9)
-    assert 0.2 < curve.blocks[:, 1].std() / losses[-1, 1].std() < 5  # of the size of the blocks' own spread
+    for n in (1, 2):
+        assert np.corrcoef(curve.blocks[:, n], losses[-1, n])[0, 1] > 0.9  # a hard block is hard at infinity too
+        assert 0.5 < curve.blocks[:, n].std() / losses[-1, n].std() < 2
 
 
 def test_contexts_that_the_corpus_does_not_know_are_not_accepted_as_a_floor():
@@ -273,12 +278,12 @@ def test_books_in_a_small_vocabulary_give_a_gamma_and_the_naive_curves_do_not(da
     source = token_source(texts, 512)
     curve = ngram_curve(source)
     fit = fit_gamma(curve)
-    assert 0.38 < fit.gamma < 0.52 and fit.ci95[1] - fit.ci95[0] < 0.15 and not fit.h_inf_identified
+    assert 0.38 < fit.gamma < 0.52 and fit.ci95[1] - fit.ci95[0] < 0.2 and not fit.h_inf_identified
     assert fit_gamma(EntropyCurve("positional", curve.context, curve.loss, curve.se), (1, 10)).h_inf_nats > 2  # a floor that is not there
     tokens = np.concatenate(list(source.read()))[:2_000_000]
-    plug_in = np.array([plug_in_entropy(tokens, n) for n in (1, 2, 3, 4, 5)])
-    slope = -np.polyfit(np.log([1, 2, 3, 4, 5]), np.log(plug_in), 1)[0]
-    assert slope > 1.2  # the trap
+    contexts = np.arange(1, 7)
+    slope = -np.polyfit(np.log(contexts), np.log([plug_in_entropy(tokens, n) for n in contexts]), 1)[0]
+    assert slope > 2.5 * fit.gamma  # the trap
 
 
 @pytest.mark.slow
