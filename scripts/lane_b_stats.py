@@ -12,6 +12,7 @@ the reason's name here and in the JSON, which is written all the same; 130 inter
 """
 
 import argparse
+import functools
 import re
 import sys
 import time
@@ -23,6 +24,8 @@ import numpy as np
 from nanochat.common import get_base_dir, print0, read_json, write_json
 from nanochat.config import hyphenate
 from nanochat.lab.lane_b import correlation, decay, stats
+from nanochat.lab.lane_b.entropy import fit_gamma, read_positions
+from nanochat.lab.lane_b.ngram import ngram_curve
 from nanochat.lab.lane_b.source import Refusal, TokenSource
 from nanochat.lab.report import number, table
 
@@ -164,7 +167,6 @@ def positions_path(model_tag: str) -> Path:
 
 def read_losses(model_tag: str, ids: dict):
     """The curve that scripts.base_loss wrote of a model. ids: tokenizer_id and dataset_id of this corpus."""
-    from nanochat.lab.lane_b.entropy import read_positions
     path = positions_path(model_tag)
     command = f"python -m scripts.base_loss --model-tag={model_tag} --split=val --per-position={path}"
     if not path.exists():
@@ -181,11 +183,10 @@ def choose_gamma(args, ids: dict) -> stats.Gamma | None:
     name = args.gamma_source or ("positional" if args.model_tag else "ngram")
     if name == "none":
         return None
-    from nanochat.lab.lane_b.entropy import fit_gamma
+    fit = functools.partial(fit_gamma, seed=args.seed)
     if name == "positional":
-        return stats.Gamma(name, lambda source: read_losses(args.model_tag, ids), fit_gamma)
-    from nanochat.lab.lane_b.ngram import ngram_curve
-    return stats.Gamma(name, lambda source: ngram_curve(source, seed=args.seed, say=print0), fit_gamma)
+        return stats.Gamma(name, lambda source: read_losses(args.model_tag, ids), fit)
+    return stats.Gamma(name, lambda source: ngram_curve(source, seed=args.seed, say=print0), fit)
 
 
 # -----------------------------------------------------------------------------
@@ -205,7 +206,7 @@ def measure(args) -> dict:
     facts = stats.collect(source, options, choose_gamma(args, ids), tokenizer_files.count_token_bytes(content), print0)
     if split := texts.split_special(facts["num_tokens"] or 1):
         facts["warnings"].append("split_special_token")
-        print0(f"special tokens stand in the text and are split into ordinary tokens: {' '.join(split[:5])}")
+        print0(f"special tokens that are split into ordinary ones: {' '.join(split[:5])}")
     return facts | ids
 
 
@@ -222,8 +223,7 @@ def describe(facts: dict) -> str:
             lines.append(f"{name} {facts[key]:.3f}, 95 % {low:.3f} to {high:.3f}")
     if facts["n_star_tokens"]:
         lines.append(f"correlations are seen to lag n* = {facts['n_star_tokens']}" + " or more" * facts["n_star_censored"])
-    if facts["warnings"]:
-        lines.append(f"warnings: {', '.join(facts['warnings'])}")
+    lines += [f"warning: {name}: {stats.WARNINGS.get(name, 'see above')}" for name in facts["warnings"]]
     tokens, rate = facts["num_tokens"] or 0, facts["token_lags_per_sec"]
     lines.append(f"{tokens:,} tokens in {facts['elapsed_sec']:.1f} s" + (f", {rate / 1e6:.0f} M token-lags a second" if rate else ""))
     return "\n".join(lines)

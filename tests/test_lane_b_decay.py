@@ -41,8 +41,7 @@ def curve_of(norm, blocks=16, noise=1e-4, max_lag=512, op_floor=1e-9, seed=0):
     lags = np.array(lag_grid(max_lag))
     e = np.random.default_rng(seed).normal(size=(len(lags), blocks, blocks)) * noise
     grams = norm(lags.astype(float))[:, None, None] ** 2 * (1 + e + e.transpose(0, 2, 1))
-    return Curve(lags, np.full(len(lags), 10 ** 6), grams, norm(lags), np.full(len(lags), op_floor), 10 ** 6, None, 1e6, 256, 0.6, "block",
-                 (), 0.1, 1.0)
+    return Curve(lags, np.full(len(lags), 10 ** 6), grams, norm(lags), np.full(len(lags), op_floor), 10 ** 6, None, 256, 0.6, (), 1.0)
 
 
 def refused(*args, **options):

@@ -9,8 +9,6 @@ import gzip
 import json
 import math
 import struct
-import sys
-from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -173,6 +171,7 @@ def test_tokens_of_a_file_with_picture(tokens, tmp_path, capsys):
     assert facts["vocab_size"] == tokens.max() + 1 and (tmp_path / "x.png").exists()
     out = capsys.readouterr().out
     assert "lag 64 of 64" in out and f"beta {facts['beta']:.3f}, 95 %" in out and "headline" in out
+    assert "warning: broken_power_law: two slopes" in out
 
 
 def test_a_refusal_is_exit_2_with_its_code_and_the_json(tokens, tmp_path, capsys):
@@ -229,7 +228,7 @@ def test_a_text_is_a_stream_and_jsonl_has_documents(base, tmp_path, capsys):
     _, facts = stats_of(tmp_path, f"--text={tmp_path / 'x.txt'}", "--gamma-source=none")
     assert facts["num_docs"] is None and facts["num_tokens"] == len(get_tokenizer().encode("\n\n".join(texts)))
     assert facts["dataset_id"] is None and facts["warnings"] == ["split_special_token"]
-    assert "into ordinary tokens: <unk> <|endoftext|>" in capsys.readouterr().out
+    assert "into ordinary ones: <unk> <|endoftext|>" in capsys.readouterr().out
     _, facts = stats_of(tmp_path, f"--text={tmp_path / 'x.jsonl.gz'}", "--gamma-source=none")
     assert facts["num_docs"] == 2
     (tmp_path / "y.txt").write_text("the lantern of house 7 hung over <b>the</b> harbour " * 10)
@@ -243,12 +242,11 @@ def test_a_special_token_that_is_rare_is_no_warning(base):
     assert texts.split_special(20_000) == [] and texts.split_special(5_000) == ["<s>"]
 
 
-def test_positional_gamma_names_the_command_or_reads_its_file(base, tmp_path, monkeypatch, capsys):
+def test_positional_gamma_names_the_command_or_reads_its_file(base, tmp_path, capsys):
     code, facts = stats_of(tmp_path, "--model-tag=d2")
     assert code == 2 and facts["warnings"] == ["gamma_unavailable"] and facts["gamma_source"] == "positional"
-    with pytest.raises(Refusal, match="scripts.base_loss --model-tag=d2 .*--per-position=.*d2_positions.json"):
-        lane_b_stats.read_losses("d2", {})
     path = lane_b_stats.positions_path("d2")
+    assert f"scripts.base_loss --model-tag=d2 --split=val --per-position={path}" in capsys.readouterr().out
     ids = {key: facts[key] for key in ("tokenizer_id", "dataset_id")}
     path.parent.mkdir()
     two = dict(schema_version=1, contexts=[0, 1], loss_nats=[6, 5], se_nats=[0.1, 0.1], block_loss_nats=[[6, 5]])
@@ -260,8 +258,8 @@ def test_positional_gamma_names_the_command_or_reads_its_file(base, tmp_path, mo
 
 
 def test_ngram_is_the_source_without_a_model(tokens, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "nanochat.lab.lane_b.ngram", SimpleNamespace(ngram_curve=lambda source, seed, say: LOSSES))
-    monkeypatch.setattr("nanochat.lab.lane_b.entropy.fit_gamma", lambda curve: FOUND)
+    monkeypatch.setattr(lane_b_stats, "ngram_curve", lambda source, seed, say: LOSSES)
+    monkeypatch.setattr(lane_b_stats, "fit_gamma", lambda curve, seed: FOUND)
     np.save(tmp_path / "x.npy", tokens)
     code, facts = stats_of(tmp_path, f"--tokens={tmp_path / 'x.npy'}", "--max-lag=64")
     assert code == 0 and facts["gamma_source"] == "ngram" and facts["alpha_d"] == pytest.approx(0.3 / 2 / facts["beta"])

@@ -35,7 +35,7 @@ VISIBLE = 1.5  # times the floor, for an operator norm that is not noise
 @dataclass(frozen=True)
 class Curve:
     """What was measured. lags, pairs, op, op_floor: [m]; grams: [m, B, B], inner products of the blocks' C_b at a lag.
-    median_length: of the documents, in tokens (of a stream: all of it). spool_sec, count_sec: where the time went."""
+    count_sec: what it took, without the reading."""
     lags: np.ndarray
     pairs: np.ndarray
     grams: np.ndarray
@@ -43,12 +43,9 @@ class Curve:
     op_floor: np.ndarray
     num_tokens: int
     num_docs: int | None
-    median_length: float
     top_k: int
     top_k_mass: float
-    centering: str
     warnings: tuple[str, ...]
-    spool_sec: float
     count_sec: float
 
     @property
@@ -215,7 +212,8 @@ def measure_lag(ranked: Ranked, centering: str, lag: int) -> tuple:
         if not pairs[b]:
             raise ValueError(f"block {b} of {blocks} has no two tokens {lag} apart in one document; lower --max-lag or --blocks")
         expected = permuted_pairs(tokens, ranked, b, lag) if centering == "document" else np.outer(p, q) / pairs[b]
-        rows[b] = ((table - expected) / pairs[b]).ravel()
+        own = np.subtract(table, expected, out=rows[b].reshape(K, K))
+        own /= pairs[b]
         marginals += p, q
     total = pairs.sum()
     pooled = (pairs @ rows / total).reshape(K, K)
@@ -237,35 +235,33 @@ def check(top_k: int, max_lag: int, blocks: int | None, centering: str, document
         raise ValueError("--centering=document: this source is one stream without documents; use --centering=block")
 
 
-def correlation_curve(source: TokenSource, top_k=TOP_K, max_lag=MAX_LAG, blocks=None, centering="block", workers=1, say=None) -> Curve:
-    """Measure C(n) at three lags an octave. blocks: None = 16, 32 from 10 million tokens. workers: processes, over lags.
-
-    Raises Refusal: empty_stream, ids_out_of_range, corpus_too_short, too_few_valid_lags.
-    """
-    check(top_k, max_lag, blocks, centering, source.documents)
-    start = time.perf_counter()
+def correlation_curve(source: TokenSource, **options) -> Curve:
+    """measure_spool of a source. Raises Refusal: empty_stream, ids_out_of_range, and what that raises."""
     with spooled(source) as spool:
-        return measure_spool(spool, top_k, max_lag, blocks, centering, workers, say, spool_sec=time.perf_counter() - start)
+        return measure_spool(spool, **options)
 
 
-def measure_spool(spool: Spool, top_k=TOP_K, max_lag=MAX_LAG, blocks=None, centering="block", workers=1, say=None, spool_sec=0.0) -> Curve:
-    """correlation_curve of a corpus that is on disk already."""
+def measure_spool(spool: Spool, top_k=TOP_K, max_lag=MAX_LAG, blocks=None, centering="block", workers=1, say=None) -> Curve:
+    """Measure C(n) at three lags an octave. blocks: None = 16, 32 from 10 million tokens. workers: processes, over lags. say: called
+    with a line of progress.
+
+    Raises Refusal: corpus_too_short, too_few_valid_lags; ValueError for options that cannot be.
+    """
     check(top_k, max_lag, blocks, centering, spool.documents)
     start, top_k = time.perf_counter(), min(top_k, len(spool.counts))
     lags, warnings = choose_lags(spool, max_lag, centering)
     blocks = blocks or (32 if len(spool.tokens) >= MANY_TOKENS else 16)
     path = Path(spool.tokens.filename).with_name("ranks")
     ranked = write_ranked(spool, top_k, blocks, lags[-1], path)
-    found = list(_each_lag(functools.partial(measure_lag, ranked, centering), lags, workers, say))
+    found = list(_each_lag(functools.partial(measure_lag, ranked, centering), lags, workers, say or (lambda text: None)))
     pairs, grams, op, floor = map(np.array, zip(*found))
     mass = np.sort(spool.counts)[-top_k:].sum() / len(spool.tokens)
     return Curve(np.array(lags), pairs, grams, op, floor, len(spool.tokens), len(spool.ends) if spool.documents else None,
-                 float(np.median(spool.lengths)), top_k, float(mass), centering, warnings, spool_sec, time.perf_counter() - start)
+                 top_k, float(mass), warnings, time.perf_counter() - start)
 
 
 def _each_lag(measure, lags, workers: int, say):
     """Results in the order of the lags, as they come."""
-    say = say or (lambda text: None)
     pool = ProcessPoolExecutor(min(workers, len(lags)), multiprocessing.get_context("spawn")) if workers > 1 else None
     try:
         for lag, found in zip(lags, (pool.map if pool else map)(measure, lags)):

@@ -24,6 +24,13 @@ KEYS = """schema_version error beta beta_ci95 beta_window beta_windows beta_shor
     gamma_window h_curve_nats h_inf_nats h_inf_identified n_star_tokens n_star_censored alpha_d alpha_d_ci95 num_tokens num_docs
     bytes_per_token vocab_size top_k top_k_mass centering blocks max_seq_len tokenizer_id dataset_id seed elapsed_sec tokens_per_sec
     token_lags_per_sec warnings""".split()
+WARNINGS = {
+    "broken_power_law": "two slopes describe the decay better than one: beta depends on the lags that are fitted",
+    "window_sensitive": f"beta differs by more than {decay.WIDE_SPREAD} between windows of lags; its interval says so",
+    "horizon_exceeds_context": "correlations reach beyond a quarter of the context, where alpha_D is only a prior",
+    "short_documents_document_centering": "centring by document is biased at lags that are long for these documents: they are left out",
+    "split_special_token": "special tokens stand in the text and are split into ordinary ones, which correlate: replace or drop them",
+    "gamma_window_sensitive": "gamma depends on the contexts that are fitted; its interval says so"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Gamma:
     fit: Callable
 
 
-def collect(source: TokenSource, options: Options, gamma: Gamma | None = None, token_bytes=None, say=None) -> dict:
+def collect(source: TokenSource, options: Options, gamma: Gamma | None = None, token_bytes=None, say=lambda text: None) -> dict:
     """The JSON of scripts.lane_b_stats, all of it but the ids of tokenizer and dataset. A Refusal becomes its `error`.
 
     token_bytes: bytes of each id [V], for bytes_per_token. Raises ValueError for options that cannot be.
@@ -58,14 +65,14 @@ def collect(source: TokenSource, options: Options, gamma: Gamma | None = None, t
     correlation.check(options.top_k, options.max_lag, options.blocks, options.centering, source.documents)
     facts = dict.fromkeys(KEYS) | dict(schema_version=SCHEMA_VERSION, warnings=[], vocab_size=source.vocab_size, seed=options.seed,
                                        centering=options.centering, max_seq_len=options.max_seq_len)
-    with _refusals(facts), spooled(source) as spool:
+    with _refusals(facts, say), spooled(source) as spool:
         facts |= dict(num_tokens=len(spool.tokens), num_docs=len(spool.ends) if spool.documents else None)
         if token_bytes is not None:
             facts["bytes_per_token"] = float(spool.counts @ np.asarray(token_bytes) / len(spool.tokens))
-        with _refusals(facts):
+        with _refusals(facts, say):
             _add_beta(facts, spool, options, say)
         if gamma:
-            with _refusals(facts):
+            with _refusals(facts, say):
                 _add_gamma(facts, spool, gamma)
     if facts["beta"] and facts["gamma"]:
         facts["alpha_d"], facts["alpha_d_ci95"] = exponent(facts["gamma"], facts["gamma_ci95"], facts["beta"], facts["beta_ci95"])
@@ -74,13 +81,14 @@ def collect(source: TokenSource, options: Options, gamma: Gamma | None = None, t
 
 
 @contextmanager
-def _refusals(facts: dict):
-    """The first refusal is the error of the result; a later one is named among its warnings."""
+def _refusals(facts: dict, say):
+    """The first refusal is the error of the result; a later one is said, and named among its warnings."""
     try:
         yield
     except Refusal as e:
         if facts["error"]:
             facts["warnings"].append(e.code)
+            say(str(e))
         else:
             facts["error"] = dict(code=e.code, message=str(e))
 
