@@ -170,7 +170,7 @@ def test_confirmation_is_the_quantile_where_the_band_is_wide():
 @pytest.mark.parametrize("changes, reason", [
     (dict(loss_sd=0.006, times=3), "wide band"),
     (dict(times=4.5), "extrapolation: D* is 4.50 x"), (dict(times=0.2), "below the shortest run"),
-    (dict(points=points()[1:]), "fewer than three horizons"),
+    (dict(points=points()[1:]), "fewer than three horizons"), (dict(points=points(0.2, drop=9.0), target=9.2), "below 0, where no loss is"),
     (dict(exponent=Exponent(0.17, (0.16, 0.18), ("horizon_exceeds_context: n*",))), "horizon_exceeds_context"),
     (dict(points=[*points(0.6), Point(5e5, float(loss(5e5, 0.6)), 1)], loss_sd=1e-4), "ask for another exponent")])
 def test_each_doubt_makes_it_a_confirmation(changes, reason):
