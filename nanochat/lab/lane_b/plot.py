@@ -65,7 +65,7 @@ def _correlations(ax, facts):
     _uprights(ax, facts)
     ax.set(xlabel="lag n (tokens)", ylabel="|C(n)|", title=_beta_title(facts))
     low, high = ax.get_ylim()
-    ax.set_ylim(low * (low / high) ** 0.25, high)  # room for the legend below what was measured
+    ax.set_ylim(low * (low / high) ** 0.35, high)  # room for words below what was measured
     _legend(ax)
     _windows(ax, facts)
 
@@ -80,11 +80,11 @@ def _decay_lines(ax, facts):
 
 def _uprights(ax, facts):
     """n*, a quarter of the context, and the knot of the hinge."""
-    marks = [(facts["n_star_tokens"], "n*" + " or more" * bool(facts["n_star_censored"]), OTHER),
-             (facts["max_seq_len"] and facts["max_seq_len"] / 4, "T/4", QUIET), (facts["n_break"], "break", FIT)]
+    marks = [(facts["n_star_tokens"], "n* {:g}" + " or more" * bool(facts["n_star_censored"]), OTHER),
+             (facts["max_seq_len"] and facts["max_seq_len"] / 4, "T/4 {:g}", QUIET), (facts["n_break"], "break {:g}", FIT)]
     for i, (at, text, color) in enumerate(mark for mark in marks if mark[0]):
         ax.axvline(at, color=color, lw=1, ls=(0, (4, 3)))
-        ax.text(at, 0.995 - 0.045 * i, f" {text} {at:g}", color=color, fontsize=9, va="top", transform=ax.get_xaxis_transform())
+        ax.text(at, 0.995 - 0.045 * i, " " + text.format(at), color=color, fontsize=9, va="top", transform=ax.get_xaxis_transform())
 
 
 def _windows(ax, facts):
@@ -93,7 +93,7 @@ def _windows(ax, facts):
     if facts["n_break"]:
         rows.append(f"hinge at {facts['n_break']}: {facts['beta_short']:.2f}, then {facts['beta_long']:.2f}")
     if rows:
-        ax.text(0.98, 0.86, "\n".join(["beta by lags, bootstrap only", *rows]), transform=ax.transAxes, ha="right", va="top", fontsize=9,
+        ax.text(0.99, 0.02, "\n".join(["beta by lags, bootstrap only", *rows]), transform=ax.transAxes, ha="right", va="bottom", fontsize=9,
                 family="monospace", color=QUIET, bbox=dict(facecolor="white", edgecolor="none", alpha=0.9))
 
 
