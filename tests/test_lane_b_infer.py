@@ -141,8 +141,10 @@ def test_free_alpha_is_found_and_its_distance_counted_in_standard_errors():
     assert exact_alpha == pytest.approx((free - 0.173) / cov[2, 2] ** 0.5, rel=0.03)
 
 
-def test_free_alpha_needs_four_points_on_three_horizons():
-    assert free_alpha(pool(points(), 0.002), 0.17, (0.16, 0.18)) is None
+def test_free_alpha_needs_three_horizons():
+    found, away = free_alpha(pool(points(0.3), 0.002), 0.17, (0.17, 0.17))
+    left = loss(np.array(LADDER), 0.3) - fit(pool(points(0.3), 0.002), 0.17).loss(LADDER)  # the free fit leaves nothing
+    assert found == pytest.approx(0.3, rel=1e-3) and away == pytest.approx(math.sqrt((left ** 2).sum()) / 0.002, rel=1e-3)
     assert free_alpha(Losses(np.array(LADDER[:2]), loss(LADDER[:2]), np.array([2, 2]), 0.002, 2), 0.17, (0.16, 0.18)) is None
     three = Losses(np.array(LADDER), loss(LADDER), np.array([1, 1, 2]), 1e-5, 1)
     assert free_alpha(three, 0.17, (0.16, 0.18))[0] == pytest.approx(0.17, rel=1e-3)

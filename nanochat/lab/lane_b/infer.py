@@ -7,8 +7,8 @@ The answer holds one decision, by rules that are fixed here:
   the floor, tokens that the corpus does not have), or a horizon above 10 times the default one.
 - confirmation, the larger of 1.05 x the inferred ratio and its 75 % quantile: an answer, of which one of these is true. The
   exponent is only a prior (the corpus' horizon n* is above a quarter of the context); the losses contradict it by more than two
-  standard errors, or only agree with it above a floor below 0, which no loss has; there are fewer than three horizons, so no error; the 80 % band is wider than a factor of 1.5; D* is above
-  4 x the longest run or below the shortest one.
+  standard errors, or lie on its law only above a floor below 0, which no loss has; there are fewer than three horizons, so no
+  error; the 80 % band is wider than a factor of 1.5; D* is above 4 x the longest run or below the shortest one.
 - inferred: none of these.
 
 >>> points = [Point(t, 0.7 + 30.0 * t ** -0.25, seed=1) for t in (50_000, 100_000, 200_000)]
@@ -174,8 +174,8 @@ def _doubts(q: Question, answer: dict) -> list[str]:
     if away is not None and abs(away) > DISAGREES:
         doubts.append(f"the losses ask for another exponent than the corpus', {away:+.1f} standard errors from it")
     if answer["l_inf"] < 0 and not q.higher_is_better:
-        doubts.append(f"the floor of the fitted law is {answer['l_inf']:.3g}, below 0, where no loss is: the exponent is too small for these "
-                      "runs, and only an interpolation can be trusted")
+        doubts.append(f"the floor of the fitted law is {answer['l_inf']:.3g}, below 0, where no loss is: the exponent is too small for "
+                      "these runs, and only an interpolation can be trusted")
     if answer["extrapolation_factor"] > FAR:
         doubts.append(f"extrapolation: D* is {answer['extrapolation_factor']:.2f} x the longest run")
     if tokens < shortest:

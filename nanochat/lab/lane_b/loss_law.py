@@ -23,7 +23,6 @@ from nanochat.lab.stats import ALPHA, t_above
 NORMAL_95 = 1.959963984540054  # half a 95 % interval, in standard deviations
 EXPONENTS = (0.005, 5.0)  # where a free alpha is looked for: nearly a logarithm, nearly a step
 DRAWS = 4000
-MIN_POINTS_FREE = 4  # to fit alpha as well
 
 
 @dataclass(frozen=True)
@@ -168,12 +167,14 @@ def quantile(tokens: np.ndarray, q: float) -> float:
 # alpha free
 
 def free_alpha(losses: Losses, alpha: float, ci95) -> tuple[float | None, float] | None:
-    """(alpha of the losses alone, how many standard errors it stands above the given one); None for too few points.
+    """(alpha of the losses alone, how many standard errors it stands above the given one); None below three horizons.
 
-    The first is None at an end of EXPONENTS: the losses set no bound there. The second is the root of what the misfit rises by
-    when both have to agree; for normal errors it is their difference over the root of the sum of their variances.
+    Three parameters go through three points, but what the given alpha adds to the misfit is known all the same, because the
+    spread of a loss is. The first is None at an end of EXPONENTS: the losses set no bound there. The second is the root of
+    what the misfit rises by when both have to agree; for normal errors it is their difference over the root of the sum of
+    their variances.
     """
-    if losses.runs.sum() < MIN_POINTS_FREE or len(losses.tokens) < 3:
+    if len(losses.tokens) < 3:
         return None
     below, above = log_sd(alpha, ci95)
 
