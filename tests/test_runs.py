@@ -146,3 +146,29 @@ def test_ittybitty_keeps_its_tokenizer_apart_and_shares_the_shards(stage):
     stage.run(ROOT / "runs" / "ittybitty.sh", NANOCHAT_BASE_DIR=os.path.relpath(stage.base_dir))
     link = stage.base_dir / "lab" / "ittybitty" / "base_data_climbmix"
     assert link.resolve() == (stage.base_dir / "base_data_climbmix").resolve()
+
+
+def test_lane_b_compares_what_was_inferred_with_the_control_and_logs_it(stage):
+    label = f"t_{os.getpid()}"
+    infer = ROOT / "results" / f"{label}_infer.json"
+    (stage.base_dir / "lab" / "lane-b-small").mkdir(parents=True)
+    infer.parent.mkdir(exist_ok=True)
+    try:
+        arms = {"control": {"flags": "-"}, "inferred": {"flags": "--target-param-data-ratio=1.6"}, "confirmation": {"flags": "--x=1.7 --y"}}
+        infer.write_text(json.dumps({"arms": arms}))
+        calls = [call[1:] for call in stage.run(ROOT / "runs" / "lane_b.sh", LABEL=label, SEEDS="3 4", TARGET_BPB="2.5")]
+        infer.write_text(json.dumps({"arms": {"control": {"flags": "-"}}}))
+        fallback = stage.run(ROOT / "runs" / "lane_b.sh", LABEL=label)
+    finally:
+        infer.unlink()
+    assert [call[0] for call in calls] == [f"scripts.{name}" for name in (
+        "protocol", "base_loss", "lane_b_stats", "lane_b_infer_ratio", "protocol", "lane_b_log_run")]
+    calibration, positions, _, inference, comparison, log = calls
+    assert {f"--label={label}_calibration", "--seeds=3"} <= set(calibration) and not any("primary" in word for word in calibration)
+    assert f"--model-tag=nc_{label}_calibration_d2_control_s3" in positions
+    assert any(word.startswith(f"--per-position={stage.base_dir.resolve()}/lab/lane-b-small/lane_b/") for word in positions)
+    assert {f"--label={label}_calibration", "--target-threshold=2.5"} <= set(inference)
+    assert {"--seeds=3 4", "--primary=time_to_target", "--target-bpb=2.5", "--candidate=inferred: --target-param-data-ratio=1.6",
+            "--candidate=confirmation: --x=1.7 --y"} <= set(comparison)
+    assert {f"--label={label}", f"--inference=results/{label}_infer.json"} <= set(log)
+    assert fallback[-1][1] == "scripts.lane_b_infer_ratio" and "nothing to compare" in stage.result.stdout
