@@ -57,6 +57,12 @@ def test_declared_min_gain_rejects_what_cannot_reach_it_and_nothing_else():
     assert entry["lo"] < 0 < entry["hi"] and entry["smallest_gain"] > 0
 
 
+def test_declaration_of_an_older_version_is_still_the_same():
+    new = declared(2)
+    assert not declaration_changes({key: value for key, value in new.items() if key != "horizons_differ"}, new)
+    assert declaration_changes({key: value for key, value in new.items() if key != "primary"}, new) == ["primary: None -> val_bpb"]
+
+
 def test_sign_flips_and_seeds_needed_stand_beside_the_t():
     d = [a - b for a, b in zip(CONTROL, BETTER)]
     entry = verdict_of(declared(5, min_gain=0.0005), control=CONTROL, candidate=BETTER)

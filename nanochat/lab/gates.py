@@ -80,7 +80,8 @@ def bank_of(noise: dict | None, metric: str) -> tuple[float | None, int]:
 def declaration_changes(old: dict, new: dict) -> list[str]:
     """What differs from an earlier declaration of the same label, beside its date and the bank, which may have grown."""
     same = ("declared_at", "noise", "min_gain" if new.get("noise") and old.get("noise") else "noise")
-    return [f"{key}: {old.get(key)} -> {new[key]}" for key in new if key not in same and old.get(key) != new[key]]
+    return [f"{key}: {old.get(key)} -> {new[key]}" for key in new
+            if key not in same and (old.get(key) or None) != (new[key] or None)]  # an older version had fewer keys
 
 
 # -----------------------------------------------------------------------------
