@@ -233,6 +233,13 @@ def test_bad_input_is_refused_by_name(lane, capsys, argv, message):
     assert lane(*argv)[0] == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("file", [{}, [1], None, stats(schema_version=2), {"schema_version": 1}], ids=str)
+def test_file_that_holds_no_statistics_is_named(lane, tmp_path, capsys, file):
+    (tmp_path / "other.json").write_text(json.dumps(file))
+    assert main([f"--stats={tmp_path / 'other.json'}", "--records", "lane_1_s1", "--target-threshold=1"]) == 2
+    assert "no statistics of schema version 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["dataset_id", "tokenizer_id"])
 def test_statistics_of_another_corpus_are_refused(lane, capsys, name):
     assert lane(stats_of=stats(**{name: "b" * 64}))[0] == 2 and f"are of {name} bbbbbbbb" in capsys.readouterr().err
