@@ -120,6 +120,9 @@ def test_exponent_is_only_a_prior_where_the_horizon_exceeds_a_quarter_of_the_con
     assert exponent_of_stats(stats(), 256).doubts == () == exponent_of_stats(stats(n_star_tokens=64), 256).doubts
     assert "prior" in exponent_of_stats(stats(n_star_tokens=65), 256).doubts[0]
     assert exponent_of_stats(stats(warnings=["horizon_exceeds_context: n* 30 > 16"])).doubts
+    censored = stats(n_star_tokens=50, n_star_censored=True)  # documents too short to see whether it is above 64
+    assert [doubt.split(":")[0] for doubt in exponent_of_stats(censored, 256).doubts] == ["horizon_censored"]
+    assert [doubt.split(":")[0] for doubt in exponent_of_stats(censored, 128).doubts] == ["horizon_exceeds_context"]
     assert exponent_of_stats(stats(warnings=["broken_power_law", "window_sensitive"], n_star_tokens=None), 256).doubts == ()
 
 
