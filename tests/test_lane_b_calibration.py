@@ -70,6 +70,18 @@ def test_upstream_checkpoint_is_no_point():
     assert refusal((record | {"resolved": {"num_iterations": None, "total_batch_size": 2048}}, rows))[0] == "incomplete_run"
 
 
+@pytest.mark.parametrize("name", ["tau", "ref_tokens", "total_batch_size"])
+def test_record_of_an_older_trainer_is_no_point(name):
+    record, rows = calibration_run(1.0)
+    older = {key: value for key, value in record["resolved"].items() if key != name}
+    assert refusal((record | {"resolved": older}, rows))[0] == "incomplete_run"
+
+
+@pytest.mark.parametrize("epochs_used", [None, 0.0])
+def test_run_that_does_not_say_what_it_read_is_no_point(epochs_used):
+    assert refusal(calibration_run(1.0, epochs_used=epochs_used))[0] == "incomplete_run"
+
+
 def test_checkpoints_of_one_run_are_no_points_and_would_give_another_ratio():
     """The naive L(D): validations along the longest run. At full rate they stand above the law, so its end looks like a steep fall."""
     record, rows = calibration_run(1.0)
