@@ -253,7 +253,9 @@ def test_positional_gamma_names_the_command_or_reads_its_file(base, tmp_path, ca
     path.write_text(json.dumps(two | ids))
     code, facts = stats_of(tmp_path, "--model-tag=d2")
     assert [row["loss"] for row in facts["h_curve_nats"]] == [6, 5] and facts["warnings"] == ["gamma_unavailable"]  # two contexts
-    path.write_text(path.read_text().replace(ids["tokenizer_id"], "another"))
+    path.write_text(json.dumps(two))
+    assert lane_b_stats.main(["--model-tag=d2"]) == 2 and "tokenizer_id None" in capsys.readouterr().err
+    path.write_text(json.dumps(two | ids).replace(ids["tokenizer_id"], "another"))
     assert lane_b_stats.main(["--model-tag=d2"]) == 2 and "tokenizer_id another" in capsys.readouterr().err
 
 
