@@ -203,6 +203,13 @@ def test_a_file_of_something_else_is_named(tmp_path, capsys, array):
     assert lane_b_stats.main([f"--tokens={tmp_path / 'x.npy'}"]) == 2 and "expected integers in one dimension" in capsys.readouterr().err
 
 
+def test_an_empty_file_and_one_of_several_arrays_are_named(tmp_path, capsys):
+    (tmp_path / "x.npy").touch()
+    assert lane_b_stats.main([f"--tokens={tmp_path / 'x.npy'}"]) == 2 and "is empty" in capsys.readouterr().err
+    np.savez(tmp_path / "x.npz", a=np.zeros(3, int))
+    assert lane_b_stats.main([f"--tokens={tmp_path / 'x.npz'}"]) == 2 and "several arrays" in capsys.readouterr().err
+
+
 @pytest.fixture
 def base(base_dir):
     return make_tiny_base(base_dir, sequence_len=16)
