@@ -179,8 +179,8 @@ def read_losses(model_tag: str, ids: dict):
     curve, facts = read_positions(path), read_json(path)
     for name, ours in ids.items():
         if facts.get(name) != ours:
-            raise ValueError(f"{path} was measured with {name} {str(facts.get(name))[:8]}, this corpus has {ours[:8]}: gamma and beta must be "
-                             f"of the same corpus and tokenizer; measure again: {command}")
+            raise ValueError(f"{path} was measured with {name} {str(facts.get(name))[:8]}, this corpus has {ours[:8]}: gamma and beta must "
+                             f"be of the same corpus and tokenizer; measure again: {command}")
     return curve
 
 

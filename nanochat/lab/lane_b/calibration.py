@@ -137,8 +137,8 @@ def exponent_of_stats(stats: dict, context_tokens: int | None = None) -> Exponen
     if warned or (context_tokens and n_star is not None and n_star > context_tokens / HORIZON_SHARE):
         doubts.append(f"horizon_exceeds_context: n* of {n_star} tokens is above a quarter of the context, where alpha_D is only a prior")
     elif stats.get("n_star_censored"):
-        doubts.append(f"horizon_censored: n* is {n_star} tokens or more, the largest lag that was measured, so it is not known to be below a "
-                      "quarter of the context; where it is above, alpha_D is only a prior")
+        doubts.append(f"horizon_censored: n* is {n_star} tokens or more, the largest lag that was measured, and not known to be below a "
+                      "quarter of the context; above it alpha_D is only a prior")
     return Exponent(stats["alpha_d"], tuple(stats["alpha_d_ci95"]), tuple(doubts))
 
 
