@@ -33,7 +33,7 @@ POSITIONS="$HOME_DIR/lane_b/${MODEL}_positions.json"
     --model-tag="$MODEL" \
     --max-seq-len="${CONTEXT:-256}" \
     --output-json="$STATS.json" \
-    --plot="$STATS.png"
+    --plot="$STATS.png" || [ -s "$STATS.json" ]  # a refusal is written too, and the answer is then the fallback
 python -m scripts.lane_b_infer_ratio \
     --stats="$STATS.json" \
     --label="${LABEL}_calibration" \

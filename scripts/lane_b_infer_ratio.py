@@ -25,6 +25,7 @@ from nanochat.lab.imports import find_run
 from nanochat.lab.lane_b import calibration, infer
 from nanochat.lab.lane_b.calibration import Calibration
 from nanochat.lab.lane_b.source import Refusal
+from nanochat.lab.lane_b.stats import SCHEMA_VERSION as STATS_VERSION
 from nanochat.lab.report import number, table
 from nanochat.lab.results import tags_of
 
@@ -82,6 +83,13 @@ def check(args):
     require(bool(args.records or args.point), "records", "", "calibration runs, or --point")
     require(not args.records or args.target_metric == "val_bpb", "target-metric", args.target_metric,
             "val_bpb, which is what records hold; give other metrics with --point")
+
+
+def read_stats(path) -> dict:
+    stats = read_json(path)
+    if not isinstance(stats, dict) or stats.get("schema_version") != STATS_VERSION or "alpha_d" not in stats:
+        raise ValueError(f"--stats={path}: no statistics of schema version {STATS_VERSION}; run scripts.lane_b_stats again")
+    return stats
 
 
 def from_records(args) -> Calibration:
@@ -181,7 +189,7 @@ def arms_table(arms: dict) -> str:
 
 def run(args) -> int:
     check(args)
-    stats = read_json(args.stats) if args.stats else {}
+    stats = read_stats(args.stats) if args.stats else {}
     try:
         runs = from_records(args) if args.records else by_hand(args)
     except Refusal as e:

@@ -136,7 +136,12 @@ class Texts:
 
 
 def open_tokens(args) -> TokenSource:
-    tokens = np.load(args.tokens, mmap_mode="r", allow_pickle=False)
+    try:
+        tokens = np.load(args.tokens, mmap_mode="r", allow_pickle=False)
+    except EOFError:
+        raise ValueError(f"{args.tokens} is empty: expected what numpy.save writes") from None
+    if not isinstance(tokens, np.ndarray):
+        raise ValueError(f"{args.tokens} holds several arrays: expected one, as numpy.save writes it")
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise ValueError(f"{args.tokens} holds {tokens.dtype} of shape {tokens.shape}: expected integers in one dimension")
     pieces = [tokens[at:at + (1 << 20)] for at in range(0, len(tokens), 1 << 20)]
@@ -173,9 +178,9 @@ def read_losses(model_tag: str, ids: dict):
         raise Refusal("gamma_unavailable", f"no losses by position of {model_tag}; measure them: {command}")
     curve, facts = read_positions(path), read_json(path)
     for name, ours in ids.items():
-        if facts[name] != ours:
-            raise ValueError(f"{path} was measured with {name} {facts[name][:8]}, this corpus has {ours[:8]}: gamma and beta must be "
-                             f"of the same corpus and tokenizer; measure again: {command}")
+        if facts.get(name) != ours:
+            raise ValueError(f"{path} was measured with {name} {str(facts.get(name))[:8]}, this corpus has {ours[:8]}: gamma and beta must "
+                             f"be of the same corpus and tokenizer; measure again: {command}")
     return curve
 
 

@@ -70,6 +70,18 @@ def test_upstream_checkpoint_is_no_point():
     assert refusal((record | {"resolved": {"num_iterations": None, "total_batch_size": 2048}}, rows))[0] == "incomplete_run"
 
 
+@pytest.mark.parametrize("name", ["tau", "ref_tokens", "total_batch_size"])
+def test_record_of_an_older_trainer_is_no_point(name):
+    record, rows = calibration_run(1.0)
+    older = {key: value for key, value in record["resolved"].items() if key != name}
+    assert refusal((record | {"resolved": older}, rows))[0] == "incomplete_run"
+
+
+@pytest.mark.parametrize("epochs_used", [None, 0.0])
+def test_run_that_does_not_say_what_it_read_is_no_point(epochs_used):
+    assert refusal(calibration_run(1.0, epochs_used=epochs_used))[0] == "incomplete_run"
+
+
 def test_checkpoints_of_one_run_are_no_points_and_would_give_another_ratio():
     """The naive L(D): validations along the longest run. At full rate they stand above the law, so its end looks like a steep fall."""
     record, rows = calibration_run(1.0)
@@ -120,6 +132,9 @@ def test_exponent_is_only_a_prior_where_the_horizon_exceeds_a_quarter_of_the_con
     assert exponent_of_stats(stats(), 256).doubts == () == exponent_of_stats(stats(n_star_tokens=64), 256).doubts
     assert "prior" in exponent_of_stats(stats(n_star_tokens=65), 256).doubts[0]
     assert exponent_of_stats(stats(warnings=["horizon_exceeds_context: n* 30 > 16"])).doubts
+    censored = stats(n_star_tokens=50, n_star_censored=True)  # documents too short to see whether it is above 64
+    assert [doubt.split(":")[0] for doubt in exponent_of_stats(censored, 256).doubts] == ["horizon_censored"]
+    assert [doubt.split(":")[0] for doubt in exponent_of_stats(censored, 128).doubts] == ["horizon_exceeds_context"]
     assert exponent_of_stats(stats(warnings=["broken_power_law", "window_sensitive"], n_star_tokens=None), 256).doubts == ()
 
 
@@ -231,6 +246,13 @@ def test_loss_in_nats_per_token_takes_its_noise_and_its_floor_in_that_unit(lane)
     (["--target-threshold=nan"], "finite")])
 def test_bad_input_is_refused_by_name(lane, capsys, argv, message):
     assert lane(*argv)[0] == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", [{}, [1], None, stats(schema_version=2), {"schema_version": 1}], ids=str)
+def test_file_that_holds_no_statistics_is_named(lane, tmp_path, capsys, file):
+    (tmp_path / "other.json").write_text(json.dumps(file))
+    assert main([f"--stats={tmp_path / 'other.json'}", "--records", "lane_1_s1", "--target-threshold=1"]) == 2
+    assert "no statistics of schema version 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["dataset_id", "tokenizer_id"])

@@ -266,12 +266,18 @@ def test_tokens_must_be_integers():
         correlation_curve(source_of(np.zeros(10), vocab_size=20))
 
 
-def test_a_block_without_pairs_is_an_error_that_names_it():
+def test_a_broken_id_is_a_refusal_and_not_a_table_of_its_size():
+    with pytest.raises(Refusal, match="ids_out_of_range"):
+        correlation_curve(source_of(np.array([1, 1 << 50]), vocab_size=(1 << 50) + 1))
+
+
+def test_a_block_without_pairs_is_a_refusal_that_names_it():
     long, short = [np.arange(1000) % 20] * 300, [np.arange(50) % 20] * 290
     source = source_of(*long, *short, vocab_size=20, documents=True)  # the end is short documents only
     assert correlation_curve(source, max_lag=64, blocks=8).pairs.min() > 0
-    with pytest.raises(ValueError, match="block 3.. of 400 has no two tokens 51 apart"):
-        correlation_curve(source, max_lag=51, blocks=400)
+    for workers in (1, 2):
+        with pytest.raises(Refusal, match="too_few_valid_lags: block 3.. of 400 has no two tokens 51 apart"):
+            correlation_curve(source, max_lag=51, blocks=400, workers=workers)
 
 
 def test_spool_is_a_source_of_the_same_documents():

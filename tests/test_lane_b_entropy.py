@@ -169,6 +169,9 @@ def test_file_of_positions_gives_the_curve_back(tmp_path):
     np.testing.assert_allclose(found.loss, blocks.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(found.se, [np.std(column, ddof=1) / len(column) ** 0.5 for column in blocks.T], atol=1e-6)
     assert fit_gamma(found).gamma == pytest.approx(0.3, abs=0.02)
-    write_json(path, dict(train=None))
-    with pytest.raises(ValueError, match="--per-position"):
-        read_positions(path)
+    whole = position_facts(blocks, num_chunks=128)
+    for other in (dict(train=None), [], whole | dict(schema_version=2),
+                  *({key: whole[key] for key in whole if key != name} for name in ("contexts", "loss_nats", "se_nats", "block_loss_nats"))):
+        write_json(path, other)
+        with pytest.raises(ValueError, match="--per-position"):
+            read_positions(path)

@@ -203,6 +203,13 @@ def test_a_file_of_something_else_is_named(tmp_path, capsys, array):
     assert lane_b_stats.main([f"--tokens={tmp_path / 'x.npy'}"]) == 2 and "expected integers in one dimension" in capsys.readouterr().err
 
 
+def test_an_empty_file_and_one_of_several_arrays_are_named(tmp_path, capsys):
+    (tmp_path / "x.npy").touch()
+    assert lane_b_stats.main([f"--tokens={tmp_path / 'x.npy'}"]) == 2 and "is empty" in capsys.readouterr().err
+    np.savez(tmp_path / "x.npz", a=np.zeros(3, int))
+    assert lane_b_stats.main([f"--tokens={tmp_path / 'x.npz'}"]) == 2 and "several arrays" in capsys.readouterr().err
+
+
 @pytest.fixture
 def base(base_dir):
     return make_tiny_base(base_dir, sequence_len=16)
@@ -253,7 +260,9 @@ def test_positional_gamma_names_the_command_or_reads_its_file(base, tmp_path, ca
     path.write_text(json.dumps(two | ids))
     code, facts = stats_of(tmp_path, "--model-tag=d2")
     assert [row["loss"] for row in facts["h_curve_nats"]] == [6, 5] and facts["warnings"] == ["gamma_unavailable"]  # two contexts
-    path.write_text(path.read_text().replace(ids["tokenizer_id"], "another"))
+    path.write_text(json.dumps(two))
+    assert lane_b_stats.main(["--model-tag=d2"]) == 2 and "tokenizer_id None" in capsys.readouterr().err
+    path.write_text(json.dumps(two | ids).replace(ids["tokenizer_id"], "another"))
     assert lane_b_stats.main(["--model-tag=d2"]) == 2 and "tokenizer_id another" in capsys.readouterr().err
 
 

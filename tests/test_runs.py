@@ -106,6 +106,19 @@ def test_recipe_stops_at_the_first_error(recipe, stage):
     assert stage.result.returncode == 7
 
 
+@pytest.mark.parametrize("written", [True, False])
+def test_lane_b_answers_statistics_that_are_refused_and_stops_without_them(stage, tmp_path, written):
+    """Statistics with an error are a file and an exit code; the inference makes the fallback of it, in the first run as in the next."""
+    shutil.copytree(ROOT / "runs", tmp_path / "runs")  # its results are written beside it
+    (tmp_path / "results").mkdir()
+    if written:
+        python = stage.bin / "python"
+        write = 'case " $* " in *" scripts.lane_b_stats "*) echo "{}" > results/lane_b_stats.json;; esac\n'
+        python.write_text(python.read_text().replace("#!/bin/bash\n", f"#!/bin/bash\n{write}"))
+    modules = [call[1] for call in stage.run(tmp_path / "runs" / "lane_b.sh", fail_at="scripts.lane_b_stats")]
+    assert ("scripts.lane_b_infer_ratio" in modules) == written == (stage.result.returncode == 0)
+
+
 @pytest.mark.parametrize("name", ["baseline_d12", "ittybitty", "runcpu"])
 def test_finished_run_is_skipped_and_another_configuration_is_not(name, stage):
     recipe = ROOT / "runs" / f"{name}.sh"

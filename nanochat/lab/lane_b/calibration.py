@@ -17,6 +17,7 @@ from nanochat.lab.lane_b.source import Refusal
 UNITS = {"val_bpb": "bits per byte", "val_loss": "nats per token"}
 LOSS_SD_BPB = 0.002  # of one run's val_bpb over seeds, where no calibration run was repeated
 OF_A_RUN = ("seed", "num_iterations", "target_flops", "target_param_data_ratio", *NOT_HASHED)  # may differ between calibration runs
+RESOLVED = {"total_batch_size", "ref_tokens", "tau"}
 TAU_WITHIN = 0.05
 HORIZON_SHARE = 4  # the theory speaks of contexts this many times as long as n*
 
@@ -82,8 +83,10 @@ def _refuse_incomplete(record: dict, rows: list[dict]):
     why = None
     if record.get("status") != "ok":
         why = f"its status is {record.get('status')}"
-    elif not done.get("num_scaling_params") or not done.get("num_iterations"):
-        why = "its record does not say what it resolved to (an upstream checkpoint?)"
+    elif not (done.get("num_scaling_params") and done.get("num_iterations")) or not RESOLVED <= done.keys():
+        why = "its record does not say what it resolved to (an upstream checkpoint, or an older trainer?)"
+    elif not results.get("epochs_used"):
+        why = "its record does not say how much of its corpus it read"
     elif results.get("steps") != done["num_iterations"]:
         why = f"it took {results.get('steps')} of {done['num_iterations']} steps"
     elif not config["warmdown_ratio"] > 0 or config["final_lr_frac"] >= 1:
@@ -133,6 +136,9 @@ def exponent_of_stats(stats: dict, context_tokens: int | None = None) -> Exponen
     warned = any(str(text).startswith("horizon_exceeds_context") for text in stats.get("warnings") or ())
     if warned or (context_tokens and n_star is not None and n_star > context_tokens / HORIZON_SHARE):
         doubts.append(f"horizon_exceeds_context: n* of {n_star} tokens is above a quarter of the context, where alpha_D is only a prior")
+    elif stats.get("n_star_censored"):
+        doubts.append(f"horizon_censored: n* is {n_star} tokens or more, the largest lag that was measured, and not known to be below a "
+                      "quarter of the context; above it alpha_D is only a prior")
     return Exponent(stats["alpha_d"], tuple(stats["alpha_d_ci95"]), tuple(doubts))
 
 

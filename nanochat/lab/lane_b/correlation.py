@@ -159,6 +159,14 @@ def write_ranked(spool: Spool, top_k: int, blocks: int, gap: int, path) -> Ranke
     return Ranked(Path(path), top_k, starts + gap * np.arange(len(starts)), ends - starts, np.searchsorted(starts, bounds), gap)
 
 
+def require_pairs(ranked: Ranked, lag: int):
+    """Raise Refusal too_few_valid_lags where a block has no pair at this lag: its documents are all shorter."""
+    pairs = np.add.reduceat(np.maximum(ranked.lengths - lag, 0), ranked.first[:-1])
+    if not pairs.all():
+        raise Refusal("too_few_valid_lags", f"block {pairs.argmin()} of {len(pairs)} has no two tokens {lag} apart in one document; "
+                      "lower --max-lag or --blocks")
+
+
 # -----------------------------------------------------------------------------
 # One lag
 
@@ -209,8 +217,6 @@ def measure_lag(ranked: Ranked, centering: str, lag: int) -> tuple:
     for b in range(blocks):
         table = pair_counts(tokens[ranked.block(b)], lag, ranked.width)[:K + 1, :K + 1]
         p, q, table, pairs[b] = table.sum(1)[:K], table.sum(0)[:K], table[:K, :K], table.sum()
-        if not pairs[b]:
-            raise ValueError(f"block {b} of {blocks} has no two tokens {lag} apart in one document; lower --max-lag or --blocks")
         expected = permuted_pairs(tokens, ranked, b, lag) if centering == "document" else np.outer(p, q) / pairs[b]
         own = np.subtract(table, expected, out=rows[b].reshape(K, K))
         own /= pairs[b]
@@ -253,6 +259,7 @@ def measure_spool(spool: Spool, top_k=TOP_K, max_lag=MAX_LAG, blocks=None, cente
     blocks = blocks or (32 if len(spool.tokens) >= MANY_TOKENS else 16)
     path = Path(spool.tokens.filename).with_name("ranks")
     ranked = write_ranked(spool, top_k, blocks, lags[-1], path)
+    require_pairs(ranked, lags[-1])
     found = list(_each_lag(functools.partial(measure_lag, ranked, centering), lags, workers, say or (lambda text: None)))
     pairs, grams, op, floor = map(np.array, zip(*found))
     mass = np.sort(spool.counts)[-top_k:].sum() / len(spool.tokens)

@@ -183,8 +183,8 @@ def window_spread(x, value, h, sigma) -> float:
 
 def read_positions(path) -> EntropyCurve:
     """The positional curve of a file that scripts.base_loss --per-position wrote. ValueError where it is not one."""
-    facts = read_json(path)
-    if not isinstance(facts, dict) or facts.get("schema_version") != SCHEMA_VERSION or "block_loss_nats" not in facts:
+    facts, needed = read_json(path), {"contexts", "loss_nats", "se_nats", "block_loss_nats"}
+    if not isinstance(facts, dict) or facts.get("schema_version") != SCHEMA_VERSION or not needed <= facts.keys():
         raise ValueError(f"{path} holds no losses by position of schema {SCHEMA_VERSION}; write it again: "
                          f"python -m scripts.base_loss --per-position {path}")
     blocks = np.array(facts["block_loss_nats"], dtype=np.float64)

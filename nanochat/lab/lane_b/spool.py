@@ -17,6 +17,7 @@ import numpy as np
 from nanochat.lab.lane_b.source import Refusal, TokenSource
 
 SLICE = 1 << 20  # tokens in memory at a time
+MOST_IDS = 1 << 24  # of a vocabulary, whose frequencies are in memory; a larger id is no token's
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def spooled(source: TokenSource):
 
     Raises Refusal: empty_stream, ids_out_of_range. Empty documents are left out.
     """
+    if source.vocab_size > MOST_IDS:
+        raise Refusal("ids_out_of_range", f"a vocabulary of {source.vocab_size}: expected at most {MOST_IDS}; is one id broken?")
     with tempfile.TemporaryDirectory(prefix="lane_b-", ignore_cleanup_errors=True) as folder:
         path, dtype = Path(folder) / "tokens", np.dtype(np.uint16 if source.vocab_size <= 1 << 16 else np.uint32)
         ends, total = array("q"), 0
