@@ -42,7 +42,8 @@ python -m scripts.lane_b_infer_ratio \
     --ratio-ref="$RATIO" \
     --output-json="$INFER.json" \
     --plot="$INFER.png"
-mapfile -t ARMS < <(inferred_arms "$INFER.json")
-[ "${#ARMS[@]}" != 0 ] || { echo "no recommendation, nothing to compare: the ratio stays $RATIO"; exit 0; }
+arms="$(inferred_arms "$INFER.json")"
+[ -n "$arms" ] || { echo "no recommendation, nothing to compare: the ratio stays $RATIO"; exit 0; }
+mapfile -t ARMS <<< "$arms"
 PRIMARY=time_to_target TARGET_BPB="$TARGET" compare "$LABEL" "$HORIZON" "${ARMS[@]}"
 python -m scripts.lane_b_log_run --inference="$INFER.json" --label="$LABEL"

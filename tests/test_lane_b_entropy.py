@@ -50,6 +50,15 @@ def test_short_window_does_not_identify_a_floor_of_one_nat(a, gamma):
         assert fit.gamma < gamma  # an effective exponent: the convention says so
 
 
+def test_model_that_is_blind_to_longer_contexts_is_named():
+    rng, context = np.random.default_rng(6), np.arange(33)
+    seen = {blind: 4.0 * np.maximum(np.minimum(context, blind), 0.5) ** -0.3 for blind in (8, 33)}
+    blocks = {blind: loss + 0.02 * rng.standard_normal((32, 33)) for blind, loss in seen.items()}
+    fits = {blind: fit_gamma(EntropyCurve("positional", context, x.mean(axis=0), x.std(axis=0) / 32 ** 0.5, blocks=x))
+            for blind, x in blocks.items()}
+    assert "model_context_saturated" in fits[8].warnings and "model_context_saturated" not in fits[33].warnings
+
+
 def test_long_window_identifies_the_floor_and_agrees_with_scipys_free_fit():
     rng = np.random.default_rng(5)
     context = np.arange(513)

@@ -53,8 +53,8 @@ def false_promotions(values: dict, looks, protocols: int = PROTOCOLS, seed: int 
     """The share of A/A protocols drawn from a pool that promote, with one candidate and a bank of BANK_SEEDS runs.
 
     The interval is a jackknife over RUNS (Efron & Stein 1981, Ann. Stat. 9:586): protocols of one pool share its runs, so
-    their number says nothing of how well the rate is known. It is on the wide side (normal pools of 64 runs: standard error
-    0.4 to 0.7 points by jackknife, 0.1 to 0.2 seen), because equal runs that change places are half of what varies.
+    their number says little of how well the rate is known. What the number of protocols adds to it is taken out of the jackknife,
+    which would count it once a run, and put back once.
     """
     R = len(values["val_bpb"])
     if runs_of(looks) >= R:  # without a run left out there is no telling how much the pool's own make-up matters
@@ -89,7 +89,9 @@ def _p_values(x, metric, looks, margin):
 
 def _jackknife(found, drawn, R) -> float:
     """Standard error of the share, from the shares among the protocols that do without each of the runs."""
-    within = np.bincount(drawn.ravel(), minlength=R)
-    hits = np.bincount(drawn[found].ravel(), minlength=R)
-    without = (found.sum() - hits) / (len(drawn) - within)
-    return float(np.sqrt((R - 1) / R * np.square(without - without.mean()).sum()))
+    P, p = len(drawn), found.mean()
+    protocols = P - np.bincount(drawn.ravel(), minlength=R)  # that do without a run
+    without = (found.sum() - np.bincount(drawn[found].ravel(), minlength=R)) / protocols
+    by_chance = p * (1 - p) * (1 / protocols - 1 / P).sum()  # of the sum of squares, were all runs alike
+    of_runs = (R - 1) / R * max(0.0, np.square(without - without.mean()).sum() - by_chance)
+    return float(np.sqrt(of_runs + p * (1 - p) / P))

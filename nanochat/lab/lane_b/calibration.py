@@ -139,6 +139,8 @@ def exponent_of_stats(stats: dict, context_tokens: int | None = None) -> Exponen
     elif stats.get("n_star_censored"):
         doubts.append(f"horizon_censored: n* is {n_star} tokens or more, the largest lag that was measured, and not known to be below a "
                       "quarter of the context; above it alpha_D is only a prior")
+    if "model_context_saturated" in (stats.get("warnings") or ()):
+        doubts.append("model_context_saturated: gamma is of a model that makes no use of the longer contexts")
     return Exponent(stats["alpha_d"], tuple(stats["alpha_d_ci95"]), tuple(doubts))
 
 
@@ -169,8 +171,9 @@ def in_unit(metric: str, nats_per_token: float, bytes_per_token: float | None) -
 
 
 def entropy_floor(metric: str, stats: dict, bytes_per_token: float | None) -> float | None:
-    """H_inf of the corpus in the unit of the metric; None where the statistics do not determine it."""
-    if metric not in UNITS or not stats.get("h_inf_identified") or stats.get("h_inf_nats") is None:
+    """H_inf of the corpus in the unit of the metric; None where the statistics do not determine it. The floor of a model's own
+    losses is none: what it does not see is not what the text does not tell."""
+    if metric not in UNITS or stats.get("gamma_source") == "positional" or not stats.get("h_inf_identified"):
         return None
     return in_unit(metric, stats["h_inf_nats"], bytes_per_token)
 

@@ -98,6 +98,7 @@ def fit_gamma(curve: EntropyCurve | None, window: tuple[int, int] | None = None,
         raise Refusal("gamma_not_converged", f"gamma {gamma:.3f} +- {half:.3f} over contexts {context[0]}..{context[-1]} may be 0: "
                       "train the model longer, measure more tokens, or choose a window where the curve is one power law")
     warnings = ("gamma_window_sensitive",) if spread > gamma / 2 else ()
+    warnings += ("model_context_saturated",) if curve.source == "positional" and saturated(curve, used) else ()
     return GammaFit(gamma, (gamma - half, gamma + half), float(h), identified, (int(context[0]), int(context[-1])), warnings, h_ci)
 
 
@@ -112,6 +113,18 @@ def usable_contexts(curve: EntropyCurve, window) -> tuple[np.ndarray, np.ndarray
         raise Refusal("gamma_unavailable", f"{len(used)} usable contexts in the window {window[0]}..{window[1]}: expected at least "
                       f"{LEAST_CONTEXTS}; widen the window, or measure longer contexts")
     return curve.context[used], used
+
+
+def saturated(curve: EntropyCurve, used) -> bool:
+    """Whether the last octave of the window takes nothing off the loss beyond two standard errors: a model that makes no use of
+    longer contexts gives the exponent of its own blindness."""
+    last = used[-1]
+    before = used[curve.context[used] <= curve.context[last] / 2][-1:]
+    drop = float((curve.loss[before] - curve.loss[last]).sum())
+    if curve.blocks is None or not len(before):
+        return bool(drop < 2 * math.hypot(curve.se[last], *curve.se[before]))
+    of_blocks = curve.blocks[:, before[0]] - curve.blocks[:, last]
+    return bool(drop < 2 * of_blocks.std(ddof=1) / math.sqrt(len(of_blocks)))
 
 
 def check_converged(curve: EntropyCurve):
