@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nanochat.common import REPO_ROOT, atomic_write, read_json
 from nanochat.lab.experiments import LEDGER, read
-from nanochat.lab.leaderboard import markdown, profiles, replaced, verdicts_of
+from nanochat.lab.leaderboard import markdown, profiles, replaced, verdicts_of, with_rivals
 from nanochat.lab.plots import draw_leaderboard
 
 PAGE = REPO_ROOT / "dev" / "LEADERBOARD.md"
@@ -45,7 +45,7 @@ def main(argv=None) -> int:
         rows, verdicts = read(args.ledger), verdicts_of(read_results(args.results))
         atomic_write(args.page, replaced(args.page.read_text(encoding="utf-8"), markdown(rows, verdicts), str(args.page)))
         picture = args.page.with_name(args.page.stem.lower() + ".png")
-        drawn = draw_leaderboard(picture, profiles(rows, verdicts))
+        drawn = draw_leaderboard(picture, with_rivals(profiles(rows, verdicts)))
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -80,6 +80,12 @@ def test_profiles_have_tables_of_their_own():
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["big (77)", "smoke-cpu (9f8e7d6c5b4a)"] and "| c " not in text
 
 
+def test_arm_alone_in_its_profile_is_a_line_beside_tables_that_rank_something():
+    text = markdown([make_row("a"), make_row("b"), make_row("long", bpb=1.25, profile="big", profile_hash="77")])
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["smoke-cpu (9f8e7d6c5b4a)", "One arm alone"]
+    assert "- big (77): long, n 1, val_bpb 1.25000" in text
+
+
 def test_mean_sd_and_seeds_are_of_the_last_run_of_each_seed():
     rows = [make_row(seed=1, bpb=1.10), make_row(seed=2, bpb=1.12), make_row(seed=10, bpb=1.14),
             make_row(seed=2, bpb=1.12, label="again", timestamp="2026-03-05T00:00:00+00:00"), make_row(seed=3, status="oom")]

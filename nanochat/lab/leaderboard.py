@@ -147,8 +147,23 @@ def profiles(rows: list[dict], verdicts: dict | None = None) -> list[tuple[str, 
 
 def markdown(rows: list[dict], verdicts: dict | None = None) -> str:
     """What stands between the markers. The same rows and verdicts give the same bytes."""
-    parts = [section(*profile) for profile in profiles(rows, verdicts)]
+    found = profiles(rows, verdicts)
+    parts = [section(*profile) for profile in with_rivals(found)]
+    alone = [profile for profile in found if profile not in with_rivals(found)]
+    if alone:
+        parts.append("\n".join(["## One arm alone", "Profiles in which nothing is ranked.", "", *map(lone_line, alone)]))
     return "\n\n".join(parts) if parts else "No row in the ledger yet."
+
+
+def with_rivals(found: list[tuple]) -> list[tuple]:
+    """The profiles that have something to rank; all of them where none has."""
+    return [profile for profile in found if len(profile[2]) > 1] or found
+
+
+def lone_line(profile) -> str:
+    title, _, (entry,) = profile
+    bpb = entry.values(BPB)
+    return f"- {in_line(title)}: {in_line(entry.arm)}, n {len(entry.ok)}" + (f", val_bpb {mean(bpb):.5f}" if bpb else "")
 
 
 def section(title: str, target, entries: list[Entry]) -> str:

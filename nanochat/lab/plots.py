@@ -156,7 +156,8 @@ def draw_leaderboard(path, profiles) -> bool:
 def _dots(entry) -> np.ndarray:
     """(training seconds, val_bpb) of the runs that ended ok and have both."""
     dots = [(run.get("training_sec"), run.get("val_bpb")) for run in entry.ok]
-    return np.array([dot for dot in dots if not set(dot) & {None, ""}], dtype=float).reshape(-1, 2)
+    dots = np.array([dot for dot in dots if not set(dot) & {None, ""}], dtype=float).reshape(-1, 2)
+    return dots[dots[:, 0] > 0]  # a run that ended before its clock began has no place on it
 
 
 def _leaderboard_panel(ax, title, target, entries):
