@@ -87,11 +87,11 @@ def cycle_of(gain, promoted=False, complete=True, label="c"):
 
 
 @pytest.mark.parametrize("cycles, reached, says", [
-    ([], False, "0 full cycles"), ([cycle_of(0.0)], False, "1 full cycles"), ([cycle_of(0.0), cycle_of(0.0199)], True, "two full cycles"),
+    ([], False, "full cycles: 0"), ([cycle_of(0.0)], False, "full cycles: 1"), ([cycle_of(0.0), cycle_of(0.0199)], True, "two full cycles"),
     ([cycle_of(0.0), cycle_of(0.02)], False, "gained 2%"), ([cycle_of(0.05), cycle_of(0.0), cycle_of(0.01)], True, "plateau"),
     ([cycle_of(0.0), cycle_of(0.0), cycle_of(0.05)], False, "gained"), ([cycle_of(0.0, promoted=True), cycle_of(0.0)], False, "promoted"),
     ([cycle_of(0.0), cycle_of(0.0), cycle_of(0.0, complete=False)], True, "plateau"),
-    ([cycle_of(0.0), cycle_of(0.0, complete=False)], False, "1 full cycles")])
+    ([cycle_of(0.0), cycle_of(0.0, complete=False)], False, "full cycles: 1")])
 def test_plateau_is_two_full_cycles_in_a_row_below_two_percent_and_no_promotion(cycles, reached, says):
     found, why = plateau(cycles)
     assert found is reached and says in why
@@ -252,6 +252,6 @@ def test_script_says_where_it_stopped_and_what_the_cycles_come_to(place, monkeyp
     argv = ["--label=c", "--profile=smoke-cpu", "--depths=2 4", "--noise-seeds=2", f"--ledger={place.ledger}"]
     assert script.main(argv) == 0
     out = capsys.readouterr().out
-    assert "phase 0, noise and baseline banked: done" in out and "stopped in phase 1, theory slice" in out and "1 full cycles" in out
+    assert "phase 0, noise and baseline banked: done" in out and "stopped in phase 1, theory slice" in out and "full cycles: 1" in out
     assert script.main(["--label=a/b"]) == 2 and script.main(["--depths=x"]) == 2
     assert len(experiments.read(place.ledger)) == 2

@@ -105,7 +105,7 @@ def plateau(cycles: list[dict]) -> tuple[bool, str]:
     bound at every depth) and promoted (by its miniseries). Cycles that were not walked to an end do not count."""
     full = [cycle for cycle in cycles if cycle["complete"]]
     if len(full) < 2:
-        return False, f"{len(full)} full cycles, a plateau needs two: the deferred architectures stay deferred"
+        return False, f"full cycles: {len(full)}, a plateau needs two: the deferred architectures stay deferred"
     last = full[-2:]
     gains = ", ".join(f"{cycle['label']} {cycle['improvement']:.1%}" for cycle in last)
     promoted = [cycle["label"] for cycle in last if cycle["promoted"]]

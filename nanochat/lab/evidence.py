@@ -147,6 +147,9 @@ def make_gate(declaration, pairs, metric, role, margin) -> Gate:
         times = [[run["time_to_target_sec"] for run in side] for side in zip(*pairs)]
         budget = min(run["training_sec"] for pair in pairs for run in pair)
         gate.d, gate.censored, gate.missed = paired_differences(*times, budget)
+        if gate.missed:
+            seed = next(run["seed"] for _, run in pairs if run["time_to_target_sec"] is None)
+            gate.missed = f"candidate missed the target on seed {seed}"
         return gate
     if role == "floor" and any(run.get(METRICS[metric].key) is None for pair in pairs for run in pair):
         gate.missed = "not measured in every run"
