@@ -37,10 +37,12 @@ def log(args):
     if not (args.records or args.label):
         raise ValueError("no runs: expected --records, or the --label of a protocol")
     facts, base_dir = read_json(args.inference), get_base_dir()
-    runs = args.records + ([tag for tag in tags_of(args.label) if tag not in run_log.logged(args.ledger)] if args.label else [])
-    if not runs:
+    def rows_of(runs):
+        return [run_log.row_of(*find_run(run, base_dir)[:2], facts, args.notes) for run in runs]
+    logged = run_log.logged(args.ledger)
+    rows = rows_of(args.records) + [row for row in rows_of(tags_of(args.label) if args.label else []) if run_log.identity(row) not in logged]
+    if not rows:
         print(f"nothing to add: every run of {args.label} is in {args.ledger}")
-    rows = [run_log.row_of(*find_run(run, base_dir)[:2], facts, args.notes) for run in runs]
     run_log.append(args.ledger, rows)
     for row in rows:
         print(f"added {row['run_id']} ({row['notes']}, {row['status']}) to {args.ledger}")

@@ -118,6 +118,13 @@ def test_run_is_logged_once_and_a_refused_one_leaves_no_row_of_the_others(log, i
     assert log(inferred, inferred)[0] == 2 and len(log(inferred)[1]) == 2
 
 
+def test_run_of_the_same_name_that_was_started_anew_is_another_run(log, inference, base_dir):
+    record, rows = arm_run(inference, "control")
+    assert log(store(base_dir, (record, rows)))[0] == 0
+    code, logged = log(store(base_dir, (record | {"started_at": "2026-02-02T00:00:00+00:00"}, rows)))
+    assert code == 0 and len(logged) == 2 and len({row["run_id"] for row in logged}) == 1
+
+
 def test_label_adds_the_runs_of_a_protocol_that_are_not_logged_yet(log, inference, base_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     runs = [store(base_dir, arm_run(inference, arm)) for arm in ("control", "inferred", "confirmation")]

@@ -72,17 +72,22 @@ def _arm_of(record: dict, facts: dict) -> str:
     return found[0]
 
 
-def logged(path) -> list[str]:
-    """Run ids of the ledger. Raises ValueError for another header."""
+def identity(row) -> tuple[str, str]:
+    """A run id may be used again, by another clone or a fresh start: its start tells the runs apart."""
+    return row["run_id"], row["timestamp_utc"]
+
+
+def logged(path) -> list[tuple]:
+    """Runs of the ledger. Raises ValueError for another header."""
     check_header(path, schema())
-    return [row["run_id"] for row in read_rows(path)]
+    return [identity(row) for row in read_rows(path)]
 
 
 def append(path, rows: list[dict]):
     """Append them, all or, where one has been logged before or the file has another header, none."""
     present = logged(path)
     for i, row in enumerate(rows):
-        if row["run_id"] in present + [other["run_id"] for other in rows[:i]]:
+        if identity(row) in present + [identity(other) for other in rows[:i]]:
             raise ValueError(f"{row['run_id']} is in {Path(path)} already: a run has one row")
     for row in rows:
         append_row(path, schema(), row)
