@@ -40,7 +40,8 @@ def log(args):
     def rows_of(runs):
         return [run_log.row_of(*find_run(run, base_dir)[:2], facts, args.notes) for run in runs]
     logged = run_log.logged(args.ledger)
-    rows = rows_of(args.records) + [row for row in rows_of(tags_of(args.label) if args.label else []) if run_log.identity(row) not in logged]
+    of_label = rows_of(tags_of(args.label)) if args.label else []
+    rows = rows_of(args.records) + [row for row in of_label if run_log.identity(row) not in logged]
     if not rows:
         print(f"nothing to add: every run of {args.label} is in {args.ledger}")
     run_log.append(args.ledger, rows)
