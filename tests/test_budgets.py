@@ -107,6 +107,7 @@ def test_on_the_real_clock_the_budget_is_passed_by_less_than_a_step(base):
     assert rows[-1]["total_training_time"] >= 0.3 > rows[-2]["total_training_time"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [8, 12, 18])
 def test_a_resumed_run_goes_on_where_its_budget_was(base, half_seconds, monkeypatch, stop):
     """With steps that take equal times to the last bit; a real machine's differ, and so does then the schedule."""
@@ -163,6 +164,7 @@ def test_watching_changes_no_weight_and_takes_none_of_the_clock(base, half_secon
     assert_same(meta_a["dataloader_state_dict"], meta_b["dataloader_state_dict"])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_makes_the_same_evals(base):
     """Also at the step that reached the target: saved after that validation, its state alone would say there is no need for one."""
     _, crossing, flags = watched(base)

@@ -90,6 +90,7 @@ def test_little_text_gives_beta_or_a_refusal_whatever_the_seed(b):
         check_little_text(b, seed)
 
 
+@pytest.mark.slow
 def test_beta_does_not_depend_on_how_much_text_there_is_and_that_of_a_raw_norm_does():
     whole = SignOfGaussian(0.88).tokens(2_400_000, seed=0)
     ours, raw = [], []
@@ -153,6 +154,7 @@ def raw_beta(tokens, lags):
     return power_law(lags, np.array(list(raw_norms(tokens, lags))))[0]
 
 
+@pytest.mark.slow
 def test_raw_norm_over_all_lags_sits_on_its_noise():
     tokens, curve = made(1.3, 2_000_000, 0)
     decay, lags = fit_decay(curve), np.arange(1, 65)

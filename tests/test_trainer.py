@@ -175,6 +175,7 @@ def test_bad_input_is_one_line_and_status_2(base, flags, message):
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_missing_data_or_tokenizer_names_the_command_that_makes_it(base_dir):
     for expected in ("scripts.tok_train", "nanochat.dataset"):
         result = cli(base_dir)

@@ -108,6 +108,7 @@ def test_bank_of_this_repository_is_no_bank_of_another(monkeypatch, tmp_path):
     assert read_json("results/t_latest.json")["declaration"]["noise_source"] == "none"
 
 
+@pytest.mark.slow
 def test_complete_cells_are_reused_and_others_not():
     run(make(CONTROL, BETTER))
     assert run(make(CONTROL, BETTER)) == 0 and len(read_rows(HISTORY)) == 4
@@ -125,6 +126,7 @@ def test_curve_of_an_older_run_of_the_tag_is_set_aside():
     assert (checkpoints("control_s3.1") / "meta_000020.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how, status", [("nan", "diverged"), ("crash", "crash")])
 def test_run_that_ends_badly_says_so(monkeypatch, how, status):
     plan(monkeypatch, better_s1=how)
@@ -150,6 +152,7 @@ def test_killed_run_goes_on_from_its_last_whole_checkpoint(monkeypatch, how, beg
     assert read_rows(HISTORY)[-1]["resumed_from_step"] == str(begins)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_killed_run_of_other_code_is_begun_anew(monkeypatch):
     plan(monkeypatch, better_s3="die")
@@ -159,6 +162,7 @@ def test_killed_run_of_other_code_is_begun_anew(monkeypatch):
     assert starts("better_s3") == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_timeout_stops_the_trainer_too_and_it_goes_on_later(monkeypatch):
     plan(monkeypatch, control_s3="wait")
@@ -228,6 +232,7 @@ def test_tree_that_keeps_records_gets_the_hash_of_the_cell(own):
     assert run(make("better: tree=own patch=own.patch", seeds=[1])) == 0 and len(read_rows(HISTORY)) == 2  # both reused
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_tree_that_keeps_records_resumes_by_itself_and_only_its_own_run(own, monkeypatch):
     monkeypatch.setenv("FAKE_PLAN", json.dumps({"nc_t_d4_better_s1": "crash"}))
