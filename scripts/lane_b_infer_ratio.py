@@ -21,6 +21,7 @@ from pathlib import Path
 from nanochat.common import get_base_dir, read_json, write_json
 from nanochat.config import TrainConfig
 from nanochat.lab.arms import parse_arm, split_flags
+from nanochat.lab.commands import EXIT_BAD_INPUT, EXIT_OK, exit_code
 from nanochat.lab.imports import find_run
 from nanochat.lab.lane_b import calibration, infer
 from nanochat.lab.lane_b.calibration import Calibration
@@ -30,7 +31,6 @@ from nanochat.lab.report import number, table
 from nanochat.lab.results import tags_of
 
 SCHEMA_VERSION = 1
-EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
 
 
 def build_parser():
@@ -188,6 +188,7 @@ def arms_table(arms: dict) -> str:
 
 
 def run(args) -> int:
+    args.records += tags_of(args.label) if args.label else []
     check(args)
     stats = read_stats(args.stats) if args.stats else {}
     try:
@@ -210,14 +211,7 @@ def run(args) -> int:
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
-    try:
-        args.records += tags_of(args.label) if args.label else []
-        return run(args)
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    return exit_code(lambda: run(args), "stopped")
 
 
 if __name__ == "__main__":

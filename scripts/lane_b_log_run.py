@@ -14,11 +14,10 @@ import sys
 from pathlib import Path
 
 from nanochat.common import get_base_dir, read_json
+from nanochat.lab.commands import EXIT_OK, exit_code
 from nanochat.lab.imports import find_run
 from nanochat.lab.lane_b import run_log
 from nanochat.lab.results import tags_of
-
-EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
 
 
 def build_parser():
@@ -33,7 +32,7 @@ def build_parser():
     return parser
 
 
-def log(args):
+def log(args) -> int:
     if not (args.records or args.label):
         raise ValueError("no runs: expected --records, or the --label of a protocol")
     facts, base_dir = read_json(args.inference), get_base_dir()
@@ -47,18 +46,12 @@ def log(args):
     run_log.append(args.ledger, rows)
     for row in rows:
         print(f"added {row['run_id']} ({row['notes']}, {row['status']}) to {args.ledger}")
+    return EXIT_OK
 
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
-    try:
-        log(args)
-        return EXIT_OK
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    return exit_code(lambda: log(args), "stopped")
 
 
 if __name__ == "__main__":

@@ -23,13 +23,13 @@ import numpy as np
 
 from nanochat.common import get_base_dir, print0, read_json, write_json
 from nanochat.config import hyphenate
+from nanochat.lab.commands import EXIT_BAD_INPUT, EXIT_OK, exit_code
 from nanochat.lab.lane_b import correlation, decay, stats
 from nanochat.lab.lane_b.entropy import fit_gamma, read_positions
 from nanochat.lab.lane_b.ngram import ngram_curve
 from nanochat.lab.lane_b.source import Refusal, TokenSource
 from nanochat.lab.report import number, table
 
-EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
 MAX_TOKENS = 1 << 25
 BATCH_CHARS = 1_000_000  # of text, tokenized at a time
 STREAMS = (".txt", ".md")  # a file of these is one stream, of others the texts are documents
@@ -250,13 +250,7 @@ def run(args) -> int:
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(hyphenate(sys.argv[1:] if argv is None else argv))
-    try:
-        return run(args)
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    return exit_code(lambda: run(args), "stopped")
 
 
 if __name__ == "__main__":

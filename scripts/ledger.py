@@ -20,13 +20,14 @@ from nanochat import dataset, tokenizer
 from nanochat.common import get_base_dir
 from nanochat.lab import experiments, profiles
 from nanochat.lab.arms import NAME
+from nanochat.lab.commands import EXIT_OK, exit_code
 from nanochat.lab.imports import find_run
 from nanochat.lab.report import table
 from nanochat.lab.rerun import Rerun, home_of
 
 COLUMNS = ("row", "timestamp", "label", "arm", "seed", "profile", "val_bpb", "final_train_loss", "tok_per_sec_median",
            "time_to_target_sec_measured", "wall_time_sec", "status")
-EXIT_OK, EXIT_DIFFERS, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_DIFFERS = 1
 CONDITION = re.compile(r"(\w+)\s*([=<>])\s*(.*)")
 HASH_LETTERS = 8
 
@@ -129,23 +130,21 @@ def rerun(args) -> int:
     return EXIT_OK if same else EXIT_DIFFERS
 
 
+def work(args) -> int:
+    if args.run and args.rerun is None:
+        raise ValueError("--run goes with --rerun ROW")
+    if args.import_run is not None:
+        import_run(args)
+    elif args.rerun is not None:
+        return rerun(args)
+    else:
+        show(args)
+    return EXIT_OK
+
+
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
-    try:
-        if args.run and args.rerun is None:
-            raise ValueError("--run goes with --rerun ROW")
-        if args.import_run is not None:
-            import_run(args)
-        elif args.rerun is not None:
-            return rerun(args)
-        else:
-            show(args)
-        return EXIT_OK
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    return exit_code(lambda: work(args), "stopped")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from nanochat.common import get_base_dir
 from nanochat.lab import experiments, noise, profiles
 from nanochat.lab.arms import CONTROL, make_arms, split_flags
 from nanochat.lab.cells import stop_on_signals
-from nanochat.lab.protocol import EXIT_INTERRUPTED, Protocol, exit_code, run
+from nanochat.lab.commands import EXIT_INTERRUPTED, exit_code
+from nanochat.lab.protocol import Protocol, run
 from nanochat.lab.rerun import home_of
 from nanochat.record import read_metrics, read_record, record_dir
 

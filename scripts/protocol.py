@@ -22,10 +22,11 @@ from nanochat.common import get_base_dir
 from nanochat.lab import profiles
 from nanochat.lab.arms import parse_seeds, refuse_rounded, split_flags
 from nanochat.lab.cells import stop_on_signals
+from nanochat.lab.commands import exit_code
 from nanochat.lab.experiments import LEDGER
 from nanochat.lab.gates import PRIMARY
 from nanochat.lab.looks import MAX_SEEDS
-from nanochat.lab.protocol import Protocol, exit_code, run
+from nanochat.lab.protocol import Protocol, run
 from nanochat.lab.trees import make_all_arms
 
 DEFAULT_SEEDS = ("1337", "2026")

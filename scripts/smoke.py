@@ -87,7 +87,7 @@ def main(argv=None):
     if missing:
         return continue_in_venv(missing, argv)
     from nanochat.lab.cells import stop_on_signals
-    from nanochat.lab.protocol import exit_code
+    from nanochat.lab.commands import exit_code
     stop_on_signals()
     return exit_code(lambda: smoke(args))
 

@@ -89,23 +89,24 @@ def test_arms_of_different_length_have_their_own_totals():
     assert progress.eta_sec() == pytest.approx((256 - 41 + 128 - 41) / 2)
 
 
+def train(progress, clock, total, *seen):
+    """control s1 begins, and is at each (step, time) of `seen`."""
+    progress.begin("control s1")
+    for step, clock.now in seen:
+        progress.update("control s1", step, total)
+
+
 def test_resumed_cell_counts_from_where_it_goes_on():
     clock = Clock()
     progress = Progress(n_cells=1, n_to_run=1, out=Terminal(), clock=clock)
-    progress.begin("control s1")
-    for step, now in ((40, 0.0), (41, 5.0), (52, 16.0)):
-        clock.now = now
-        progress.update("control s1", step, 60)
+    train(progress, clock, 60, (40, 0.0), (41, 5.0), (52, 16.0))
     assert progress.eta_sec() == pytest.approx(8.0)
 
 
 def test_cell_that_failed_early_counts_no_steps_that_it_did_not_take():
     clock = Clock()
     progress = Progress(n_cells=2, n_to_run=2, out=Terminal(), clock=clock)
-    progress.begin("control s1")
-    for step, now in ((0, 10.0), (1, 20.0), (21, 40.0)):
-        clock.now = now
-        progress.update("control s1", step, 1001)
+    train(progress, clock, 1001, (0, 10.0), (1, 20.0), (21, 40.0))
     progress.end("control s1")
     progress.begin("gate s1")
     assert progress.eta_sec() == pytest.approx(20 + 1000)

@@ -1,5 +1,5 @@
 """
-Run one command after another, as a user would: a miniseries and a cycle are lists of public commands.
+How a command ends, and how one runs others, as a user would: a miniseries and a cycle are lists of public commands.
 
 A child has a session of its own, so that Ctrl-C reaches it once, from here, and it has all the time it needs
 to save: a protocol killed before it has stopped its cells would leave them training.
@@ -12,7 +12,20 @@ import signal
 import subprocess
 import sys
 
+EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
 EXIT_FAILED_CELL = 1  # of scripts.protocol: some run failed or diverged; the others are there
+
+
+def exit_code(work, stopped: str = "stopped; the same command goes on") -> int:
+    """What work() returns, or the code of how it failed, after a line that says so."""
+    try:
+        return work()
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def module_command(module: str, *words) -> list[str]:

@@ -8,7 +8,6 @@ the verdict is read from. `run` is everything between parsed arguments and the e
 import contextlib
 import math
 import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from nanochat.config import profile_hash
 from nanochat.lab import gates, report
 from nanochat.lab.arms import NAME, Arm, Cell, make_cells, same_options
 from nanochat.lab.cells import TRAINER, Outcome
+from nanochat.lab.commands import EXIT_FAILED_CELL, EXIT_INTERRUPTED, EXIT_OK
 from nanochat.lab.html import write_report
 from nanochat.lab.plots import draw_protocol
 from nanochat.lab.profiles import Profile
@@ -27,7 +27,6 @@ from nanochat.lab.results import RESULTS_DIR, Results, curve
 from nanochat.lab.session import Session
 from nanochat.lab.trees import check_seeds
 
-EXIT_OK, EXIT_FAILED_CELL, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 POLL_SEC = 0.5
 AA_OFFSET = 1_000_000  # between the seeds of a pair in an A/A protocol
 
@@ -98,18 +97,6 @@ class Protocol:
         words += ["--until=decided", f"--max-seeds={len(self.seeds)}"] if self.until_decided else []
         words += ["--aa"] if self.aa else []
         return shlex.join(words)
-
-
-def exit_code(work) -> int:
-    """What work() returns, or the code of how it failed, after a line that says so."""
-    try:
-        return work()
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return EXIT_INTERRUPTED
 
 
 def run(protocol: Protocol, say=print) -> int:
