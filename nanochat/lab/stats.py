@@ -25,6 +25,7 @@ ALPHA = 0.05  # one-sided, for a whole label
 MIN_PAIRS_WITHOUT_BANK = 5  # below, a paired t has no power worth having, and its spread is a guess
 GUARD_QUANTILE = 0.95  # a spread above this quantile of F is more than the bank can explain
 POWER = 0.80  # of the smallest detectable gain
+Z95 = 1.959963984540054  # half a 95 % interval of a normal, in standard deviations
 SOURCES = ("bank", "own", "none")  # of the noise, chosen before the first run
 MOST_SIGN_FLIPS = 20  # pairs; the patterns double with each
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from nanochat.lab.lane_b.correlation import Curve, resampled_squares
 from nanochat.lab.lane_b.source import Refusal
+from nanochat.lab.stats import Z95
 
 WINDOWS = (16, 32, 64, 200)  # last lags of the windows that are always reported
 FEWEST_LAGS, SHORTEST_REACH = 6, 10
@@ -21,7 +22,6 @@ SIGNIFICANT = 3  # standard errors of F^2
 BIC_WINS = 6
 LEAST_R2 = 0.8
 WIDE_SPREAD = 0.15
-Z95 = 1.959964
 
 
 @dataclass(frozen=True)

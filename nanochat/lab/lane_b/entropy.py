@@ -16,6 +16,7 @@ import numpy as np
 
 from nanochat.common import read_json
 from nanochat.lab.lane_b.source import Refusal
+from nanochat.lab.stats import Z95
 
 SOURCES = ("positional", "ngram")
 WINDOW = (1, 16)  # contexts fitted where nobody names a window: the paper's for TinyStories
@@ -92,7 +93,7 @@ def fit_gamma(curve: EntropyCurve | None, window: tuple[int, int] | None = None,
     smallest = draws.min(axis=-1)
     h_of_draws = np.minimum(best_h_inf(x, draws, sigma)[0] if identified else 0.0, H_GRID[-1] * smallest)
     spread = window_spread(x, value, h, sigma)
-    half = 1.96 * math.hypot(float(np.std(log_fit(x, draws, h_of_draws, sigma)[0], ddof=1)), spread / 2)
+    half = Z95 * math.hypot(float(np.std(log_fit(x, draws, h_of_draws, sigma)[0], ddof=1)), spread / 2)
     gamma = float(gamma)
     if not gamma - half > 0:
         raise Refusal("gamma_not_converged", f"gamma {gamma:.3f} +- {half:.3f} over contexts {context[0]}..{context[-1]} may be 0: "

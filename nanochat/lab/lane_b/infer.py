@@ -27,7 +27,7 @@ from nanochat.lab.lane_b.loss_law import DRAWS, Point, draw_tokens, fit, free_al
 from nanochat.lab.lane_b.source import Refusal
 from nanochat.schedule import scale_run
 
-INFERRED, CONFIRMATION, FALLBACK = DECISIONS = ("inferred", "confirmation", "fallback")
+INFERRED, CONFIRMATION, FALLBACK = ("inferred", "confirmation", "fallback")
 CONTROL_WITHIN = 0.02  # of the default horizon: a point that near is the control, or one optimizer step, where that is more
 CONFIRM_FACTOR, CONFIRM_QUANTILE = 1.05, 0.75
 BAND = (0.1, 0.9)

@@ -18,9 +18,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from nanochat.lab.lane_b.source import Refusal
-from nanochat.lab.stats import ALPHA, t_above
+from nanochat.lab.stats import ALPHA, Z95, t_above
 
-NORMAL_95 = 1.959963984540054  # half a 95 % interval, in standard deviations
 EXPONENTS = (0.005, 5.0)  # where a free alpha is looked for: nearly a logarithm, nearly a step
 DRAWS = 4000
 
@@ -143,7 +142,7 @@ def log_sd(alpha: float, ci95) -> tuple[float, float]:
         raise ValueError(f"alpha {alpha} with the interval [{low}, {high}]: expected low <= alpha <= high, all finite")
     if low <= 0:
         raise Refusal("degenerate", f"the interval of alpha, [{low:.4g}, {high:.4g}], reaches 0: tokens to the target have no upper bound")
-    return math.log(alpha / low) / NORMAL_95, math.log(high / alpha) / NORMAL_95
+    return math.log(alpha / low) / Z95, math.log(high / alpha) / Z95
 
 
 def draw_tokens(losses: Losses, alpha: float, ci95, target: float, rng: np.random.Generator, draws: int = DRAWS) -> np.ndarray:

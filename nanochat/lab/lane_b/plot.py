@@ -7,10 +7,10 @@ import numpy as np
 
 from nanochat.lab import plots
 from nanochat.lab.lane_b.correlation import VISIBLE
+from nanochat.lab.stats import Z95
 
 MEASURED, FIT, OTHER, QUIET = "#0072b2", "#d55e00", "#009e73", "#666666"
 SIZE_IN = (13, 5.5)
-Z95 = 1.96
 
 
 def draw_stats(path, facts: dict):
