@@ -22,14 +22,15 @@ MODEL="nc_${LABEL}_calibration_d${DEPTH:-2}_control_s${SEEDS%% *}"
 PRIMARY="" TARGET_BPB="" SEEDS="${SEEDS%% *}" compare "${LABEL}_calibration" "$HORIZON" \
     "half: --target-param-data-ratio=$(product 0.5 "$RATIO")" \
     "quarter: --target-param-data-ratio=$(product 0.25 "$RATIO")"
-HOME_DIR="$(home_of "$PROFILE")"
+HOME_DIR="$(home_of "$PROFILE")"  # what follows takes a minute and is measured anew: seed, context or code may be others than before
 POSITIONS="$HOME_DIR/lane_b/${MODEL}_positions.json"
-[ -s "$POSITIONS" ] || NANOCHAT_BASE_DIR="$HOME_DIR" python -m scripts.base_loss \
+NANOCHAT_BASE_DIR="$HOME_DIR" python -m scripts.base_loss \
     --model-tag="$MODEL" \
     --split=val \
     --split-tokens="${POSITION_TOKENS:-524288}" \
     --per-position="$POSITIONS"
-[ -s "$STATS.json" ] || NANOCHAT_BASE_DIR="$HOME_DIR" python -m scripts.lane_b_stats \
+rm -f "$STATS.json"
+NANOCHAT_BASE_DIR="$HOME_DIR" python -m scripts.lane_b_stats \
     --model-tag="$MODEL" \
     --max-seq-len="${CONTEXT:-256}" \
     --output-json="$STATS.json" \

@@ -25,12 +25,12 @@ from nanochat.lab.commands import EXIT_BAD_INPUT, EXIT_OK, exit_code
 from nanochat.lab.imports import find_run
 from nanochat.lab.lane_b import calibration, infer
 from nanochat.lab.lane_b.calibration import Calibration
-from nanochat.lab.lane_b.source import Refusal
 from nanochat.lab.lane_b.stats import SCHEMA_VERSION as STATS_VERSION
 from nanochat.lab.report import number, table
 from nanochat.lab.results import tags_of
 
 SCHEMA_VERSION = 1
+BAD_INPUT = "bad_input"  # where the reason has no name of its own
 
 
 def build_parser():
@@ -138,9 +138,9 @@ def facts_of(args, stats: dict, runs: Calibration, asked: infer.Question, answer
         "default_ratio": args.default_ratio, "ratio_ref": args.ratio_ref,
         "distinct_tokens": args.distinct_tokens or runs.distinct_tokens, "repeated_data_allowed": args.allow_repeated_data,
         "alpha_d": exponent.alpha, "alpha_d_ci95": exponent.ci95, "entropy_floor": asked.entropy_floor,
-        "points": [asdict(point) for point in asked.points], **answer,
-        "arms": infer.arms(answer, args.default_ratio, config=runs.config, num_scaling_params=runs.num_scaling_params,
-                           ref_scaling_params=runs.ref_scaling_params, ratio_ref=args.ratio_ref)}
+        "points": [asdict(point) for point in asked.points],
+        **infer.with_arms(answer, args.default_ratio, config=runs.config, num_scaling_params=runs.num_scaling_params,
+                          ref_scaling_params=runs.ref_scaling_params, ratio_ref=args.ratio_ref)}
 
 
 # -----------------------------------------------------------------------------
@@ -187,19 +187,24 @@ def arms_table(arms: dict) -> str:
     return table(["arm", "laws", "ratio", "tokens", "steps", "batch", "LR scale", "lambda", "tau"], rows, left=2)
 
 
-def run(args) -> int:
+def answer(args) -> dict:
     args.records += tags_of(args.label) if args.label else []
     check(args)
     stats = read_stats(args.stats) if args.stats else {}
-    try:
-        runs = from_records(args) if args.records else by_hand(args)
-    except Refusal as e:
-        if args.output_json:
-            write_json(args.output_json, {"schema_version": SCHEMA_VERSION, "decision": infer.FALLBACK, "chosen_ratio": args.default_ratio,
-                                          "reasons": [str(e)], "error": {"code": e.code, "message": str(e)}})
-        raise
+    runs = from_records(args) if args.records else by_hand(args)
     asked = ask(args, stats, runs)
-    facts = facts_of(args, stats, runs, asked, infer.infer(asked))
+    return facts_of(args, stats, runs, asked, infer.infer(asked))
+
+
+def run(args) -> int:
+    try:
+        facts = answer(args)
+    except (ValueError, OSError) as e:
+        if args.output_json:  # an older file would pass for the answer
+            error = {"code": getattr(e, "code", BAD_INPUT), "message": str(e)}
+            write_json(args.output_json, {"schema_version": SCHEMA_VERSION, "decision": infer.FALLBACK, "chosen_ratio": args.default_ratio,
+                                          "reasons": [str(e)], "error": error})
+        raise
     if args.output_json:
         write_json(args.output_json, facts)
     if args.plot:

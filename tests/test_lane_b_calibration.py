@@ -245,7 +245,10 @@ def test_loss_in_nats_per_token_takes_its_noise_and_its_floor_in_that_unit(lane)
     (["--point=1e6"], "expected TOKENS:LOSS"), (["--records", "lane_1_s1"], "given more than once"),
     (["--target-threshold=nan"], "finite")])
 def test_bad_input_is_refused_by_name(lane, capsys, argv, message):
-    assert lane(*argv)[0] == 2 and message in capsys.readouterr().err
+    code, facts = lane(*argv)
+    assert code == 2 and message in capsys.readouterr().err
+    assert facts["decision"] == FALLBACK and facts["error"]["message"] == facts["reasons"][0] and message in facts["reasons"][0]
+    assert facts["error"]["code"] in ("bad_input", "one_run")
 
 
 @pytest.mark.parametrize("file", [{}, [1], None, stats(schema_version=2), {"schema_version": 1}], ids=str)

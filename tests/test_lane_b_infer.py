@@ -1,34 +1,22 @@
 """
-Lane B's inference against exact laws, simulated truth, and the trainer's own resolve().
+Lane B's inference: decisions on exact laws, and the trainer's own resolve().
 
 python -m pytest tests/test_lane_b_infer.py -v
 """
 
+import json
 import math
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from scipy.optimize import curve_fit
 
 from nanochat.config import parse
 from nanochat.cost import gpt_config, meta_model, resolve, scaling_params
 from nanochat.lab.lane_b.calibration import entropy_floor, in_unit, loss_sd
-from nanochat.lab.lane_b.infer import CONFIRMATION, FALLBACK, INFERRED, Exponent, Question, arms, infer, settings
-from nanochat.lab.lane_b.loss_law import Losses, Point, draw_tokens, fit, free_alpha, log_sd, pool, quantile
-from nanochat.lab.lane_b.source import Refusal
-
-N, RATIO = 1_000_000, 4.0
-LADDER = (1e6, 2e6, 4e6)  # 1/4, 1/2 and 1 x the default horizon
-FLOOR, DROP = 0.6, 0.33  # bits per byte: L = FLOOR + DROP (D / 4e6)^-alpha
-
-
-def loss(tokens, alpha=0.17, floor=FLOOR, drop=DROP):
-    return floor + drop * (np.asarray(tokens) / LADDER[-1]) ** -alpha
-
-
-def points(alpha=0.17, ladder=LADDER, **law):
-    return [Point(tokens, float(loss(tokens, alpha, **law)), seed=1) for tokens in ladder]
+from nanochat.lab.lane_b.infer import CONFIRMATION, FALLBACK, INFERRED, Exponent, Question, disagrees, infer, settings, with_arms
+from nanochat.lab.lane_b.loss_law import Point
+from tests.loss_law_case import FLOOR, LADDER, RATIO, N, loss, points
 
 
 def question(times=1.5, alpha=0.17, **changes) -> Question:
@@ -37,119 +25,12 @@ def question(times=1.5, alpha=0.17, **changes) -> Question:
     return replace(asked, **changes)
 
 
+D12 = ["--depth=12", "--max-seq-len=512", "--device-batch-size=16"]
+LAWS = dict(config=parse(D12), num_scaling_params=N, ref_scaling_params=N, ratio_ref=RATIO)
+
+
 def code_of(answer):
     return answer["error"] and answer["error"]["code"]
-
-
-# -----------------------------------------------------------------------------
-# The law
-
-@pytest.mark.parametrize("alpha", [0.05, 0.14, 0.185, 0.5, 1.3])
-@pytest.mark.parametrize("ladder", [LADDER, LADDER[1:], (1e6, 1.5e6, 3e6, 4e6), (3e3, 4e6)])
-def test_exact_data_gives_the_tokens(alpha, ladder):
-    law = fit(pool(points(alpha, ladder), 1e-6), alpha)
-    for times in (0.3, 1.0, 1.5, 3.0, 10.0):
-        assert law.tokens_to(float(loss(times * 4e6, alpha))) == pytest.approx(times * 4e6, rel=1e-9)
-    assert law.floor == pytest.approx(FLOOR, rel=1e-9) and law.a == pytest.approx(DROP * 4e6 ** alpha, rel=1e-9)
-
-
-def test_fit_is_weighted_by_the_runs_of_each_horizon():
-    """Against scipy's least squares through every single run, and the errors of its covariance."""
-    rng = np.random.default_rng(3)
-    runs = [Point(tokens, float(loss(tokens)) + 0.002 * rng.standard_normal(), seed) for tokens in LADDER for seed in range(3)]
-    runs = [p for p in runs if (p.tokens, p.seed) not in ((1e6, 1), (1e6, 2), (2e6, 2))]
-    losses = pool(runs, None)
-    law = fit(losses, 0.2)
-    x, y = np.array([p.tokens for p in runs]), np.array([p.loss for p in runs])
-    (floor, a), cov = curve_fit(lambda d, f, a: f + a * (d / 1e6) ** -0.2, x, y, sigma=np.full(len(x), losses.sd), absolute_sigma=True)
-    assert (law.floor, law.a) == pytest.approx((floor, a * 1e6 ** 0.2), rel=1e-6)
-    assert (law.floor_se, law.drop_se * law.scale ** 0.2) == pytest.approx((cov[0, 0] ** 0.5, cov[1, 1] ** 0.5 * 1e6 ** 0.2), rel=1e-5)
-    by_hand = [np.var([p.loss for p in runs if p.tokens == t], ddof=1) for t in (2e6, 4e6)]
-    assert losses.df == 3 and losses.sd == pytest.approx(math.sqrt((by_hand[0] + 2 * by_hand[1]) / 3))
-
-
-def test_noise_is_assumed_only_where_no_horizon_has_two_seeds():
-    assert (pool(points(), 0.002).sd, pool(points(), 0.002).df) == (0.002, math.inf)
-    with pytest.raises(ValueError, match="noise of this metric is not known"):
-        pool(points(), None)
-
-
-@pytest.mark.parametrize("extra, message", [
-    (Point(1e6, 1.0, 1), "seeds, each its own"), (Point(1e6, 1.0), "seeds, each its own"), (Point(1e6, float(loss(1e6)), 2), "copies"),
-    (Point(0, 1.0), "tokens above 0"), (Point(5e6, math.nan), "finite loss"), (Point(math.inf, 1.0), "tokens above 0")])
-def test_points_that_are_none_are_refused(extra, message):
-    with pytest.raises(ValueError, match=message):
-        pool([*points(), extra], 0.002)
-
-
-# -----------------------------------------------------------------------------
-# How much alpha matters, and the noise: the sentence of the specification, three runs, true alpha 0.17
-
-@pytest.mark.parametrize("times, low, high, band", [
-    (1.5, 1.465, 1.54, (1.42, 1.59)), (3, 2.78, 3.28, (2.76, 3.30)), (10, 7.9, 13.6, (8.6, 11.95))])
-def test_how_much_alpha_and_noise_matter(times, low, high, band):
-    losses, target = pool(points(), 0.002), float(loss(times * 4e6))
-    off = [fit(losses, factor * 0.17).tokens_to(target) / 4e6 for factor in (0.7, 1.3)]
-    assert off == pytest.approx([low, high], rel=0.0025)
-    drawn = draw_tokens(losses, 0.17, (0.17, 0.17), target, np.random.default_rng(0), draws=200_000) / 4e6
-    assert [quantile(drawn, q) for q in (0.1, 0.9)] == pytest.approx(band, rel=0.008)
-
-
-def coverage(seeds_each: int, alpha_error: float, times: float, simulations=1000) -> float:
-    """How often the 80 % band holds the true D*. Seeds above 1: the spread is measured, with few degrees of freedom."""
-    rng, inside = np.random.default_rng(seeds_each), 0
-    truth, target = times * 4e6, float(loss(times * 4e6))
-    ci = np.array([-1.96, 1.96]) * alpha_error
-    for _ in range(simulations):
-        alpha = 0.17 * math.exp(alpha_error * rng.standard_normal())
-        noise = 0.002 * rng.standard_normal((3, seeds_each))
-        runs = [Point(t, float(loss(t) + e), seed) for t, row in zip(LADDER, noise) for seed, e in enumerate(row)]
-        drawn = draw_tokens(pool(runs, 0.002), alpha, alpha * np.exp(ci), target, rng)
-        inside += quantile(drawn, 0.1) <= truth <= quantile(drawn, 0.9)
-    return inside / simulations
-
-
-@pytest.mark.parametrize("seeds_each, alpha_error, times", [
-    (1, 0.15, 3.0), pytest.param(1, 0.0, 3.0, marks=pytest.mark.slow), pytest.param(2, 0.1, 1.5, marks=pytest.mark.slow),
-    pytest.param(3, 0.2, 6.0, marks=pytest.mark.slow)])
-def test_band_covers_the_truth_in_four_of_five_simulations(seeds_each, alpha_error, times):
-    assert 0.75 <= coverage(seeds_each, alpha_error, times) <= 0.85
-
-
-def test_interval_of_alpha_is_what_is_drawn_and_may_be_lopsided():
-    below, above = log_sd(0.2, (0.15, 0.3))
-    assert (0.2 * math.exp(-1.959964 * below), 0.2 * math.exp(1.959964 * above)) == pytest.approx((0.15, 0.3), rel=1e-6)
-    with pytest.raises(ValueError, match="low <= alpha <= high"):
-        log_sd(0.2, (0.21, 0.3))
-
-
-# -----------------------------------------------------------------------------
-# alpha free
-
-def test_free_alpha_is_found_and_its_distance_counted_in_standard_errors():
-    """In the linear regime the root of the rise in misfit is the difference over the root of both variances."""
-    rng, sd = np.random.default_rng(5), 1e-5
-    tokens = np.array([1e6, 2e6, 4e6, 8e6])
-    losses = Losses(tokens, loss(tokens) + sd * rng.standard_normal(4), np.ones(4, int), sd, math.inf)
-    (_, _, free), cov = curve_fit(lambda d, f, b, a: f + b * (d / 4e6) ** -a, tokens, losses.mean, (0.6, 0.3, 0.2),
-                                  sigma=np.full(4, sd), absolute_sigma=True)
-    se = math.hypot(cov[2, 2] ** 0.5, 0.001)
-    for given in (0.168, 0.17, 0.173):
-        found, away = free_alpha(losses, given, (given - 0.00196, given + 0.00196))
-        assert found == pytest.approx(free, rel=1e-4) and away == pytest.approx((free - given) / se, abs=0.05)
-    exact_alpha = free_alpha(losses, 0.173, (0.173, 0.173))[1]
-    assert exact_alpha == pytest.approx((free - 0.173) / cov[2, 2] ** 0.5, rel=0.03)
-
-
-def test_free_alpha_needs_three_horizons():
-    found, away = free_alpha(pool(points(0.3), 0.002), 0.17, (0.17, 0.17))
-    left = loss(np.array(LADDER), 0.3) - fit(pool(points(0.3), 0.002), 0.17).loss(LADDER)  # the free fit leaves nothing
-    assert found == pytest.approx(0.3, rel=1e-3) and away == pytest.approx(math.sqrt((left ** 2).sum()) / 0.002, rel=1e-3)
-    assert free_alpha(Losses(np.array(LADDER[:2]), loss(LADDER[:2]), np.array([2, 2]), 0.002, 2), 0.17, (0.16, 0.18)) is None
-    three = Losses(np.array(LADDER), loss(LADDER), np.array([1, 1, 2]), 1e-5, 1)
-    assert free_alpha(three, 0.17, (0.16, 0.18))[0] == pytest.approx(0.17, rel=1e-3)
-    bent_up = Losses(np.array([1e6, 2e6, 4e6, 8e6]), np.array([1.0, 0.99, 0.95, 0.8]), np.ones(4, int), 0.002, math.inf)
-    assert free_alpha(bent_up, 0.17, (0.16, 0.18))[0] is None, "no exponent above 0 bends that way"
 
 
 # -----------------------------------------------------------------------------
@@ -191,6 +72,7 @@ def test_each_doubt_makes_it_a_confirmation(changes, reason):
     (dict(distinct_tokens=6.01e6), "repeated_data"), (dict(distinct_tokens=3.9e6, times=0.5), "repeated_data"),
     (dict(exponent=Exponent(0.17, (0.0, 0.3))), "degenerate"),
     (dict(exponent=Exponent(0.17, (-0.1, 0.4)), points=points()[1:]), "degenerate"),
+    (dict(exponent=Exponent(100.0, (99.0, 101.0))), "degenerate"), (dict(exponent=Exponent(1e-3, (5e-4, 2e-3))), "degenerate"),
     (dict(exponent=Exponent(None, error=("not_power_law", "no exponent"))), "not_power_law")])
 def test_every_error_has_its_name_and_falls_back(changes, code):
     answer = infer(question(**changes))
@@ -217,6 +99,38 @@ def test_target_already_met_is_interpolated_and_said():
     assert answer["inferred_target_param_data_ratio"] == pytest.approx(3.2, rel=1e-9) and answer["decision"] == INFERRED
 
 
+def test_horizon_of_less_than_a_step_is_a_fallback_and_says_so():
+    asked = question(times=1e-3)
+    answer = infer(asked)
+    assert answer["decision"] == CONFIRMATION and "below the shortest run" in " ".join(answer["reasons"])
+    fallen = with_arms(answer, RATIO, **LAWS)
+    assert (fallen["decision"], code_of(fallen), fallen["chosen_ratio"]) == (FALLBACK, "no_such_run", RATIO)
+    assert list(fallen["arms"]) == ["control"]
+    assert "less than one step" in fallen["reasons"][0] and fallen["target_tokens"] == answer["target_tokens"]
+    assert list(with_arms(infer(question()), RATIO, **LAWS)["arms"]) == ["control", "inferred", "confirmation"]
+
+
+def test_two_exponents_differ_by_students_t_where_the_spread_was_measured():
+    """With two degrees of freedom 4.3 standard errors are one in twenty, and not 2."""
+    assert (disagrees(None), disagrees(2)) == pytest.approx((1.959964, 4.302653), abs=1e-5)
+    pairs = [Point(t, float(loss(t, 0.4)) + e, seed) for t in LADDER for seed, e in enumerate((-3e-3, 3e-3))]
+    exponent = Exponent(0.17, (0.16, 0.18))
+    measured = infer(question(points=pairs, exponent=exponent))
+    assumed = infer(question(points=points(0.4), exponent=exponent, loss_sd=3e-3))
+    assert measured["loss_sd_degrees_of_freedom"] == 3 and 2 < measured["alpha_disagreement_se"] < disagrees(3) < 3.2
+    assert "another exponent" not in " ".join(measured["reasons"]) and 1.96 < assumed["alpha_disagreement_se"]
+    assert "another exponent" in " ".join(assumed["reasons"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_hardly_known_exponents_and_absurd_targets_are_answered_by_name():
+    """Ends of intervals, targets and laws at which powers leave the range of floating point."""
+    for ci in ((0.17 * 1e-3, 170.0), (0.16, 170.0), (1e-300, 0.18), (0.17, 0.17)):
+        for target in (1e-300, FLOOR * (1 + 1e-15), 1.0, 5.0, 1e6, 1e300):
+            answer = with_arms(infer(question(exponent=Exponent(0.17, ci), target=target)), RATIO, **LAWS)
+            assert answer["decision"] in (INFERRED, CONFIRMATION, FALLBACK) and json.dumps(answer, allow_nan=False)
+
+
 def test_higher_may_be_better():
     turned = [replace(point, loss=-point.loss) for point in points()]
     answer, same = infer(question(points=turned, target=-question().target, higher_is_better=True)), infer(question())
@@ -234,7 +148,7 @@ def test_no_question_without_a_control_gets_another_decision_than_the_fallback()
                          target=float(loss(rng.uniform(0.5, 3) * ladder[-1], alpha)), distinct_tokens=rng.choice([None, 1e9]))
         answer = infer(asked)
         assert (answer["decision"], code_of(answer), answer["chosen_ratio"]) == (FALLBACK, "no_control", ratio)
-        assert list(arms(answer, ratio, config=parse(D12), num_scaling_params=N, ref_scaling_params=N, ratio_ref=ratio)) == ["control"]
+        assert list(with_arms(answer, ratio, **LAWS)["arms"]) == ["control"]
         control = Point(ratio * N, float(loss(ratio * N, alpha)), seed=1)
         decided += infer(replace(asked, points=[*asked.points, control]))["decision"] != FALLBACK
     assert decided > 110, "with a control most of them are decided: the refusal was for the control"
@@ -243,7 +157,6 @@ def test_no_question_without_a_control_gets_another_decision_than_the_fallback()
 # -----------------------------------------------------------------------------
 # The trainer's own numbers
 
-D12 = ["--depth=12", "--max-seq-len=512", "--device-batch-size=16"]
 VOCAB = 32768
 
 
@@ -292,9 +205,3 @@ def test_assumed_noise_is_in_the_unit_of_the_metric():
 @pytest.mark.parametrize("alpha", [0.14, 0.185])
 def test_no_plausibility_band_refuses_the_papers_own_exponents(alpha):
     assert not 0.2 <= alpha <= 0.8 and infer(question(alpha=alpha))["decision"] == INFERRED
-
-
-def test_refusals_are_value_errors_with_a_code():
-    with pytest.raises(Refusal) as refused:
-        fit(pool(points(drop=0.0), 0.002), 0.17)
-    assert refused.value.code == "non_decreasing"

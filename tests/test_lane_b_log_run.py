@@ -6,11 +6,13 @@ python -m pytest tests/test_lane_b_log_run.py -v
 
 import csv
 import json
+from multiprocessing.pool import ThreadPool
 
 import pytest
 
 from nanochat.common import REPO_ROOT, read_json, write_json
-from nanochat.lab.lane_b.run_log import LEDGER
+from nanochat.lab.commands import exit_code
+from nanochat.lab.lane_b.run_log import LEDGER, append, row_of
 from nanochat.lab.ledger import read_rows, read_schema
 from scripts.lane_b_infer_ratio import main as infer_ratio
 from scripts.lane_b_log_run import main
@@ -116,6 +118,13 @@ def test_run_is_logged_once_and_a_refused_one_leaves_no_row_of_the_others(log, i
     code, rows = log(inferred, control)
     assert code == 2 and len(rows) == 1 and "already: a run has one row" in capsys.readouterr().err
     assert log(inferred, inferred)[0] == 2 and len(log(inferred)[1]) == 2
+
+
+def test_run_is_logged_once_where_two_write_at_a_time(log, inference, base_dir):
+    row = row_of(*arm_run(inference, "control"), read_json(inference))
+    with ThreadPool(8) as pool:
+        outcomes = pool.map(lambda _: exit_code(lambda: append(log.ledger, [row])), range(8))
+    assert sorted(outcomes, key=bool) == [None] + 7 * [2] and len(read_rows(log.ledger)) == 1
 
 
 def test_run_of_the_same_name_that_was_started_anew_is_another_run(log, inference, base_dir):

@@ -108,9 +108,10 @@ def test_recipe_stops_at_the_first_error(recipe, stage):
 
 @pytest.mark.parametrize("written", [True, False])
 def test_lane_b_answers_statistics_that_are_refused_and_stops_without_them(stage, tmp_path, written):
-    """Statistics with an error are a file and an exit code; the inference makes the fallback of it, in the first run as in the next."""
+    """Statistics with an error are a file and an exit code; the inference makes the fallback of it. An older file is none."""
     shutil.copytree(ROOT / "runs", tmp_path / "runs")  # its results are written beside it
     (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "lane_b_stats.json").write_text("of another context")
     if written:
         python = stage.bin / "python"
         write = 'case " $* " in *" scripts.lane_b_stats "*) echo "{}" > results/lane_b_stats.json;; esac\n'

@@ -46,22 +46,29 @@ def check_header(path, schema: list[str]):
 
 
 def append_row(path, schema: list[str], row: dict):
-    """Append `row` in schema order; None is an empty cell, and keys outside the schema are left out.
+    """append_rows of one."""
+    append_rows(path, schema, [row])
 
-    Raises ValueError when a column of the schema is missing from row: an empty cell is said, not forgotten.
+
+def append_rows(path, schema: list[str], rows: list[dict], refuse=None):
+    """Append `rows` in schema order, in one write; None is an empty cell, and keys outside the schema are left out.
+
+    refuse: called with the rows that are there, nobody else writing, and may raise. Raises ValueError when a column of the schema
+    is missing from a row: an empty cell is said, not forgotten.
     """
     path = Path(path)
-    missing = [name for name in schema if name not in row]
-    if missing:
-        raise ValueError(f"{path}: the row lacks {', '.join(missing)}")
+    for row in rows:
+        if missing := [name for name in schema if name not in row]:
+            raise ValueError(f"{path}: the row lacks {', '.join(missing)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         check_header(path, schema)
+        if refuse:
+            refuse(read_rows(path))
         is_new = not path.exists()
         with open(path, "ab") as f:
-            if _cut_torn_line(path, f) == 0:
-                f.write(_line(schema))
-            f.write(_line([row[name] for name in schema]))  # buffered: one write with the header before it
+            lines = [_line(schema)] if _cut_torn_line(path, f) == 0 else []
+            f.write(b"".join(lines + [_line([row[name] for name in schema]) for row in rows]))
             f.flush()
             os.fsync(f.fileno())
         if is_new:

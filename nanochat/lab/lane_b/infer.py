@@ -4,10 +4,10 @@ From an exponent and a few final losses to a data:param ratio, or to the reason 
 The answer holds one decision, by rules that are fixed here:
 
 - fallback, the default ratio: any error (no exponent, no control among the points, losses that do not fall, a target at or below
-  the floor, tokens that the corpus does not have), or a horizon above 10 times the default one.
+  the floor, tokens that the corpus does not have, less than one optimizer step), or a horizon above 10 times the default one.
 - confirmation, the larger of 1.05 x the inferred ratio and its 75 % quantile: an answer, of which one of these is true. The
-  exponent is only a prior (the corpus' horizon n* is above a quarter of the context); the losses contradict it by more than two
-  standard errors, or lie on its law only above a floor below 0, which no loss has; there are fewer than three horizons, so no
+  exponent is only a prior (the corpus' horizon n* is above a quarter of the context); the losses contradict it (5 %, two-sided),
+  or lie on its law only above a floor below 0, which no loss has; there are fewer than three horizons, so no
   error; the 80 % band is wider than a factor of 1.5; D* is above 4 x the longest run or below the shortest one.
 - inferred: none of these.
 
@@ -25,6 +25,7 @@ import numpy as np
 
 from nanochat.lab.lane_b.loss_law import DRAWS, Point, draw_tokens, fit, free_alpha, log_sd, pool, quantile
 from nanochat.lab.lane_b.source import Refusal
+from nanochat.lab.stats import t_above
 from nanochat.schedule import scale_run
 
 INFERRED, CONFIRMATION, FALLBACK = ("inferred", "confirmation", "fallback")
@@ -34,7 +35,7 @@ BAND = (0.1, 0.9)
 WIDE_BAND = 1.5
 FAR = 4.0  # times the longest run
 UNREACHABLE = 10.0  # times the default horizon
-DISAGREES = 2.0  # standard errors
+DISAGREES = 0.05  # chance that the losses and the corpus' exponent seem to differ where they do not
 NO_CONTROL = "no_control"
 
 
@@ -75,9 +76,12 @@ def infer(q: Question) -> dict:
         _measure(q, answer)
         _decide(q, answer)
     except Refusal as e:
-        answer["error"] = {"code": e.code, "message": str(e)}
-        answer["reasons"] = [str(e)]
+        answer |= _fallen_back(e)
     return answer
+
+
+def _fallen_back(refusal: Refusal) -> dict:
+    return {"error": {"code": refusal.code, "message": str(refusal)}, "reasons": [str(refusal)]}
 
 
 def is_control(point: Point, default_tokens: float) -> bool:
@@ -161,6 +165,11 @@ def _decide(q: Question, answer: dict):
     answer |= {"decision": decision, "chosen_ratio": ratio, "reasons": doubts}
 
 
+def disagrees(df: float | None) -> float:
+    """Standard errors between two exponents from which they differ; df: of the measured spread of a loss, None where it is assumed."""
+    return t_above(DISAGREES / 2, df or math.inf)
+
+
 def _doubts(q: Question, answer: dict) -> list[str]:
     """Why the answer needs a margin, in words; [] where it carries itself."""
     shortest, tokens = min(point.tokens for point in q.points), answer["target_tokens"]
@@ -169,9 +178,9 @@ def _doubts(q: Question, answer: dict) -> list[str]:
     if answer["fraction_unsolvable"] is None:
         doubts.append("fewer than three horizons: no error of D* is known")
     elif high is None or high > WIDE_BAND * low:
-        doubts.append(f"wide band: the 80 % interval of D* spans a factor of {high / low:.2f}" if high else
-                      "wide band: the 80 % interval of D* has no upper end")
-    if away is not None and abs(away) > DISAGREES:
+        doubts.append(f"wide band: the 80 % interval of D* spans a factor of {high / low:.2f}" if high and low else
+                      "wide band: the 80 % interval of D* has no " + ("lower end above 0" if high else "upper end"))
+    if away is not None and abs(away) > disagrees(answer["loss_sd_degrees_of_freedom"]):
         doubts.append(f"the losses ask for another exponent than the corpus', {away:+.1f} standard errors from it")
     if answer["l_inf"] < 0 and not q.higher_is_better:
         doubts.append(f"the floor of the fitted law is {answer['l_inf']:.3g}, below 0, where no loss is: the exponent is too small for "
@@ -189,6 +198,8 @@ def _doubts(q: Question, answer: dict) -> list[str]:
 def settings(config, ratio: float, num_scaling_params: int, ref_scaling_params: int, ratio_ref: float) -> dict:
     """Batch, steps, rate, decay and tau of a TrainConfig at this ratio, from the function that the trainer itself uses: with the
     laws' reference pinned at ratio_ref, and as they would be without. Raises ValueError for a horizon that cannot be run."""
+    if ratio * num_scaling_params < 1:
+        raise ValueError(f"a data:param ratio of {ratio:.3g} is less than one token")
     horizon = replace(config, num_iterations=-1, target_flops=-1.0, target_param_data_ratio=ratio)
     pinned, unpinned = (asdict(scale_run(replace(horizon, ratio_ref=ref), num_scaling_params, ref_scaling_params))
                         for ref in (ratio_ref, -1.0))
@@ -197,9 +208,18 @@ def settings(config, ratio: float, num_scaling_params: int, ref_scaling_params: 
             "pinned": {name: pinned[name] for name in names}, "unpinned": {name: unpinned[name] for name in names}}
 
 
-def arms(answer: dict, default_ratio: float, **setting_of) -> dict:
-    """{"control", "inferred", "confirmation": settings}; without an answer there is only the control."""
-    ratios = {"control": default_ratio}
-    if answer["decision"] != FALLBACK:
-        ratios |= {INFERRED: answer["inferred_target_param_data_ratio"], CONFIRMATION: answer["confirmation_ratio"]}
-    return {name: settings(ratio=ratio, **setting_of) for name, ratio in ratios.items()}
+def with_arms(answer: dict, default_ratio: float, **setting_of) -> dict:
+    """The answer and its "arms", {"control", "inferred", "confirmation": settings}; without an answer there is only the control.
+
+    A ratio of which the trainer makes no run, less than one optimizer step, becomes a fallback. Raises ValueError where that is
+    the default ratio's.
+    """
+    control = {"control": settings(ratio=default_ratio, **setting_of)}
+    if answer["decision"] == FALLBACK:
+        return answer | {"arms": control}
+    ratios = {INFERRED: answer["inferred_target_param_data_ratio"], CONFIRMATION: answer["confirmation_ratio"]}
+    try:
+        return answer | {"arms": control | {name: settings(ratio=ratio, **setting_of) for name, ratio in ratios.items()}}
+    except ValueError as e:
+        refusal = Refusal("no_such_run", f"{answer['target_tokens']:.4g} tokens to the target are no run: {e}")
+        return answer | _fallen_back(refusal) | {"decision": FALLBACK, "chosen_ratio": default_ratio, "arms": control}

@@ -20,7 +20,7 @@ from scipy.optimize import minimize_scalar
 from nanochat.lab.lane_b.source import Refusal
 from nanochat.lab.stats import ALPHA, Z95, t_above
 
-EXPONENTS = (0.005, 5.0)  # where a free alpha is looked for: nearly a logarithm, nearly a step
+EXPONENTS = (0.005, 5.0)  # of a loss over tokens: below, nearly a logarithm; above, nearly a step
 DRAWS = 4000
 
 
@@ -135,13 +135,15 @@ def fit(losses: Losses, alpha: float) -> Law:
 def log_sd(alpha: float, ci95) -> tuple[float, float]:
     """Standard deviations of log alpha below and above it: an interval of alpha need not be symmetric, and alpha is above 0.
 
-    Raises ValueError for an interval that is none, Refusal `degenerate` where it reaches 0.
+    Raises ValueError for an interval that is none, Refusal `degenerate` where it reaches 0 or alpha is outside EXPONENTS.
     """
     low, high = ci95
     if not (math.isfinite(high) and low <= alpha <= high):
         raise ValueError(f"alpha {alpha} with the interval [{low}, {high}]: expected low <= alpha <= high, all finite")
     if low <= 0:
         raise Refusal("degenerate", f"the interval of alpha, [{low:.4g}, {high:.4g}], reaches 0: tokens to the target have no upper bound")
+    if not EXPONENTS[0] <= alpha <= EXPONENTS[1]:
+        raise Refusal("degenerate", f"alpha {alpha:.4g}: expected {EXPONENTS[0]} to {EXPONENTS[1]}; no loss falls with tokens like that")
     return math.log(alpha / low) / Z95, math.log(high / alpha) / Z95
 
 
@@ -149,7 +151,7 @@ def draw_tokens(losses: Losses, alpha: float, ci95, target: float, rng: np.rando
     """D* [draws] over alpha, over the losses, and over their spread where it was measured; inf where there is none."""
     below, above = log_sd(alpha, ci95)
     z = rng.standard_normal(draws)
-    alphas = alpha * np.exp(z * np.where(z < 0, below, above))
+    alphas = np.clip(alpha * np.exp(z * np.where(z < 0, below, above)), *EXPONENTS)  # powers of others overflow
     sd = losses.sd if math.isinf(losses.df) else losses.sd * np.sqrt(losses.df / rng.chisquare(losses.df, draws))
     noise = rng.standard_normal((draws, len(losses.tokens))) * np.reshape(sd, (-1, 1)) / np.sqrt(losses.runs)
     x = (losses.tokens / losses.scale) ** -alphas[:, None]

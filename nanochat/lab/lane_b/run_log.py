@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nanochat.common import REPO_ROOT
 from nanochat.lab import experiments
-from nanochat.lab.ledger import append_row, check_header, read_rows, read_schema
+from nanochat.lab.ledger import append_rows, check_header, read_rows, read_schema
 
 LEDGER = REPO_ROOT / "dev" / "ledger" / "lane_b.csv"
 INFERENCE_VERSION = 1
@@ -85,9 +85,10 @@ def logged(path) -> list[tuple]:
 
 def append(path, rows: list[dict]):
     """Append them, all or, where one has been logged before or the file has another header, none."""
-    present = logged(path)
-    for i, row in enumerate(rows):
-        if identity(row) in present + [identity(other) for other in rows[:i]]:
-            raise ValueError(f"{row['run_id']} is in {Path(path)} already: a run has one row")
-    for row in rows:
-        append_row(path, schema(), row)
+    def refuse(present):
+        seen = {identity(row) for row in present}
+        for row in rows:
+            if identity(row) in seen:
+                raise ValueError(f"{row['run_id']} is in {Path(path)} already: a run has one row")
+            seen.add(identity(row))
+    append_rows(path, schema(), rows, refuse)
