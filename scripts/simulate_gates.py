@@ -1,12 +1,13 @@
 """
 How often a verdict is wrong, and how often it sees a gain, on made-up records and beside its targets:
 
-    python -m scripts.simulate_gates                            # every table, some minutes on two cores
+    python -m scripts.simulate_gates                            # every table, a quarter of an hour
     python -m scripts.simulate_gates --table=8.1 --table=bank   # some of them
     python -m scripts.simulate_gates --protocols=40000 --output-json=results/simulate_gates.json
 
 Made-up runs go through the functions that decide real ones. Each number stands beside its target (in brackets, with
-the difference), from ideas/simulation_targets.csv; a * is outside its tolerance. Writes results/simulate_gates.png
+the difference), from ideas/simulation_targets.csv, and for the tables of whole verdicts from ideas/verdict_targets.csv, on a
+tenth of the protocols; a * is outside its tolerance. Writes results/simulate_gates.png
 in the working directory. Exit code: 0 all inside, 1 some outside, 2 bad input.
 """
 
@@ -15,14 +16,20 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from nanochat.common import atomic_write
 from nanochat.config import hyphenate
+from nanochat.lab import simulate_verdicts
 from nanochat.lab.simulate import MEASURES, PROTOCOLS, SEED, check, looks_text, measure, read_targets
 from nanochat.lab.simulate_plot import draw_error_rates
 
-TARGETS = Path(__file__).resolve().parent.parent / "ideas" / "simulation_targets.csv"
+IDEAS = Path(__file__).resolve().parent.parent / "ideas"
+TARGETS, VERDICT_TARGETS = IDEAS / "simulation_targets.csv", IDEAS / "verdict_targets.csv"
 TITLES = {"8.1": "fixed n, pairs not correlated", "8.2": "fixed n, correlated pairs", "8.3": "where assumptions fail",
-          "8.4": "against other rules", "8.5": "seeds added until decided, at most 12", "bank": "a bank that came out low by luck"}
+          "8.4": "against other rules", "8.5": "seeds added until decided, at most 12", "bank": "a bank that came out low by luck",
+          "verdicts": "how the verdicts fall, by the gain in sd", "missed": "a target that only a share of the control's runs reach"}
+VERDICT_SHARE = 10  # a verdict is made of one protocol at a time, which takes longer
 FEWEST = 1000  # protocols: below, the tolerances are smaller than the luck
 
 
@@ -51,22 +58,37 @@ def simulate_table(cells, protocols: int, seed: int) -> list[dict]:
     return rows
 
 
+def simulate_verdict_table(cells, protocols: int, seed: int) -> list[dict]:
+    """As simulate_table, of whole verdicts. A target may be a range; the difference is to its nearer end."""
+    print(f"\n{cells[0].table}: {TITLES[cells[0].table]}")
+    print(f"{'cell':48}" + "".join(f"{name:>26}" for name in simulate_verdicts.MEASURES))
+    rows = []
+    for cell in cells:
+        found = {row["measure"]: row for row in
+                 simulate_verdicts.check(cell, simulate_verdicts.measure(cell, protocols, seed), protocols)}
+        print(f"{cell.name:48}" + "".join(f"{number(found.get(name)):>26}" for name in simulate_verdicts.MEASURES), flush=True)
+        rows += found.values()
+    return rows
+
+
 def number(row) -> str:
     if row is None:
         return ""
-    return f"{row['found']:.2f} ({row['target']:g} {row['difference']:+.2f}){' ' if row['inside'] else '*'}"
+    ends = np.unique(row["target"])  # a number, or a range
+    target = " to ".join(f"{end:g}" for end in ends)
+    return f"{row['found']:.2f} ({target} {row['difference']:+.2f}){' ' if row['inside'] else '*'}"
 
 
 def summary(rows) -> str:
     """The largest difference of every table, and what is outside."""
     lines = []
     for table in dict.fromkeys(row["table"] for row in rows):
-        for kind in ("false_promotion", "power", "seeds"):
+        for kind in ("false_promotion", "power", "seeds", *simulate_verdicts.VERDICTS):
             some = [row for row in rows if row["table"] == table and row["measure"].startswith(kind)]
             if some:
                 worst = max(abs(row["difference"]) for row in some)
                 outside = sum(not row["inside"] for row in some)
-                lines.append(f"{table:5}{kind:16} {len(some):4} numbers, largest difference {worst:.2f}, {outside} outside")
+                lines.append(f"{table:9}{kind:16} {len(some):4} numbers, largest difference {worst:.2f}, {outside} outside")
     return "\n".join(lines)
 
 
@@ -76,10 +98,12 @@ def main(argv=None) -> int:
     if args.protocols < FEWEST:
         parser.error(f"--protocols={args.protocols}: expected at least {FEWEST}; with fewer, luck outweighs the tolerances")
     tables = args.table or list(TITLES)
-    cells = [cell for cell in read_targets(TARGETS) if cell.table in tables]
+    kinds = ((read_targets(TARGETS), simulate_table, args.protocols),
+             (simulate_verdicts.read_targets(VERDICT_TARGETS), simulate_verdict_table, args.protocols // VERDICT_SHARE))
     rows = []
-    for table in dict.fromkeys(cell.table for cell in cells):
-        rows += simulate_table([cell for cell in cells if cell.table == table], args.protocols, args.seed)
+    for cells, simulate, protocols in kinds:
+        for table in dict.fromkeys(cell.table for cell in cells if cell.table in tables):
+            rows += simulate([cell for cell in cells if cell.table == table], protocols, args.seed)
     print(f"\n{summary(rows)}")
     if draw_error_rates(args.picture, rows, args.protocols):
         print(f"picture: {args.picture}")
