@@ -2,11 +2,18 @@
 
 import numpy as np
 
+from nanochat.lab.lane_b.correlation import Curve, measure_spool
 from nanochat.lab.lane_b.source import TokenSource
+from nanochat.lab.lane_b.spool import spooled
 
 
 def source_of(*arrays, vocab_size, documents=False):
     return TokenSource(lambda: iter(arrays), vocab_size, documents)
+
+
+def correlation_curve(source, **options) -> Curve:
+    with spooled(source) as spool:
+        return measure_spool(spool, **options)
 
 
 def zipf(vocab_size):

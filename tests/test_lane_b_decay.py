@@ -11,11 +11,11 @@ import itertools
 
 import numpy as np
 import pytest
-from lane_b_case import SignOfGaussian, draw, source_of, two_kinds, two_state_chain, zipf
+from lane_b_case import SignOfGaussian, correlation_curve, draw, source_of, two_kinds, two_state_chain, zipf
 from scipy.optimize import curve_fit
 
-from nanochat.lab.lane_b.correlation import Curve, correlation_curve, frequent_ranks, lag_grid, pair_counts
-from nanochat.lab.lane_b.decay import WINDOWS, before_two_invalid, compare_shapes, fit_decay, power_law
+from nanochat.lab.lane_b.correlation import Curve, frequent_ranks, lag_grid, pair_counts
+from nanochat.lab.lane_b.decay import WINDOWS, before_two_invalid, compare_shapes, fit_decay, horizon, power_law
 from nanochat.lab.lane_b.source import Refusal
 
 SLOPES = (0.5, 0.88, 1.3)
@@ -41,7 +41,7 @@ def curve_of(norm, blocks=16, noise=1e-4, max_lag=512, op_floor=1e-9, seed=0):
     lags = np.array(lag_grid(max_lag))
     e = np.random.default_rng(seed).normal(size=(len(lags), blocks, blocks)) * noise
     grams = norm(lags.astype(float))[:, None, None] ** 2 * (1 + e + e.transpose(0, 2, 1))
-    return Curve(lags, np.full(len(lags), 10 ** 6), grams, norm(lags), np.full(len(lags), op_floor), 10 ** 6, None, 256, 0.6, (), 1.0)
+    return Curve(lags, np.full(len(lags), 10 ** 6), grams, norm(lags), np.full(len(lags), op_floor), 10 ** 6, 256, 0.6, (), 1.0)
 
 
 def refused(*args, **options):
@@ -177,10 +177,11 @@ def test_least_squares_in_linear_space_see_the_first_lags_only():
 # Fits and windows, on curves made by hand
 
 def test_an_exact_power_law_is_exact_on_every_window():
-    decay = fit_decay(curve_of(lambda n: 0.01 * n ** -0.9))
+    curve = curve_of(lambda n: 0.01 * n ** -0.9)
+    decay = fit_decay(curve)
     assert [w.hi for w in decay.windows] == list(WINDOWS) and all(w.whole for w in decay.windows)
     assert [w.beta for w in (*decay.windows, decay.headline)] == pytest.approx([0.9] * 5, abs=1e-4)
-    assert (decay.n_star, decay.n_star_censored, decay.hinge, decay.warnings) == (512, True, None, ())
+    assert (horizon(curve), decay.hinge, decay.warnings) == ((512, True), None, ())
     assert decay.headline.hi == 512 and decay.se < 1e-4
 
 
@@ -213,14 +214,13 @@ def test_headline_window_ends_at_the_horizon_or_a_quarter_of_the_context():
     def law(n):
         return 0.01 * n ** -0.9
     seen_to_64 = curve_of(law, op_floor=0.01 * 70 ** -0.9 / 1.5)
-    decay = fit_decay(seen_to_64)
-    assert (decay.n_star, decay.n_star_censored, decay.headline.hi) == (64, False, 64)
+    assert horizon(seen_to_64) == (64, False) and fit_decay(seen_to_64).headline.hi == 64
     decay = fit_decay(seen_to_64, max_seq_len=128)
     assert decay.headline.hi == 32 and decay.warnings == ("horizon_exceeds_context",)
     assert fit_decay(seen_to_64, max_seq_len=256).warnings == ()
     assert fit_decay(seen_to_64, max_seq_len=8).headline.hi == 6  # six lags, or there is no fit
     assert fit_decay(seen_to_64, window=(4, 100)).headline.lags == 14
-    assert fit_decay(curve_of(law, op_floor=1.0)).n_star is None
+    assert horizon(curve_of(law, op_floor=1.0)) == (None, False)
 
 
 def test_windows_past_the_usable_range_are_reported_and_do_not_count():

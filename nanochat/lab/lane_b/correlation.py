@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nanochat.lab.lane_b.source import Refusal, TokenSource
-from nanochat.lab.lane_b.spool import SLICE, Spool, spooled
+from nanochat.lab.lane_b.source import Refusal
+from nanochat.lab.lane_b.spool import SLICE, Spool
 
 TOP_K, MAX_LAG = 256, 512
 CENTERINGS = ("block", "document")
@@ -42,7 +42,6 @@ class Curve:
     op: np.ndarray
     op_floor: np.ndarray
     num_tokens: int
-    num_docs: int | None
     top_k: int
     top_k_mass: float
     warnings: tuple[str, ...]
@@ -241,12 +240,6 @@ def check(top_k: int, max_lag: int, blocks: int | None, centering: str, document
         raise ValueError("--centering=document: this source is one stream without documents; use --centering=block")
 
 
-def correlation_curve(source: TokenSource, **options) -> Curve:
-    """measure_spool of a source. Raises Refusal: empty_stream, ids_out_of_range, and what that raises."""
-    with spooled(source) as spool:
-        return measure_spool(spool, **options)
-
-
 def measure_spool(spool: Spool, top_k=TOP_K, max_lag=MAX_LAG, blocks=None, centering="block", workers=1, say=None) -> Curve:
     """Measure C(n) at three lags an octave. blocks: None = 16, 32 from 10 million tokens. workers: processes, over lags. say: called
     with a line of progress.
@@ -263,8 +256,8 @@ def measure_spool(spool: Spool, top_k=TOP_K, max_lag=MAX_LAG, blocks=None, cente
     found = list(_each_lag(functools.partial(measure_lag, ranked, centering), lags, workers, say or (lambda text: None)))
     pairs, grams, op, floor = map(np.array, zip(*found))
     mass = np.sort(spool.counts)[-top_k:].sum() / len(spool.tokens)
-    return Curve(np.array(lags), pairs, grams, op, floor, len(spool.tokens), len(spool.ends) if spool.documents else None,
-                 top_k, float(mass), warnings, time.perf_counter() - start)
+    return Curve(np.array(lags), pairs, grams, op, floor, len(spool.tokens), top_k,
+                 float(mass), warnings, time.perf_counter() - start)
 
 
 def _each_lag(measure, lags, workers: int, say):

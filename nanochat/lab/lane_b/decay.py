@@ -49,15 +49,12 @@ class Hinge:
 
 @dataclass(frozen=True)
 class Decay:
-    """beta: of the headline window; se: bootstrap and window together. n_star: the last lag whose operator norm stands above
-    the noise. hinge: where it is better than one slope."""
+    """beta: of the headline window; se: bootstrap and window together. hinge: where it is better than one slope."""
     beta: float
     se: float
     headline: Window
     windows: tuple[Window, ...]
     noise: "Significance"
-    n_star: int | None
-    n_star_censored: bool
     hinge: Hinge | None
     warnings: tuple[str, ...]
 
@@ -176,7 +173,7 @@ def fit_decay(curve: Curve, max_seq_len: int | None = None, window: tuple[int, i
     lags, squares, noise = curve.lags, curve.squares, significance(curve, rounds, seed)
     usable, resampled = noise.usable, noise.resampled
     _require_signal(lags, noise.valid, usable)
-    n_star, censored = horizon(curve)
+    n_star, _ = horizon(curve)
     lo, hi = window or (1, _headline_end(lags[usable], n_star, max_seq_len))
     headline = fit_window(lags, squares, usable, resampled, lo, hi)
     windows = tuple(fit_window(lags, squares, usable, resampled, 1, end) for end in WINDOWS)
@@ -185,7 +182,7 @@ def fit_decay(curve: Curve, max_seq_len: int | None = None, window: tuple[int, i
     betas = [w.beta for w in (headline, *windows) if w.whole or w is headline]
     spread = max(betas) - min(betas)
     warnings = [*["broken_power_law"] * (hinge is not None), *["window_sensitive"] * (spread > WIDE_SPREAD)]
-    return Decay(headline.beta, float(np.hypot(headline.se, spread / 2)), headline, windows, noise, n_star, censored, hinge,
+    return Decay(headline.beta, float(np.hypot(headline.se, spread / 2)), headline, windows, noise, hinge,
                  (*warnings, *horizon_warnings(n_star, max_seq_len)))
 
 
