@@ -6,6 +6,7 @@ python -m pytest tests/test_lane_b_correlation.py -v
 """
 
 import itertools
+import re
 import tracemalloc
 
 import numpy as np
@@ -25,6 +26,7 @@ from nanochat.lab.lane_b.correlation import (
 )
 from nanochat.lab.lane_b.source import Refusal, TokenSource
 from nanochat.lab.lane_b.spool import Spool, spooled
+from nanochat.lab.lane_b.stats import Options, collect
 
 N = 240_000
 FIELDS = ("lags", "pairs", "grams", "op", "op_floor")
@@ -258,6 +260,15 @@ def test_refusals_have_their_code(code, arrays, options):
 def test_impossible_options_are_named(options):
     with pytest.raises(ValueError, match="--" + next(iter(options)).replace("_", "-")):
         correlation_curve(source_of(np.zeros(N, int), vocab_size=20), **options)
+
+
+def test_a_top_k_that_no_memory_holds_is_refused_before_anything_is_read():
+    unread = TokenSource(lambda: pytest.fail("read"), 1 << 15, documents=False)
+    for top_k, blocks, what in ((1 << 15, None, "32 blocks x 32768^2 x 8 bytes are 256.0 GiB"), (8193, 16, "16 blocks x 8193^2")):
+        with pytest.raises(ValueError, match=rf"--top-k={top_k}: {re.escape(what)} .* give --top-k={5792 if blocks is None else 8192} or"):
+            collect(unread, Options(top_k=top_k, blocks=blocks))
+    correlation.check(5792, 1, None, "block", False, vocab_size=1 << 15)
+    correlation.check(1 << 15, 1, None, "block", False, vocab_size=1024)  # a table is as wide as the vocabulary
 
 
 def test_tokens_must_be_integers():
