@@ -193,6 +193,24 @@ def test_half_the_spread_of_the_windows_goes_into_the_error_in_quadrature():
     assert decay.ci95 == pytest.approx((decay.beta - 1.96 * decay.se, decay.beta + 1.96 * decay.se), rel=1e-4)
 
 
+def test_short_documents_have_an_interval_of_their_windows_too():
+    """The decay of this source bends: the exact slope over lags 1..4 is not that over 1..13, where documents of 60 tokens end."""
+    tokens = SignOfGaussian(0.88).tokens(1_000_000, seed=0)
+    documents = np.split(tokens, range(60, len(tokens), 60))
+    decay = fit_decay(correlation_curve(source_of(*documents, vocab_size=1024, documents=True)))
+    assert decay.headline.hi == 13 and not any(w.whole for w in decay.windows)
+    spread = exact(0.88, lag_grid(13)) - exact(0.88, lag_grid(4))
+    assert decay.se == pytest.approx(np.hypot(decay.headline.se, spread / 2), rel=0.2)
+    assert decay.se > 2 * decay.headline.se and decay.ci95[0] < exact(0.88, lag_grid(13)) < decay.ci95[1]
+
+
+def test_windows_of_a_short_range_keep_half_of_it():
+    decay = fit_decay(curve_of(lambda n: np.exp(-0.5 * np.log(n) - 0.1 * np.log(n) ** 2), max_lag=16, noise=1e-6))
+    betas = [power_law(lags, lags ** (-0.5 - 0.1 * np.log(lags)))[0] for lags in (np.array(lag_grid(4)), np.array(lag_grid(16)))]
+    assert [w.whole for w in decay.windows] == [True, False, False, False]
+    assert decay.se == pytest.approx((betas[1] - betas[0]) / 2, rel=1e-3)
+
+
 def test_a_broken_power_law_shows_both_slopes_and_the_knot():
     decay = fit_decay(curve_of(lambda n: 0.01 * n ** -1.2 * np.maximum(1, n / 40) ** 0.9))
     assert "broken_power_law" in decay.warnings and decay.hinge.n_break == 40

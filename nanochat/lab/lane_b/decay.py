@@ -179,8 +179,7 @@ def fit_decay(curve: Curve, max_seq_len: int | None = None, window: tuple[int, i
     windows = tuple(fit_window(lags, squares, usable, resampled, 1, end) for end in WINDOWS)
     hinge = _require_power_law(lags[usable], np.sqrt(squares[usable]), (headline, *windows))
     _require_headline(headline)
-    betas = [w.beta for w in (headline, *windows) if w.whole or w is headline]
-    spread = max(betas) - min(betas)
+    spread = window_spread(lags[usable], np.sqrt(squares[usable]), headline, windows)
     warnings = [*["broken_power_law"] * (hinge is not None), *["window_sensitive"] * (spread > WIDE_SPREAD)]
     return Decay(headline.beta, float(np.hypot(headline.se, spread / 2)), headline, windows, noise, hinge,
                  (*warnings, *horizon_warnings(n_star, max_seq_len)))
@@ -189,6 +188,18 @@ def fit_decay(curve: Curve, max_seq_len: int | None = None, window: tuple[int, i
 def horizon_warnings(n_star: int | None, max_seq_len: int | None) -> tuple[str, ...]:
     """Where correlations reach beyond a quarter of the context, the theory's exponent is only a prior."""
     return ("horizon_exceeds_context",) if n_star and max_seq_len and n_star > max_seq_len / 4 else ()
+
+
+def window_spread(lags, norm, headline: Window, windows) -> float:
+    """Largest minus smallest beta over the admissible windows: the headline and the whole ones.
+
+    One whole window says nothing of a spread, and documents of 60 tokens leave none. Where there are fewer than two, the windows
+    that keep half of the usable range in log n are taken as well; where the range is 1..256, they are those from 1..16 on.
+    """
+    betas = [headline.beta, *(w.beta for w in windows if w.whole)]
+    if sum(w.whole for w in windows) < 2:
+        betas += [power_law(lags[:k], norm[:k])[0] for k in range(3, len(lags) + 1) if lags[k - 1] ** 2 >= lags[-1] * lags[0]]
+    return max(betas) - min(betas)
 
 
 def _headline_end(usable_lags, n_star, max_seq_len) -> int:
