@@ -15,7 +15,7 @@ from lane_b_case import SignOfGaussian, correlation_curve, draw, source_of, two_
 from scipy.optimize import curve_fit
 
 from nanochat.lab.lane_b.correlation import Curve, frequent_ranks, lag_grid, pair_counts
-from nanochat.lab.lane_b.decay import WINDOWS, before_two_invalid, compare_shapes, fit_decay, horizon, power_law
+from nanochat.lab.lane_b.decay import WINDOWS, before_two_invalid, compare_shapes, fit_decay, horizon, power_law, significance
 from nanochat.lab.lane_b.source import Refusal
 
 SLOPES = (0.5, 0.88, 1.3)
@@ -92,7 +92,7 @@ def test_little_text_gives_beta_or_a_refusal_whatever_the_seed(b):
 
 @pytest.mark.slow
 def test_beta_does_not_depend_on_how_much_text_there_is_and_that_of_a_raw_norm_does():
-    whole = SignOfGaussian(0.88).tokens(2_400_000, seed=0)
+    whole = SignOfGaussian(0.88).tokens(3_200_000, seed=0)
     ours, raw = [], []
     for n in (len(whole), len(whole) // 8):
         windows = fit_decay(correlation_curve(source_of(whole[:n], vocab_size=1024), max_lag=25)).windows
@@ -117,13 +117,24 @@ def test_a_markov_chain_is_not_a_power_law_and_its_curve_is_exact(seed):
 
 
 def bootstrap_se(curve):
-    """Blocks resampled one by one, pairs of the same block left out: the long way of decay.bootstrap."""
+    """Blocks resampled one by one, pairs of the same block left out: the long way of decay.significance."""
     rng, squares = np.random.default_rng(0), []
     for _ in range(200):
-        picks = rng.integers(0, 16, 16)
+        picks = rng.integers(0, 16, 13)
         pairs = [(a, b) for a, b in itertools.product(picks, picks) if a != b]
         squares.append([np.mean([gram[a, b] for a, b in pairs]) for gram in curve.grams])
     return np.std(squares, axis=0)
+
+
+@pytest.mark.parametrize("blocks", [16, 32])
+def test_bootstrap_variance_of_a_strong_signal_is_the_exact_one(blocks):
+    """Blocks mu + e, e of variance s^2 in each of three directions: the mean product of two has 4 s^2 mu^2 / B + 6 s^4 / B (B - 1)."""
+    rng, mu, s, found = np.random.default_rng(0), np.array([1.0, 2.0, 2.0]), 0.3, []
+    for seed in range(60):
+        rows = mu + s * rng.normal(size=(20, blocks, 3))  # twenty at a time, as if they were lags
+        curve = dataclasses.replace(curve_of(np.ones_like, max_lag=1), grams=rows @ rows.transpose(0, 2, 1))
+        found.append(significance(curve, 200, seed).square_se ** 2)
+    assert np.mean(found) == pytest.approx(4 * s ** 2 * 9 / blocks + 6 * s ** 4 / blocks / (blocks - 1), rel=0.06)
 
 
 @pytest.mark.parametrize("period", [7, 50])
