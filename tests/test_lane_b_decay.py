@@ -11,10 +11,10 @@ import itertools
 
 import numpy as np
 import pytest
-from lane_b_case import SignOfGaussian, correlation_curve, draw, source_of, two_kinds, two_state_chain, zipf
+from lane_b_case import SignOfGaussian, correlation_curve, draw, raw_beta, source_of, two_kinds, two_state_chain, zipf
 from scipy.optimize import curve_fit
 
-from nanochat.lab.lane_b.correlation import Curve, frequent_ranks, lag_grid, pair_counts
+from nanochat.lab.lane_b.correlation import Curve, lag_grid
 from nanochat.lab.lane_b.decay import WINDOWS, before_two_invalid, compare_shapes, fit_decay, horizon, power_law, significance
 from nanochat.lab.lane_b.source import Refusal
 
@@ -152,18 +152,6 @@ def test_documents_of_two_kinds_are_no_signal_when_centred_by_document():
 
 # -----------------------------------------------------------------------------
 # The traps: what the obvious estimators make of the same sources
-
-def raw_norms(tokens, lags, top_k=256):
-    """The plug-in ||C(n)||, noise and all."""
-    ranks = frequent_ranks(np.bincount(tokens), top_k)[tokens]
-    for lag in lags:
-        joint = pair_counts(ranks, int(lag), top_k + 1) / (len(tokens) - lag)
-        yield np.linalg.norm((joint - np.outer(joint.sum(1), joint.sum(0)))[:top_k, :top_k])
-
-
-def raw_beta(tokens, lags):
-    return power_law(lags, np.array(list(raw_norms(tokens, lags))))[0]
-
 
 @pytest.mark.slow
 def test_raw_norm_over_all_lags_sits_on_its_noise():
