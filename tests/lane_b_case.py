@@ -2,11 +2,19 @@
 
 import numpy as np
 
+from nanochat.lab.lane_b.correlation import Curve, frequent_ranks, measure_spool, pair_counts
+from nanochat.lab.lane_b.decay import power_law
 from nanochat.lab.lane_b.source import TokenSource
+from nanochat.lab.lane_b.spool import spooled
 
 
 def source_of(*arrays, vocab_size, documents=False):
     return TokenSource(lambda: iter(arrays), vocab_size, documents)
+
+
+def correlation_curve(source, **options) -> Curve:
+    with spooled(source) as spool:
+        return measure_spool(spool, **options)
 
 
 def zipf(vocab_size):
@@ -71,6 +79,18 @@ def brute_force(tokens, lag, vocab_size):
     for i in range(n):
         joint[tokens[i], tokens[i + lag]] += 1 / n
     return joint - np.outer(joint.sum(1), joint.sum(0)), n
+
+
+def raw_norms(tokens, lags, top_k=256):
+    """The trap: the plug-in ||C(n)||, noise and all."""
+    ranks = frequent_ranks(np.bincount(tokens), top_k)[tokens]
+    for lag in lags:
+        joint = pair_counts(ranks, int(lag), top_k + 1) / (len(tokens) - lag)
+        yield np.linalg.norm((joint - np.outer(joint.sum(1), joint.sum(0)))[:top_k, :top_k])
+
+
+def raw_beta(tokens, lags):
+    return power_law(lags, np.array(list(raw_norms(tokens, lags))))[0]
 
 
 def two_kinds(documents, length, seed=0):

@@ -6,17 +6,17 @@ python -m pytest tests/test_lane_b_correlation.py -v
 """
 
 import itertools
+import re
 import tracemalloc
 
 import numpy as np
 import pytest
-from lane_b_case import SignOfGaussian, brute_force, draw, source_of, two_kinds, zipf
+from lane_b_case import SignOfGaussian, brute_force, correlation_curve, draw, source_of, two_kinds, zipf
 
 from nanochat.lab.lane_b import correlation
 from nanochat.lab.lane_b.correlation import (
     Ranked,
     block_bounds,
-    correlation_curve,
     frequent_ranks,
     lag_grid,
     pair_counts,
@@ -26,6 +26,7 @@ from nanochat.lab.lane_b.correlation import (
 )
 from nanochat.lab.lane_b.source import Refusal, TokenSource
 from nanochat.lab.lane_b.spool import Spool, spooled
+from nanochat.lab.lane_b.stats import Options, collect
 
 N = 240_000
 FIELDS = ("lags", "pairs", "grams", "op", "op_floor")
@@ -87,7 +88,7 @@ def test_documents_equal_brute_force_over_pairs_inside_them():
         pairs += joint.sum()
         joint /= joint.sum()
         rows.append((joint - np.outer(joint.sum(1), joint.sum(0))).ravel())
-    assert curve.pairs[1] == pairs and curve.num_docs == len(documents)
+    assert curve.pairs[1] == pairs
     assert np.allclose(curve.grams[1], np.array(rows) @ np.array(rows).T, rtol=1e-9, atol=1e-15)
 
 
@@ -259,6 +260,15 @@ def test_refusals_have_their_code(code, arrays, options):
 def test_impossible_options_are_named(options):
     with pytest.raises(ValueError, match="--" + next(iter(options)).replace("_", "-")):
         correlation_curve(source_of(np.zeros(N, int), vocab_size=20), **options)
+
+
+def test_a_top_k_that_no_memory_holds_is_refused_before_anything_is_read():
+    unread = TokenSource(lambda: pytest.fail("read"), 1 << 15, documents=False)
+    for top_k, blocks, what in ((1 << 15, None, "32 blocks x 32768^2 x 8 bytes are 256.0 GiB"), (8193, 16, "16 blocks x 8193^2")):
+        with pytest.raises(ValueError, match=rf"--top-k={top_k}: {re.escape(what)} .* give --top-k={5792 if blocks is None else 8192} or"):
+            collect(unread, Options(top_k=top_k, blocks=blocks))
+    correlation.check(5792, 1, None, "block", False, vocab_size=1 << 15)
+    correlation.check(1 << 15, 1, None, "block", False, vocab_size=1024)  # a table is as wide as the vocabulary
 
 
 def test_tokens_must_be_integers():

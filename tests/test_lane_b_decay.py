@@ -11,11 +11,11 @@ import itertools
 
 import numpy as np
 import pytest
-from lane_b_case import SignOfGaussian, draw, source_of, two_kinds, two_state_chain, zipf
+from lane_b_case import SignOfGaussian, correlation_curve, draw, raw_beta, source_of, two_kinds, two_state_chain, zipf
 from scipy.optimize import curve_fit
 
-from nanochat.lab.lane_b.correlation import Curve, correlation_curve, frequent_ranks, lag_grid, pair_counts
-from nanochat.lab.lane_b.decay import WINDOWS, before_two_invalid, compare_shapes, fit_decay, power_law
+from nanochat.lab.lane_b.correlation import Curve, lag_grid
+from nanochat.lab.lane_b.decay import WINDOWS, before_two_invalid, compare_shapes, fit_decay, horizon, power_law, significance
 from nanochat.lab.lane_b.source import Refusal
 
 SLOPES = (0.5, 0.88, 1.3)
@@ -41,7 +41,7 @@ def curve_of(norm, blocks=16, noise=1e-4, max_lag=512, op_floor=1e-9, seed=0):
     lags = np.array(lag_grid(max_lag))
     e = np.random.default_rng(seed).normal(size=(len(lags), blocks, blocks)) * noise
     grams = norm(lags.astype(float))[:, None, None] ** 2 * (1 + e + e.transpose(0, 2, 1))
-    return Curve(lags, np.full(len(lags), 10 ** 6), grams, norm(lags), np.full(len(lags), op_floor), 10 ** 6, None, 256, 0.6, (), 1.0)
+    return Curve(lags, np.full(len(lags), 10 ** 6), grams, norm(lags), np.full(len(lags), op_floor), 10 ** 6, 256, 0.6, (), 1.0)
 
 
 def refused(*args, **options):
@@ -92,7 +92,7 @@ def test_little_text_gives_beta_or_a_refusal_whatever_the_seed(b):
 
 @pytest.mark.slow
 def test_beta_does_not_depend_on_how_much_text_there_is_and_that_of_a_raw_norm_does():
-    whole = SignOfGaussian(0.88).tokens(2_400_000, seed=0)
+    whole = SignOfGaussian(0.88).tokens(3_200_000, seed=0)
     ours, raw = [], []
     for n in (len(whole), len(whole) // 8):
         windows = fit_decay(correlation_curve(source_of(whole[:n], vocab_size=1024), max_lag=25)).windows
@@ -117,13 +117,24 @@ def test_a_markov_chain_is_not_a_power_law_and_its_curve_is_exact(seed):
 
 
 def bootstrap_se(curve):
-    """Blocks resampled one by one, pairs of the same block left out: the long way of decay.bootstrap."""
+    """Blocks resampled one by one, pairs of the same block left out: the long way of decay.significance."""
     rng, squares = np.random.default_rng(0), []
     for _ in range(200):
-        picks = rng.integers(0, 16, 16)
+        picks = rng.integers(0, 16, 13)
         pairs = [(a, b) for a, b in itertools.product(picks, picks) if a != b]
         squares.append([np.mean([gram[a, b] for a, b in pairs]) for gram in curve.grams])
     return np.std(squares, axis=0)
+
+
+@pytest.mark.parametrize("blocks", [16, 32])
+def test_bootstrap_variance_of_a_strong_signal_is_the_exact_one(blocks):
+    """Blocks mu + e, e of variance s^2 in each of three directions: the mean product of two has 4 s^2 mu^2 / B + 6 s^4 / B (B - 1)."""
+    rng, mu, s, found = np.random.default_rng(0), np.array([1.0, 2.0, 2.0]), 0.3, []
+    for seed in range(60):
+        rows = mu + s * rng.normal(size=(20, blocks, 3))  # twenty at a time, as if they were lags
+        curve = dataclasses.replace(curve_of(np.ones_like, max_lag=1), grams=rows @ rows.transpose(0, 2, 1))
+        found.append(significance(curve, 200, seed).square_se ** 2)
+    assert np.mean(found) == pytest.approx(4 * s ** 2 * 9 / blocks + 6 * s ** 4 / blocks / (blocks - 1), rel=0.06)
 
 
 @pytest.mark.parametrize("period", [7, 50])
@@ -141,18 +152,6 @@ def test_documents_of_two_kinds_are_no_signal_when_centred_by_document():
 
 # -----------------------------------------------------------------------------
 # The traps: what the obvious estimators make of the same sources
-
-def raw_norms(tokens, lags, top_k=256):
-    """The plug-in ||C(n)||, noise and all."""
-    ranks = frequent_ranks(np.bincount(tokens), top_k)[tokens]
-    for lag in lags:
-        joint = pair_counts(ranks, int(lag), top_k + 1) / (len(tokens) - lag)
-        yield np.linalg.norm((joint - np.outer(joint.sum(1), joint.sum(0)))[:top_k, :top_k])
-
-
-def raw_beta(tokens, lags):
-    return power_law(lags, np.array(list(raw_norms(tokens, lags))))[0]
-
 
 @pytest.mark.slow
 def test_raw_norm_over_all_lags_sits_on_its_noise():
@@ -177,10 +176,11 @@ def test_least_squares_in_linear_space_see_the_first_lags_only():
 # Fits and windows, on curves made by hand
 
 def test_an_exact_power_law_is_exact_on_every_window():
-    decay = fit_decay(curve_of(lambda n: 0.01 * n ** -0.9))
+    curve = curve_of(lambda n: 0.01 * n ** -0.9)
+    decay = fit_decay(curve)
     assert [w.hi for w in decay.windows] == list(WINDOWS) and all(w.whole for w in decay.windows)
     assert [w.beta for w in (*decay.windows, decay.headline)] == pytest.approx([0.9] * 5, abs=1e-4)
-    assert (decay.n_star, decay.n_star_censored, decay.hinge, decay.warnings) == (512, True, None, ())
+    assert (horizon(curve), decay.hinge, decay.warnings) == ((512, True), None, ())
     assert decay.headline.hi == 512 and decay.se < 1e-4
 
 
@@ -190,6 +190,24 @@ def test_half_the_spread_of_the_windows_goes_into_the_error_in_quadrature():
     assert decay.se == pytest.approx(np.hypot(decay.headline.se, (max(betas) - min(betas)) / 2))
     assert max(betas) - min(betas) > 0.15 and "window_sensitive" in decay.warnings
     assert decay.ci95 == pytest.approx((decay.beta - 1.96 * decay.se, decay.beta + 1.96 * decay.se), rel=1e-4)
+
+
+def test_short_documents_have_an_interval_of_their_windows_too():
+    """The decay of this source bends: the exact slope over lags 1..4 is not that over 1..13, where documents of 60 tokens end."""
+    tokens = SignOfGaussian(0.88).tokens(1_000_000, seed=0)
+    documents = np.split(tokens, range(60, len(tokens), 60))
+    decay = fit_decay(correlation_curve(source_of(*documents, vocab_size=1024, documents=True)))
+    assert decay.headline.hi == 13 and not any(w.whole for w in decay.windows)
+    spread = exact(0.88, lag_grid(13)) - exact(0.88, lag_grid(4))
+    assert decay.se == pytest.approx(np.hypot(decay.headline.se, spread / 2), rel=0.2)
+    assert decay.se > 2 * decay.headline.se and decay.ci95[0] < exact(0.88, lag_grid(13)) < decay.ci95[1]
+
+
+def test_windows_of_a_short_range_keep_half_of_it():
+    decay = fit_decay(curve_of(lambda n: np.exp(-0.5 * np.log(n) - 0.1 * np.log(n) ** 2), max_lag=16, noise=1e-6))
+    betas = [power_law(lags, lags ** (-0.5 - 0.1 * np.log(lags)))[0] for lags in (np.array(lag_grid(4)), np.array(lag_grid(16)))]
+    assert [w.whole for w in decay.windows] == [True, False, False, False]
+    assert decay.se == pytest.approx((betas[1] - betas[0]) / 2, rel=1e-3)
 
 
 def test_a_broken_power_law_shows_both_slopes_and_the_knot():
@@ -213,14 +231,13 @@ def test_headline_window_ends_at_the_horizon_or_a_quarter_of_the_context():
     def law(n):
         return 0.01 * n ** -0.9
     seen_to_64 = curve_of(law, op_floor=0.01 * 70 ** -0.9 / 1.5)
-    decay = fit_decay(seen_to_64)
-    assert (decay.n_star, decay.n_star_censored, decay.headline.hi) == (64, False, 64)
+    assert horizon(seen_to_64) == (64, False) and fit_decay(seen_to_64).headline.hi == 64
     decay = fit_decay(seen_to_64, max_seq_len=128)
     assert decay.headline.hi == 32 and decay.warnings == ("horizon_exceeds_context",)
     assert fit_decay(seen_to_64, max_seq_len=256).warnings == ()
     assert fit_decay(seen_to_64, max_seq_len=8).headline.hi == 6  # six lags, or there is no fit
     assert fit_decay(seen_to_64, window=(4, 100)).headline.lags == 14
-    assert fit_decay(curve_of(law, op_floor=1.0)).n_star is None
+    assert horizon(curve_of(law, op_floor=1.0)) == (None, False)
 
 
 def test_windows_past_the_usable_range_are_reported_and_do_not_count():

@@ -13,11 +13,10 @@ import struct
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from lane_b_case import SignOfGaussian, draw, source_of, zipf
+from lane_b_case import SignOfGaussian, correlation_curve, draw, source_of, zipf
 from tiny_base import make_tiny_base
 
 from nanochat.lab.lane_b import plot
-from nanochat.lab.lane_b.correlation import correlation_curve
 from nanochat.lab.lane_b.decay import fit_decay
 from nanochat.lab.lane_b.entropy import EntropyCurve, GammaFit
 from nanochat.lab.lane_b.source import Refusal

@@ -13,6 +13,7 @@ the floating-point part belongs to one lag: how the source was cut, and how many
 """
 
 import functools
+import math
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -21,13 +22,14 @@ from pathlib import Path
 
 import numpy as np
 
-from nanochat.lab.lane_b.source import Refusal, TokenSource
-from nanochat.lab.lane_b.spool import SLICE, Spool, spooled
+from nanochat.lab.lane_b.source import Refusal
+from nanochat.lab.lane_b.spool import SLICE, Spool
 
 TOP_K, MAX_LAG = 256, 512
 CENTERINGS = ("block", "document")
 FEWEST_BLOCKS = 8  # a bootstrap of fewer says little
-MANY_TOKENS = 10_000_000
+BLOCKS, BLOCKS_OF_MANY, MANY_TOKENS = 16, 32, 10_000_000
+LARGEST_ROWS = 8 << 30  # bytes; a machine that trains has that, and beyond it most pairs of tokens occur never or once
 PAIR_SLICE = 1 << 18  # pairs counted at a time: measured fastest of 2^14 to 2^20 at K = 256
 VISIBLE = 1.5  # times the floor, for an operator norm that is not noise
 
@@ -42,7 +44,6 @@ class Curve:
     op: np.ndarray
     op_floor: np.ndarray
     num_tokens: int
-    num_docs: int | None
     top_k: int
     top_k_mass: float
     warnings: tuple[str, ...]
@@ -230,21 +231,19 @@ def measure_lag(ranked: Ranked, centering: str, lag: int) -> tuple:
 # -----------------------------------------------------------------------------
 # All lags
 
-def check(top_k: int, max_lag: int, blocks: int | None, centering: str, documents: bool):
+def check(top_k: int, max_lag: int, blocks: int | None, centering: str, documents: bool, vocab_size: int):
     for name, value, low, high in (("--top-k", top_k, 1, 1 << 15), ("--max-lag", max_lag, 1, 1 << 20),
                                    ("--blocks", blocks or FEWEST_BLOCKS, FEWEST_BLOCKS, 1024)):
         if not low <= value <= high:
             raise ValueError(f"{name}={value}: expected {low} to {high}")
+    blocks, K = blocks or BLOCKS_OF_MANY, min(top_k, vocab_size)
+    if blocks * K * K * 8 > LARGEST_ROWS:
+        raise ValueError(f"--top-k={top_k}: {blocks} blocks x {K}^2 x 8 bytes are {blocks * K * K / (1 << 27):.1f} GiB of memory: expected "
+                         f"at most {LARGEST_ROWS >> 30}; give --top-k={math.isqrt(LARGEST_ROWS // (8 * blocks))} or less")
     if centering not in CENTERINGS:
         raise ValueError(f"--centering={centering}: expected {' or '.join(CENTERINGS)}")
     if centering == "document" and not documents:
         raise ValueError("--centering=document: this source is one stream without documents; use --centering=block")
-
-
-def correlation_curve(source: TokenSource, **options) -> Curve:
-    """measure_spool of a source. Raises Refusal: empty_stream, ids_out_of_range, and what that raises."""
-    with spooled(source) as spool:
-        return measure_spool(spool, **options)
 
 
 def measure_spool(spool: Spool, top_k=TOP_K, max_lag=MAX_LAG, blocks=None, centering="block", workers=1, say=None) -> Curve:
@@ -253,18 +252,18 @@ def measure_spool(spool: Spool, top_k=TOP_K, max_lag=MAX_LAG, blocks=None, cente
 
     Raises Refusal: corpus_too_short, too_few_valid_lags; ValueError for options that cannot be.
     """
-    check(top_k, max_lag, blocks, centering, spool.documents)
+    check(top_k, max_lag, blocks, centering, spool.documents, len(spool.counts))
     start, top_k = time.perf_counter(), min(top_k, len(spool.counts))
     lags, warnings = choose_lags(spool, max_lag, centering)
-    blocks = blocks or (32 if len(spool.tokens) >= MANY_TOKENS else 16)
+    blocks = blocks or (BLOCKS_OF_MANY if len(spool.tokens) >= MANY_TOKENS else BLOCKS)
     path = Path(spool.tokens.filename).with_name("ranks")
     ranked = write_ranked(spool, top_k, blocks, lags[-1], path)
     require_pairs(ranked, lags[-1])
     found = list(_each_lag(functools.partial(measure_lag, ranked, centering), lags, workers, say or (lambda text: None)))
     pairs, grams, op, floor = map(np.array, zip(*found))
     mass = np.sort(spool.counts)[-top_k:].sum() / len(spool.tokens)
-    return Curve(np.array(lags), pairs, grams, op, floor, len(spool.tokens), len(spool.ends) if spool.documents else None,
-                 top_k, float(mass), warnings, time.perf_counter() - start)
+    return Curve(np.array(lags), pairs, grams, op, floor, len(spool.tokens), top_k,
+                 float(mass), warnings, time.perf_counter() - start)
 
 
 def _each_lag(measure, lags, workers: int, say):

@@ -63,7 +63,7 @@ def collect(source: TokenSource, options: Options, gamma: Gamma | None = None, t
     token_bytes: bytes of each id [V], for bytes_per_token. Raises ValueError for options that cannot be.
     """
     start = time.perf_counter()
-    correlation.check(options.top_k, options.max_lag, options.blocks, options.centering, source.documents)
+    correlation.check(options.top_k, options.max_lag, options.blocks, options.centering, source.documents, source.vocab_size)
     facts = dict.fromkeys(KEYS) | dict(schema_version=SCHEMA_VERSION, warnings=[], vocab_size=source.vocab_size, seed=options.seed,
                                        centering=options.centering, max_seq_len=options.max_seq_len)
     with _refusals(facts, say), spooled(source) as spool:
