@@ -258,7 +258,7 @@ def test_books_in_a_small_vocabulary_give_a_gamma_and_the_naive_curves_do_not(da
     source = token_source(texts, 512)
     curve = ngram_curve(source)
     fit = fit_gamma(curve)
-    assert 0.38 < fit.gamma < 0.52 and fit.ci95[1] - fit.ci95[0] < 0.2 and not fit.h_inf_identified
+    assert 0.38 < fit.gamma < 0.52 and fit.ci95[1] - fit.ci95[0] < 0.28 and not fit.h_inf_identified
     assert fit_gamma(EntropyCurve("positional", curve.context, curve.loss, curve.se), (1, 10)).h_inf_nats > 2  # a floor that is not there
     tokens = np.concatenate(list(source.read()))[:2_000_000]
     contexts = np.arange(1, 7)
