@@ -13,9 +13,6 @@ from ngram_case import (
     NaiveKneserNey,
     make_words,
     plug_in_entropy,
-    renewal_entropy,
-    renewal_loss,
-    renewal_tokens,
     word_entropy,
     word_tokens,
     word_weights,
@@ -90,29 +87,6 @@ def test_discounts_are_those_of_the_paper():
     y = 100 / (100 + 2 * 40)
     np.testing.assert_allclose(discounts(counts), [0, 1 - 2 * y * 0.4, 2 - 3 * y * 0.5, 3 - 4 * y * 0.5])
     assert discounts(np.array([5, 9])).tolist() == [0, 0.5, 0.5, 0.5]
-
-
-def check_renewal(num_tokens, t, seed):
-    """L_n - L_0 against the exact entropies, and L_n against the loss of who knows the law, on the same tokens."""
-    tokens = renewal_tokens(num_tokens, t, np.random.default_rng(seed)).astype(np.int32)
-    depth, train = np.minimum(np.arange(num_tokens), 10), num_tokens * 6 // 10
-    at = np.arange(train, num_tokens)
-    losses = np.array([-np.log(p).mean() for _, _, p in held_out(tokens, depth, [train], at, 10, 2)])
-    exact = np.array([renewal_entropy(n, t) for n in range(11)])
-    assert exact[0] - exact[10] > 0.02
-    assert np.abs(losses - losses[0] - (exact - exact[0])).max() < 0.006
-    assert np.abs(losses - [renewal_loss(tokens, at, n, t) for n in range(11)]).max() < 0.001 + 2000 / num_tokens
-
-
-def test_losses_follow_the_exact_entropies_of_a_renewal_process():
-    check_renewal(1_000_000, 2.5, seed=0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("t", [2.0, 2.5, 3.0])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_losses_follow_the_exact_entropies_of_renewal_processes(t, seed):
-    check_renewal(4_000_000, t, seed)
 
 
 # -----------------------------------------------------------------------------
@@ -261,6 +235,12 @@ def test_contexts_that_the_corpus_does_not_know_are_not_accepted_as_a_floor():
     assert curve.delta[4] > 0.25 and np.isfinite(curve.h_extrapolated).tolist() == [True] * 4 + [False]
 
 
+def test_entropies_that_rise_with_the_context_are_not_accepted():
+    h, gain, d = [6.0, 5.0, 4.1, 3.6, 3.65], [0.0, 0.05, 0.2, 0.3, 0.26], [1.0, 0.6, 0.4, 0.3, 0.3]
+    curve = extrapolated_curve(RUNGS, ladder_of(h, gain, d, np.random.default_rng(2), noise=1e-5))
+    assert np.isfinite(curve.h_extrapolated).tolist() == [True] * 4 + [False]
+
+
 # -----------------------------------------------------------------------------
 # Real text
 
@@ -278,7 +258,7 @@ def test_books_in_a_small_vocabulary_give_a_gamma_and_the_naive_curves_do_not(da
     source = token_source(texts, 512)
     curve = ngram_curve(source)
     fit = fit_gamma(curve)
-    assert 0.38 < fit.gamma < 0.52 and fit.ci95[1] - fit.ci95[0] < 0.2 and not fit.h_inf_identified
+    assert 0.38 < fit.gamma < 0.52 and fit.ci95[1] - fit.ci95[0] < 0.28 and not fit.h_inf_identified
     assert fit_gamma(EntropyCurve("positional", curve.context, curve.loss, curve.se), (1, 10)).h_inf_nats > 2  # a floor that is not there
     tokens = np.concatenate(list(source.read()))[:2_000_000]
     contexts = np.arange(1, 7)

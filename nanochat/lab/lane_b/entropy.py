@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import norm
 
 from nanochat.common import read_json
 from nanochat.lab.lane_b.source import Refusal
@@ -26,6 +27,9 @@ MODEL_ERROR = 0.02  # share of the loss by which a curve may bend away from a po
 H_GRID = np.linspace(0, 0.99, 199)  # of the smallest loss
 CHI2_95 = 3.841  # chi-square with one degree of freedom, 95 %
 DRAWS = 1000
+H_ERROR_SHARED = 0.8  # of the variance of h_error is common to the contexts: 40 ladders of sources with known H_n
+FALSE_ALARM = 0.05  # over all m of `saturated`
+LEAST_FALL = 0.85  # of what H + A/n would still fall by; the rest is left to curves that bend by MODEL_ERROR
 BLOCKS = 32  # of the text that a positional loss is measured on
 SCHEMA_VERSION = 1
 
@@ -35,9 +39,9 @@ class EntropyCurve:
     """Upper bounds of H_n by context n, arrays over contexts. Any other source than those of SOURCES is refused.
 
     loss, se: measured, nats per token; se from blocks of text. h_extrapolated: what an infinite corpus would give (ngram),
-    nan where the ladder does not tell; h_error: its systematic error; delta: the exponent d_n of L_n(P), nan where nothing is left
-    to learn. blocks [blocks, contexts]: block values whose mean is the fitted quantity (loss; for ngram jackknife pseudo-values
-    of h_extrapolated); they carry the correlation between contexts, which share their text.
+    nan where the ladder does not tell; h_error: its systematic error, mostly common to the contexts; delta: the exponent d_n of
+    L_n(P), nan where nothing is left to learn. blocks [blocks, contexts]: block values whose mean is the fitted quantity (loss; for
+    ngram jackknife pseudo-values of h_extrapolated); they carry the correlation between contexts, which share their text.
     """
     source: str
     context: np.ndarray
@@ -117,15 +121,34 @@ def usable_contexts(curve: EntropyCurve, window) -> tuple[np.ndarray, np.ndarray
 
 
 def saturated(curve: EntropyCurve, used) -> bool:
-    """Whether the last octave of the window takes nothing off the loss beyond two standard errors: a model that makes no use of
-    longer contexts gives the exponent of its own blindness."""
-    last = used[-1]
-    before = used[curve.context[used] <= curve.context[last] / 2][-1:]
-    drop = float((curve.loss[before] - curve.loss[last]).sum())
-    if curve.blocks is None or not len(before):
-        return bool(drop < 2 * math.hypot(curve.se[last], *curve.se[before]))
-    of_blocks = curve.blocks[:, before[0]] - curve.blocks[:, last]
-    return bool(drop < 2 * of_blocks.std(ddof=1) / math.sqrt(len(of_blocks)))
+    """Whether from some context m of the window on the loss falls too little for a model that sees the whole window.
+
+    H + A/n through the contexts m/2..m is continued; any floor and any exponent up to 1 falls further than it. Compared is the mean
+    loss over the contexts from m to twice the window's end (where a blind model stays as it was, and one that sees no less falls),
+    and the error is that of the difference, block by block. What sets in over an octave or more cannot be told from a floor.
+    """
+    context, end = curve.context, int(curve.context[used[-1]])
+    middle = [m for m in curve.context[used][:-1] if m >= 2 * curve.context[used[0]]]
+    if not middle:
+        return False
+    weights = np.array([excess_weights(context, m, end) for m in middle])
+    if curve.blocks is None:
+        error = np.sqrt(weights ** 2 @ curve.se ** 2)
+    else:
+        error = (curve.blocks @ weights.T).std(axis=0, ddof=1) / math.sqrt(len(curve.blocks))
+    return bool((weights @ curve.loss > norm.isf(FALSE_ALARM / len(middle)) * error).any())
+
+
+def excess_weights(context: np.ndarray, m: int, end: int) -> np.ndarray:
+    """Weights [contexts] that make of the losses what they exceed H + A/n by, after m and on average; see saturated."""
+    before = np.flatnonzero((context >= m / 2) & (context <= m))
+    after = np.flatnonzero((context > m) & (context <= 2 * end))
+    fall = LEAST_FALL * (1 / m - (1 / np.minimum(context[after], end)).mean())
+    line = np.linalg.pinv(np.column_stack([np.ones(len(before)), 1 / context[before]]))  # of H and A
+    weights = np.zeros(len(context))
+    weights[after] = 1 / len(after)
+    weights[before] = -np.array([1, 1 / m - fall]) @ line
+    return weights
 
 
 def check_converged(curve: EntropyCurve):
@@ -161,7 +184,11 @@ def best_h_inf(x, value, sigma) -> tuple[np.ndarray, np.ndarray]:
 
 
 def profile_h_inf(x, value, sigma) -> tuple[float, tuple[float, float], bool]:
-    """(H_inf to use, its 95 % interval, whether 0 is excluded). A fit worse than its errors widens them (Birge's ratio)."""
+    """(H_inf to use, its 95 % interval, whether 0 is excluded). A fit worse than its errors widens them (Birge's ratio).
+
+    The plan refuses an interval that covers [0, 0.8 min L], this one every interval that holds 0: a curve without a floor but with
+    a bend well within MODEL_ERROR would often pass the plan's rule at a window of 16, as would a floor of one nat, which must not.
+    """
     if len(x) < LEAST_FOR_H_INF:
         return 0.0, (0.0, float(value.min())), False
     best, chi2 = best_h_inf(x, value, sigma)
@@ -181,7 +208,8 @@ def resample(curve: EntropyCurve, used, rng) -> np.ndarray:
         weights = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS) / count
         draws = value + weights @ (curve.blocks[:, used] - curve.blocks[:, used].mean(axis=0))
     if curve.h_error is not None:
-        draws += curve.h_error[used] * rng.standard_normal(draws.shape)
+        common, own = rng.standard_normal((DRAWS, 1)), rng.standard_normal(draws.shape)
+        draws += curve.h_error[used] * (math.sqrt(H_ERROR_SHARED) * common + math.sqrt(1 - H_ERROR_SHARED) * own)
     return np.maximum(draws, 1e-6 * value)  # an entropy is positive; such a draw lies far out and widens the interval
 
 

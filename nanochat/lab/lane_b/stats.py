@@ -21,9 +21,9 @@ from nanochat.lab.lane_b.spool import spooled
 
 SCHEMA_VERSION = 1
 KEYS = """schema_version error beta beta_ci95 beta_window beta_windows beta_short beta_long n_break curve gamma gamma_ci95 gamma_source
-    gamma_window h_curve_nats h_inf_nats h_inf_identified n_star_tokens n_star_censored alpha_d alpha_d_ci95 num_tokens num_docs
-    bytes_per_token vocab_size top_k top_k_mass centering blocks max_seq_len tokenizer_id dataset_id seed elapsed_sec tokens_per_sec
-    token_lags_per_sec warnings""".split()
+    gamma_window h_curve_nats h_inf_nats h_inf_ci95_nats h_inf_identified n_star_tokens n_star_censored alpha_d alpha_d_ci95 num_tokens
+    num_docs bytes_per_token vocab_size top_k top_k_mass centering blocks max_seq_len tokenizer_id dataset_id seed elapsed_sec
+    tokens_per_sec token_lags_per_sec warnings""".split()
 WARNINGS = {
     "broken_power_law": "two slopes describe the decay better than one: beta depends on the lags that are fitted",
     "window_sensitive": f"beta differs by more than {decay.WIDE_SPREAD} between windows of lags; its interval says so",
@@ -127,7 +127,7 @@ def _add_gamma(facts: dict, spool, gamma: Gamma):
     facts["h_curve_nats"] = loss_rows(losses)
     found = gamma.fit(losses)
     facts |= dict(gamma=found.gamma, gamma_ci95=list(found.ci95), gamma_window=list(found.window), h_inf_nats=found.h_inf_nats,
-                  h_inf_identified=found.h_inf_identified)
+                  h_inf_ci95_nats=found.h_inf_ci95 and list(found.h_inf_ci95), h_inf_identified=found.h_inf_identified)
     facts["warnings"] += found.warnings
 
 
