@@ -4,6 +4,8 @@ gamma from an entropy curve: exponents put in and found again, H_inf where it sh
 python -m pytest tests/test_lane_b_entropy.py
 """
 
+import re
+
 import numpy as np
 import pytest
 from scipy.optimize import curve_fit
@@ -18,7 +20,7 @@ from nanochat.lab.lane_b.entropy import (
     profile_h_inf,
     read_positions,
     resample,
-    saturated,
+    saturated_from,
     usable_contexts,
 )
 from nanochat.lab.lane_b.source import Refusal
@@ -70,7 +72,7 @@ def seen(rng, se, blind=10**6, h=0.0, a=4.0, gamma=0.3):
 
 
 def warned(curves, window=(1, 16)):
-    return [saturated(c, usable_contexts(c, window)[1]) for c in curves]
+    return [saturated_from(c, usable_contexts(c, window)[1]) is not None for c in curves]
 
 
 @pytest.mark.parametrize("blind, gamma, se", [
@@ -91,10 +93,13 @@ def test_power_law_and_its_floor_are_no_blindness(h, a, gamma, blind):
     assert sum(warned(cut)) <= 5
 
 
-def test_blindness_stands_among_the_warnings_of_a_fit():
+def test_gamma_of_a_blind_model_is_refused_and_its_sight_is_named():
     rng = np.random.default_rng(8)
-    assert "model_context_saturated" in fit_gamma(seen(rng, 0.01, 12)).warnings
-    assert "model_context_saturated" not in fit_gamma(seen(rng, 0.01)).warnings
+    for blind in (5, 10, 12):
+        found = refusal(seen(rng, 0.005, blind))
+        assert found.code == "gamma_not_converged" and "train it longer" in str(found)
+        assert blind / 2 <= int(re.search(r"beyond (\d+) tokens", str(found))[1]) <= blind + 1
+    assert fit_gamma(seen(rng, 0.01)).gamma == pytest.approx(0.3, abs=0.02)
 
 
 def test_long_window_identifies_the_floor_and_agrees_with_scipys_free_fit():

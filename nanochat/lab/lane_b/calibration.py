@@ -139,8 +139,6 @@ def exponent_of_stats(stats: dict, context_tokens: int | None = None) -> Exponen
     elif stats.get("n_star_censored"):
         doubts.append(f"horizon_censored: n* is {n_star} tokens or more, the largest lag that was measured, and not known to be below a "
                       "quarter of the context; above it alpha_D is only a prior")
-    if "model_context_saturated" in (stats.get("warnings") or ()):
-        doubts.append("model_context_saturated: gamma is of a model that makes no use of the longer contexts")
     return Exponent(stats["alpha_d"], tuple(stats["alpha_d_ci95"]), tuple(doubts))
 
 

@@ -28,7 +28,7 @@ H_GRID = np.linspace(0, 0.99, 199)  # of the smallest loss
 CHI2_95 = 3.841  # chi-square with one degree of freedom, 95 %
 DRAWS = 1000
 H_ERROR_SHARED = 0.8  # of the variance of h_error is common to the contexts: 40 ladders of sources with known H_n
-FALSE_ALARM = 0.05  # over all m of `saturated`
+FALSE_ALARM = 0.05  # over all m of saturated_from
 LEAST_FALL = 0.85  # of what H + A/n would still fall by; the rest is left to curves that bend by MODEL_ERROR
 BLOCKS = 32  # of the text that a positional loss is measured on
 SCHEMA_VERSION = 1
@@ -84,11 +84,14 @@ def fit_gamma(curve: EntropyCurve | None, window: tuple[int, int] | None = None,
     The interval is 1.96 times the root of: the variance over resampled blocks of text (independent errors where the curve has
     no blocks) and the systematic errors of h_extrapolated, and the square of half the spread of gamma over narrower windows.
     Raises Refusal: gamma_unavailable (no curve, or fewer than LEAST_CONTEXTS contexts in the window), gamma_not_converged (nothing
-    extrapolated, or the interval reaches 0: the loss does not fall with the context).
+    extrapolated, a model that is blind to part of the window, or the interval reaches 0: the loss does not fall with the context).
     """
     if curve is None:
         raise Refusal("gamma_unavailable", "there is no entropy curve: python -m scripts.base_loss --per-position writes one")
     context, used = usable_contexts(curve, window or WINDOW)
+    if blind := curve.source == "positional" and saturated_from(curve, used):
+        raise Refusal("gamma_not_converged", f"beyond {blind} tokens of context the loss falls less than under any power law: the model "
+                      f"does not use what is up to {context[-1]} tokens back, and gamma would be its own; train it longer, or on more text")
     value, x = curve.fitted[used], np.log(context)
     sigma = np.hypot(curve.se[used], MODEL_ERROR * value)
     h, h_ci, identified = profile_h_inf(x, value, sigma)
@@ -103,16 +106,19 @@ def fit_gamma(curve: EntropyCurve | None, window: tuple[int, int] | None = None,
         raise Refusal("gamma_not_converged", f"gamma {gamma:.3f} +- {half:.3f} over contexts {context[0]}..{context[-1]} may be 0: "
                       "train the model longer, measure more tokens, or choose a window where the curve is one power law")
     warnings = ("gamma_window_sensitive",) if spread > gamma / 2 else ()
-    warnings += ("model_context_saturated",) if curve.source == "positional" and saturated(curve, used) else ()
     return GammaFit(gamma, (gamma - half, gamma + half), float(h), identified, (int(context[0]), int(context[-1])), warnings, h_ci)
+
+
+def few_an_octave(context) -> np.ndarray:
+    """Which of the contexts are among PER_OCTAVE an octave, rounded."""
+    return np.isin(context, np.unique(np.rint(2 ** (np.arange(PER_OCTAVE * 40) / PER_OCTAVE))))
 
 
 def usable_contexts(curve: EntropyCurve, window) -> tuple[np.ndarray, np.ndarray]:
     """(contexts, their indices in the curve): inside the window, n >= 1, finite and positive, PER_OCTAVE at most."""
     if curve.source == "ngram":
         check_converged(curve)
-    wanted = np.unique(np.rint(2 ** (np.arange(PER_OCTAVE * 40) / PER_OCTAVE)))
-    ok = np.isfinite(curve.fitted) & (curve.fitted > 0) & np.isin(curve.context, wanted)
+    ok = np.isfinite(curve.fitted) & (curve.fitted > 0) & few_an_octave(curve.context)
     used = np.flatnonzero(ok & (curve.context >= max(1, window[0])) & (curve.context <= window[1]))
     if len(used) < LEAST_CONTEXTS:
         raise Refusal("gamma_unavailable", f"{len(used)} usable contexts in the window {window[0]}..{window[1]}: expected at least "
@@ -120,8 +126,8 @@ def usable_contexts(curve: EntropyCurve, window) -> tuple[np.ndarray, np.ndarray
     return curve.context[used], used
 
 
-def saturated(curve: EntropyCurve, used) -> bool:
-    """Whether from some context m of the window on the loss falls too little for a model that sees the whole window.
+def saturated_from(curve: EntropyCurve, used) -> int | None:
+    """The first context m of the window from which on the loss falls too little for a model that sees the whole window; None.
 
     H + A/n through the contexts m/2..m is continued; any floor and any exponent up to 1 falls further than it. Compared is the mean
     loss over the contexts from m to twice the window's end (where a blind model stays as it was, and one that sees no less falls),
@@ -130,17 +136,18 @@ def saturated(curve: EntropyCurve, used) -> bool:
     context, end = curve.context, int(curve.context[used[-1]])
     middle = [m for m in curve.context[used][:-1] if m >= 2 * curve.context[used[0]]]
     if not middle:
-        return False
+        return None
     weights = np.array([excess_weights(context, m, end) for m in middle])
     if curve.blocks is None:
         error = np.sqrt(weights ** 2 @ curve.se ** 2)
     else:
         error = (curve.blocks @ weights.T).std(axis=0, ddof=1) / math.sqrt(len(curve.blocks))
-    return bool((weights @ curve.loss > norm.isf(FALSE_ALARM / len(middle)) * error).any())
+    too_high = weights @ curve.loss > norm.isf(FALSE_ALARM / len(middle)) * error
+    return int(middle[too_high.argmax()]) if too_high.any() else None
 
 
 def excess_weights(context: np.ndarray, m: int, end: int) -> np.ndarray:
-    """Weights [contexts] that make of the losses what they exceed H + A/n by, after m and on average; see saturated."""
+    """Weights [contexts] that make of the losses what they exceed H + A/n by, after m and on average; see saturated_from."""
     before = np.flatnonzero((context >= m / 2) & (context <= m))
     after = np.flatnonzero((context > m) & (context <= 2 * end))
     fall = LEAST_FALL * (1 / m - (1 / np.minimum(context[after], end)).mean())

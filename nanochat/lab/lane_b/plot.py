@@ -7,6 +7,7 @@ import numpy as np
 
 from nanochat.lab import plots
 from nanochat.lab.lane_b.correlation import VISIBLE
+from nanochat.lab.lane_b.entropy import few_an_octave
 from nanochat.lab.stats import Z95
 
 MEASURED, FIT, OTHER, QUIET = "#0072b2", "#d55e00", "#009e73", "#666666"
@@ -34,8 +35,8 @@ def _headline(facts) -> str:
     return f"{corpus}: alpha_D {facts['alpha_d']:.3f} ({low:.3f} to {high:.3f})"
 
 
-def _legend(ax):
-    ax.legend(facecolor="white", edgecolor="none", framealpha=0.9, fontsize=9, loc="lower left")
+def _legend(ax, loc):
+    ax.legend(facecolor="white", edgecolor="none", framealpha=0.9, fontsize=9, loc=loc)
 
 
 def _columns(rows, *names):
@@ -66,7 +67,7 @@ def _correlations(ax, facts):
     ax.set(xlabel="lag n (tokens)", ylabel="|C(n)|", title=_beta_title(facts))
     low, high = ax.get_ylim()
     ax.set_ylim(low * (low / high) ** 0.35, high)  # room for words below what was measured
-    _legend(ax)
+    _legend(ax, "lower left")
     _windows(ax, facts)
 
 
@@ -113,11 +114,13 @@ def _beta_title(facts) -> str:
 
 def _losses(ax, facts):
     ax.set(xscale="log", yscale="log")
-    rows = [row for row in facts["h_curve_nats"] if row["context"] > 0]
+    rows = [row for row in facts["h_curve_nats"] if row["context"] > 0 and few_an_octave(row["context"])]
     n, loss, se, extrapolated = _columns(rows, "context", "loss", "se", "h_extrapolated")
     h_inf = facts["h_inf_nats"] or 0.0
     ngram = np.isfinite(extrapolated).any()
-    ax.errorbar(n, loss - h_inf, yerr=Z95 * np.nan_to_num(se), fmt="o", color=MEASURED, ms=5, lw=1.2,
+    above = np.nan_to_num(Z95 * se)
+    below = np.minimum(above, 0.9 * np.maximum(loss - h_inf, 0))
+    ax.errorbar(n, loss - h_inf, yerr=[below, above], fmt="o", color=MEASURED, ms=5, lw=1.2,
                 label="held-out loss of the largest corpus" if facts["gamma_source"] == "ngram" else "validation loss by position")
     if ngram:
         ax.plot(n, extrapolated - h_inf, "D", color=OTHER, ms=6, label="carried to an infinite corpus")
@@ -130,12 +133,11 @@ def _losses(ax, facts):
         ax.plot(ends, level * ends ** -facts["gamma"], color=FIT, lw=2.4, zorder=5, label=label)
     name = f"L(n) - {h_inf:.2f}" if h_inf else "L(n)"
     ax.set(xlabel="context n (tokens)", ylabel=f"{name} (nats per token)", title=_gamma_title(facts))
-    _legend(ax)
+    _legend(ax, "upper right")
     ticks = [tick for tick in 2 ** np.arange(20) if n.min() <= tick <= n.max()]
     ax.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
     ax.xaxis.set_minor_formatter("")
-    for set_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-        set_formatter("{x:g}")
+    _level_ticks(ax)
 
 
 def _gamma_title(facts) -> str:
@@ -143,3 +145,14 @@ def _gamma_title(facts) -> str:
         return "Losses: no gamma"
     low, high = facts["gamma_ci95"]
     return f"Losses: gamma {facts['gamma']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _level_ticks(ax):
+    """Ticks of the losses: 1, 2, 5 over decades; over less than one, where matplotlib puts the small ones."""
+    low, high = ax.get_ylim()
+    if high > 10 * low:
+        ax.yaxis.set_major_locator(plots.plt.LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_formatter("")
+    else:
+        ax.yaxis.set_minor_formatter("{x:g}")
+    ax.yaxis.set_major_formatter("{x:g}")

@@ -30,7 +30,6 @@ WARNINGS = {
     "horizon_exceeds_context": "correlations reach beyond a quarter of the context, where alpha_D is only a prior",
     "short_documents_document_centering": "centring by document is biased at lags that are long for these documents: they are left out",
     "split_special_token": "special tokens stand in the text and are split into ordinary ones, which correlate: replace or drop them",
-    "model_context_saturated": "the model makes no use of the longer contexts of the window: gamma is of the model and not of the text",
     "gamma_window_sensitive": "gamma depends on the contexts that are fitted; its interval says so"}
 
 
