@@ -21,16 +21,17 @@ from pathlib import Path
 from nanochat.common import get_base_dir, read_json, write_json
 from nanochat.config import TrainConfig
 from nanochat.lab.arms import parse_arm, split_flags
-from nanochat.lab.commands import EXIT_BAD_INPUT, EXIT_OK, exit_code
+from nanochat.lab.commands import EXIT_BAD_INPUT, EXIT_OK, exit_code, require_writable
 from nanochat.lab.imports import find_run
 from nanochat.lab.lane_b import calibration, infer
 from nanochat.lab.lane_b.calibration import Calibration
+from nanochat.lab.lane_b.source import BAD_INPUT
 from nanochat.lab.lane_b.stats import SCHEMA_VERSION as STATS_VERSION
 from nanochat.lab.report import number, table
 from nanochat.lab.results import tags_of
 
 SCHEMA_VERSION = 1
-BAD_INPUT = "bad_input"  # where the reason has no name of its own
+OF_STATS = ("alpha_d", "n_star_tokens", "bytes_per_token", "h_inf_nats")  # read from --stats: numbers, or null
 
 
 def build_parser():
@@ -80,16 +81,30 @@ def check(args):
     require(abs(args.target_threshold) < float("inf"), "target-threshold", args.target_threshold, "a finite number")
     require((args.alpha is None) == (args.alpha_ci is None), "alpha-ci", args.alpha_ci, "an interval with --alpha, and none without")
     require(args.alpha is None or 0 < args.alpha < float("inf"), "alpha", args.alpha, "a number above 0")
+    require(args.seed >= 0, "seed", args.seed, "0 or more")
     require(bool(args.records or args.point), "records", "", "calibration runs, or --point")
     require(not args.records or args.target_metric == "val_bpb", "target-metric", args.target_metric,
             "val_bpb, which is what records hold; give other metrics with --point")
 
 
 def read_stats(path) -> dict:
-    stats = read_json(path)
-    if not isinstance(stats, dict) or stats.get("schema_version") != STATS_VERSION or "alpha_d" not in stats:
+    """Statistics, or the refusal that stands in their place. Raises ValueError where there is neither."""
+    try:
+        stats = read_json(path)
+    except ValueError as e:
+        raise ValueError(f"--stats={path} is no JSON ({e}); run scripts.lane_b_stats again") from None
+    if not isinstance(stats, dict) or stats.get("schema_version") != STATS_VERSION or "alpha_d" not in stats or not well_typed(stats):
         raise ValueError(f"--stats={path}: no statistics of schema version {STATS_VERSION}; run scripts.lane_b_stats again")
+    if (stats.get("error") or {}).get("code") == BAD_INPUT:
+        raise ValueError(f"--stats={path}: scripts.lane_b_stats measured nothing: {stats['error'].get('message')}")
     return stats
+
+
+def well_typed(stats: dict) -> bool:
+    ci, warnings, error = stats.get("alpha_d_ci95"), stats.get("warnings") or [], stats.get("error") or {}
+    numbers = [*map(stats.get, OF_STATS), *(ci if isinstance(ci, list) else [])]
+    return ((ci is None or isinstance(ci, list) and len(ci) == 2) and isinstance(warnings, list) and isinstance(error, dict)
+            and all(value is None or type(value) in (int, float) for value in numbers))
 
 
 def from_records(args) -> Calibration:
@@ -197,12 +212,14 @@ def answer(args) -> dict:
 
 
 def run(args) -> int:
+    require_writable(args.output_json, args.plot)
     try:
         facts = answer(args)
     except (ValueError, OSError) as e:
         if args.output_json:  # an older file would pass for the answer
             error = {"code": getattr(e, "code", BAD_INPUT), "message": str(e)}
-            write_json(args.output_json, {"schema_version": SCHEMA_VERSION, "decision": infer.FALLBACK, "chosen_ratio": args.default_ratio,
+            default = args.default_ratio if 0 < args.default_ratio < float("inf") else None
+            write_json(args.output_json, {"schema_version": SCHEMA_VERSION, "decision": infer.FALLBACK, "chosen_ratio": default,
                                           "reasons": [str(e)], "error": error})
         raise
     if args.output_json:

@@ -23,7 +23,7 @@ import numpy as np
 
 from nanochat.common import get_base_dir, print0, read_json, write_json
 from nanochat.config import hyphenate
-from nanochat.lab.commands import EXIT_BAD_INPUT, EXIT_OK, exit_code
+from nanochat.lab.commands import EXIT_BAD_INPUT, EXIT_OK, exit_code, require_writable
 from nanochat.lab.lane_b import correlation, decay, stats
 from nanochat.lab.lane_b.entropy import fit_gamma, read_positions
 from nanochat.lab.lane_b.ngram import ngram_curve
@@ -75,7 +75,7 @@ def window(text: str) -> tuple[int, int]:
 
 
 def check(args):
-    for name, least in (("max_tokens", 1), ("bootstrap", 100), ("workers", 1), ("max_seq_len", 1), ("vocab_size", 1)):
+    for name, least in (("max_tokens", 1), ("bootstrap", 100), ("workers", 1), ("max_seq_len", 1), ("vocab_size", 1), ("seed", 0)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')}={value}: expected at least {least}")
@@ -140,12 +140,14 @@ def open_tokens(args) -> TokenSource:
         tokens = np.load(args.tokens, mmap_mode="r", allow_pickle=False)
     except EOFError:
         raise ValueError(f"{args.tokens} is empty: expected what numpy.save writes") from None
+    except ValueError as e:  # numpy's own words advise to unpickle what it does not know
+        raise ValueError(f"{args.tokens} is no array of integers, or is broken: expected what numpy.save writes") from e
     if not isinstance(tokens, np.ndarray):
         raise ValueError(f"{args.tokens} holds several arrays: expected one, as numpy.save writes it")
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise ValueError(f"{args.tokens} holds {tokens.dtype} of shape {tokens.shape}: expected integers in one dimension")
     pieces = [tokens[at:at + (1 << 20)] for at in range(0, len(tokens), 1 << 20)]
-    vocab_size = args.vocab_size or max((int(piece.max()) for piece in pieces), default=0) + 1
+    vocab_size = args.vocab_size or max([0, *(int(piece.max()) for piece in pieces)]) + 1
     return TokenSource(lambda: up_to(pieces, args.max_tokens), vocab_size, documents=False)
 
 
@@ -235,8 +237,14 @@ def describe(facts: dict) -> str:
 
 
 def run(args) -> int:
-    check(args)
-    facts = measure(args)
+    require_writable(args.output_json, args.plot)
+    try:
+        check(args)
+        facts = measure(args)
+    except (ValueError, OSError) as e:
+        if args.output_json:  # an older file would pass for the answer
+            write_json(args.output_json, stats.nothing_measured(e))
+        raise
     if args.output_json:
         write_json(args.output_json, facts)
     if args.plot and facts["curve"]:

@@ -51,6 +51,13 @@ def test_another_rule_is_told_apart(monkeypatch):
     assert outside([cell("verdicts reached=1 nu=9 n=3 gain=0")], 400)
 
 
+def test_a_false_promotion_has_less_room_than_another_share():
+    """At many protocols, where luck is small; twice a share of at most 0.9 % is outside, and two points of power are not."""
+    missed, gain = cell("missed reached=0.5 nu=9 n=3 gain=0"), cell("verdicts reached=1 nu=9 n=3 gain=1")
+    assert [check(missed, {"promote": found}, 4000)[0]["inside"] for found in (0.0, 1.3, 1.8, 2.8)] == [True, True, False, False]
+    assert [check(gain, {"promote": found}, 4000)[0]["inside"] for found in (26.0, 27.0, 31.0, 32.0)] == [False, True, True, False]
+
+
 @pytest.mark.slow
 def test_every_verdict_falls_as_its_target_says():
     assert not outside(CELLS, 600)

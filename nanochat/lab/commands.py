@@ -28,6 +28,14 @@ def exit_code(work, stopped: str = "stopped; the same command goes on") -> int:
         return EXIT_INTERRUPTED
 
 
+def require_writable(*paths):
+    """Raise ValueError for a file that could not be written, before the work whose result it takes; None is left out."""
+    for path in filter(None, paths):
+        folder = next(p for p in path.absolute().parents if p.exists())
+        if path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise ValueError(f"{path} cannot be written: expected the name of a file in a folder that may be written to")
+
+
 def module_command(module: str, *words) -> list[str]:
     return [sys.executable, "-m", module, *map(str, words)]
 

@@ -18,11 +18,12 @@ from scipy.special import ndtri
 from nanochat.lab.arms import CONTROL, make_arms
 from nanochat.lab.gates import declare, judge
 from nanochat.lab.metrics import METRICS
-from nanochat.lab.simulate import SEED
+from nanochat.lab.simulate import FALSE_WITHIN, SEED
 
 VERDICTS = ("promote", "reject", "inconclusive")
 MEASURES = (*VERDICTS, "seeds")
-SHARE_WITHIN, ERRORS_WITHIN, SEEDS_WITHIN = 2.0, 3.0, 0.3  # points beyond the target's, standard errors, seeds
+SHARE_WITHIN, ERRORS_WITHIN, SEEDS_WITHIN = 2.0, 3.0, 0.3  # points beyond the target's (FALSE_WITHIN of a promotion that is false),
+# standard errors at the target, seeds
 LEVEL, SD_LOG = 100.0, 0.05  # of a made-up loss, whose sd is 1; of a made-up time in seconds, whose logarithm has this sd
 WHEN = "2026-01-01T00:00:00+00:00"
 
@@ -98,9 +99,10 @@ def check(cell: Cell, found: dict, protocols: int) -> list[dict]:
     rows = []
     for name, value in found.items():
         low, high = cell.targets[name]
-        share = min(max(value, 1.0), 99.0) / 100
+        share = min(max(high, 1.0), 99.0) / 100
         luck = 100 * math.sqrt(share * (1 - share) / protocols)
-        within = SEEDS_WITHIN if name == "seeds" else max(SHARE_WITHIN, ERRORS_WITHIN * luck)
+        least = FALSE_WITHIN if name == "promote" and cell.gain <= 0 else SHARE_WITHIN
+        within = SEEDS_WITHIN if name == "seeds" else max(least, ERRORS_WITHIN * luck)
         off = max(low - value, value - high, 0.0)
         rows.append({"table": cell.table, "cell": cell.name, "measure": name, "found": value, "target": [low, high], "difference": off,
                      "within": within, "inside": off <= within})

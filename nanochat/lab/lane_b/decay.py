@@ -81,7 +81,7 @@ def significance(curve: Curve, rounds=ROUNDS, seed=0) -> Significance:
 
     B - 3 of B blocks are drawn: F^2 is a mean over pairs, and drawing all B gives (B - 2) / sqrt(B (B - 1)) of its error, 0.90 at 16
     blocks. Drawing m instead widens that by sqrt(B / m), which is right for m = (B - 2)^2 / (B - 1), almost B - 3: 2 % wide at 16
-    blocks, 10 % at 8. Where F^2 is all noise, its error comes out up to twice too large, which errs towards "not valid".
+    blocks, 10 % at 8. Where F^2 is all noise, its error comes out twice too large, 2.3 times at 8, which errs towards "not valid".
     """
     blocks = curve.grams.shape[1]
     draws = np.random.default_rng(seed).multinomial(blocks - 3, np.full(blocks, 1 / blocks), size=rounds)

@@ -13,11 +13,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
 
 from nanochat.common import read_json
 from nanochat.lab.lane_b.source import Refusal
-from nanochat.lab.stats import Z95
+from nanochat.lab.stats import Z95, t_above
 
 SOURCES = ("positional", "ngram")
 WINDOW = (1, 16)  # contexts fitted where nobody names a window: the paper's for TinyStories
@@ -90,8 +89,9 @@ def fit_gamma(curve: EntropyCurve | None, window: tuple[int, int] | None = None,
         raise Refusal("gamma_unavailable", "there is no entropy curve: python -m scripts.base_loss --per-position writes one")
     context, used = usable_contexts(curve, window or WINDOW)
     if blind := curve.source == "positional" and saturated_from(curve, used):
-        raise Refusal("gamma_not_converged", f"beyond {blind} tokens of context the loss falls less than under any power law: the model "
-                      f"does not use what is up to {context[-1]} tokens back, and gamma would be its own; train it longer, or on more text")
+        raise Refusal("gamma_not_converged", f"beyond {blind} tokens of context the loss falls less than under any power law with an "
+                      f"exponent up to 1: the model does not use what is up to {context[-1]} tokens back, and gamma would be its own, or "
+                      "nothing is there to use; train it longer, or on more text")
     value, x = curve.fitted[used], np.log(context)
     sigma = np.hypot(curve.se[used], MODEL_ERROR * value)
     h, h_ci, identified = profile_h_inf(x, value, sigma)
@@ -139,10 +139,10 @@ def saturated_from(curve: EntropyCurve, used) -> int | None:
         return None
     weights = np.array([excess_weights(context, m, end) for m in middle])
     if curve.blocks is None:
-        error = np.sqrt(weights ** 2 @ curve.se ** 2)
+        error, df = np.sqrt(weights ** 2 @ curve.se ** 2), math.inf
     else:
-        error = (curve.blocks @ weights.T).std(axis=0, ddof=1) / math.sqrt(len(curve.blocks))
-    too_high = weights @ curve.loss > norm.isf(FALSE_ALARM / len(middle)) * error
+        error, df = (curve.blocks @ weights.T).std(axis=0, ddof=1) / math.sqrt(len(curve.blocks)), len(curve.blocks) - 1
+    too_high = weights @ curve.loss > t_above(FALSE_ALARM / len(middle), df) * error
     return int(middle[too_high.argmax()]) if too_high.any() else None
 
 

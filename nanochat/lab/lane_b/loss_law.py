@@ -21,6 +21,7 @@ from nanochat.lab.lane_b.source import Refusal
 from nanochat.lab.stats import ALPHA, Z95, t_above
 
 EXPONENTS = (0.005, 5.0)  # of a loss over tokens: below, nearly a logarithm; above, nearly a step
+LARGEST = 1e20  # tokens of a run, or size of a loss: powers and squares of more leave the range of floating point
 DRAWS = 4000
 
 
@@ -56,8 +57,8 @@ def pool(points: list[Point], sd: float | None) -> Losses:
     """
     by_tokens = {}
     for point in points:
-        if not (math.isfinite(point.tokens) and point.tokens > 0 and math.isfinite(point.loss)):
-            raise ValueError(f"point {point.tokens:g}:{point.loss}: expected tokens above 0 and a finite loss")
+        if not (1 <= point.tokens <= LARGEST and abs(point.loss) <= LARGEST):
+            raise ValueError(f"point {point.tokens:g}:{point.loss:g}: expected 1 to {LARGEST:g} tokens and a loss of at most that size")
         by_tokens.setdefault(float(point.tokens), []).append(point)
     for tokens, group in by_tokens.items():
         seeds = [point.seed for point in group]
@@ -151,7 +152,8 @@ def draw_tokens(losses: Losses, alpha: float, ci95, target: float, rng: np.rando
     """D* [draws] over alpha, over the losses, and over their spread where it was measured; inf where there is none."""
     below, above = log_sd(alpha, ci95)
     z = rng.standard_normal(draws)
-    alphas = np.clip(alpha * np.exp(z * np.where(z < 0, below, above)), *EXPONENTS)  # powers of others overflow
+    lowest, highest = np.log(EXPONENTS) - math.log(alpha)  # powers of others overflow
+    alphas = alpha * np.exp(np.clip(z * np.where(z < 0, below, above), lowest, highest))
     sd = losses.sd if math.isinf(losses.df) else losses.sd * np.sqrt(losses.df / rng.chisquare(losses.df, draws))
     noise = rng.standard_normal((draws, len(losses.tokens))) * np.reshape(sd, (-1, 1)) / np.sqrt(losses.runs)
     x = (losses.tokens / losses.scale) ** -alphas[:, None]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+BAD_INPUT = "bad_input"  # the code of an error whose reason has no name of its own
+
 
 class Refusal(ValueError):
     """The inputs do not carry the answer. code: the reason's name, as it stands in the JSON."""

@@ -16,7 +16,7 @@ import numpy as np
 from nanochat.lab.lane_b import correlation, decay
 from nanochat.lab.lane_b.correlation import Curve, measure_spool
 from nanochat.lab.lane_b.decay import fit_decay, horizon, horizon_warnings, significance
-from nanochat.lab.lane_b.source import Refusal, TokenSource
+from nanochat.lab.lane_b.source import BAD_INPUT, Refusal, TokenSource
 from nanochat.lab.lane_b.spool import spooled
 
 SCHEMA_VERSION = 1
@@ -78,6 +78,11 @@ def collect(source: TokenSource, options: Options, gamma: Gamma | None = None, t
         facts["alpha_d"], facts["alpha_d_ci95"] = exponent(facts["gamma"], facts["gamma_ci95"], facts["beta"], facts["beta_ci95"])
     elapsed = time.perf_counter() - start
     return facts | dict(elapsed_sec=elapsed, tokens_per_sec=(facts["num_tokens"] or 0) / elapsed)
+
+
+def nothing_measured(error: Exception) -> dict:
+    """The JSON where the command itself could not be carried out."""
+    return dict.fromkeys(KEYS) | dict(schema_version=SCHEMA_VERSION, warnings=[], error=dict(code=BAD_INPUT, message=str(error)))
 
 
 @contextmanager
