@@ -44,6 +44,15 @@ def test_inference_names_what_is_wrong_and_leaves_a_fallback(typed, argv, messag
     assert facts["chosen_ratio"] == (None if "default-ratio" in argv[0] else 2.0) and message in facts["reasons"][0]
 
 
+@pytest.mark.parametrize("result", [[1], {"runs": [{}]}, {"runs": 3}, None])
+def test_a_result_file_of_another_form_is_named(typed, tmp_path, monkeypatch, result):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "x_latest.json").write_text(json.dumps(result))
+    code, err, facts = typed(lane_b_infer_ratio, *ALPHA, "--label=x", "--target-threshold=2")
+    assert code == 2 and "x_latest.json is no result file" in err and facts["error"]["code"] == "bad_input"
+
+
 @pytest.mark.parametrize("text, message", [
     ("", "is no JSON"), ("[", "is no JSON"), ('"alpha_d"', "no statistics"),
     *((json.dumps({"schema_version": 1, "alpha_d": 0.2} | wrong), "no statistics") for wrong in (

@@ -235,6 +235,12 @@ def test_contexts_that_the_corpus_does_not_know_are_not_accepted_as_a_floor():
     assert curve.delta[4] > 0.25 and np.isfinite(curve.h_extrapolated).tolist() == [True] * 4 + [False]
 
 
+def test_a_unigram_loss_that_rises_with_the_tokens_takes_no_context_with_it():
+    h, gain, d = [6.0, 5.0, 4.1, 3.6], [-0.05, 0.05, 0.2, 0.3], [1.0, 0.6, 0.4, 0.3]
+    curve = extrapolated_curve(RUNGS, ladder_of(h, gain, d, np.random.default_rng(3), noise=1e-5))
+    assert np.isfinite(curve.h_extrapolated).tolist() == [False, True, True, True]
+
+
 def test_entropies_that_rise_with_the_context_are_not_accepted():
     h, gain, d = [6.0, 5.0, 4.1, 3.6, 3.65], [0.0, 0.05, 0.2, 0.3, 0.26], [1.0, 0.6, 0.4, 0.3, 0.3]
     curve = extrapolated_curve(RUNGS, ladder_of(h, gain, d, np.random.default_rng(2), noise=1e-5))

@@ -55,7 +55,10 @@ def tags_of(label: str, folder=RESULTS_DIR) -> list[str]:
     path = Path(folder) / f"{label}_latest.json"
     if not path.exists():
         raise ValueError(f"--label={label}: no {path}; run its protocol first, in this directory")
-    return [run["run_tag"] for run in read_json(path).get("runs", [])]
+    try:
+        return [run["run_tag"] for run in read_json(path).get("runs", [])]
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError(f"--label={label}: {path} is no result file; run its protocol again") from None
 
 
 # -----------------------------------------------------------------------------

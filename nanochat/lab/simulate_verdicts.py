@@ -2,7 +2,8 @@
 How the verdicts fall, and what missed targets do to them, on made-up runs that gates.judge itself decides.
 
 simulate.py measures the rules in bulk, protocol by protocol in arrays; here each protocol is a declaration and its runs, so that the
-table of verdicts is measured as it stands in the code. One candidate, one gate, runs of unit spread; a bank of nu + 1 runs.
+table of verdicts is measured as it stands in the code. One candidate, one gate, runs of unit spread; a bank of nu + 1 runs, which lends
+its spread: that each of them reached the target, as a real bank must have, is not asked.
 Every cell of ideas/verdict_targets.csv has a generator of its own. Command line: scripts/simulate_gates.py --table verdicts, missed
 """
 

@@ -7,7 +7,8 @@ the same for every rung and every n, and each of its targets has the longest con
 equal text. H_n is accepted, from n = 1 on, while three things hold: the ladder falls fast enough to be carried on, its first rung
 hardly matters, and a fair share of what the n-th token is worth has been measured and not carried on. Without the third, contexts
 that the corpus is too small to know pass with the exponent of shorter ones, as a floor H_inf that is not there. A corpus that is
-too small for its vocabulary has few accepted n, and then fit_gamma refuses it.
+too small for its vocabulary has few accepted n, and then fit_gamma refuses it. Nine contexts in ten are carried too far down, the
+longer ones more, so that gamma comes out high: by 0.05 on average over 40 ladders of sources with known H_n, inside its interval.
 
     fit_gamma(ngram_curve(source))
 """
@@ -149,7 +150,8 @@ def extrapolated_curve(rungs: np.ndarray, losses: np.ndarray) -> EntropyCurve:
         delta[n] = delta_n
         good = h_n > 0 and shift_n < MOST_SHIFT * h_n and (flat or delta_n >= LEAST_DELTA)
         if n:  # no power of n is fitted to n = 0, so it may fail
-            worth, measured = fits[n - 1][0] - h_n, mean[-1, n - 1] - mean[-1, n]
+            before = fits[n - 1][0] if n > 1 or np.isfinite(fits[0][0]) else mean[-1, 0]
+            worth, measured = before - h_n, mean[-1, n - 1] - mean[-1, n]
             accepting &= good and worth >= 0 and measured >= LEAST_MEASURED * worth  # no entropy rises with the context
         if good and accepting:
             h[n], error[n] = h_n, max(shift_n, CARRIED_ERROR * abs(mean[-1, n] - h_n))
