@@ -85,7 +85,8 @@ def _uprights(ax, facts):
              (facts["max_seq_len"] and facts["max_seq_len"] / 4, "T/4 {:g}", QUIET), (facts["n_break"], "break {:g}", FIT)]
     for i, (at, text, color) in enumerate(mark for mark in marks if mark[0]):
         ax.axvline(at, color=color, lw=1, ls=(0, (4, 3)))
-        ax.text(at, 0.995 - 0.045 * i, " " + text.format(at), color=color, fontsize=9, va="top", transform=ax.get_xaxis_transform())
+        ax.text(at, 0.995 - 0.045 * i, " " + text.format(at), color=color, fontsize=9, va="top", transform=ax.get_xaxis_transform(),
+                bbox=dict(facecolor="white", edgecolor="none", pad=1))
 
 
 def _windows(ax, facts):
