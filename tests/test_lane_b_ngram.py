@@ -265,7 +265,8 @@ def test_books_in_a_small_vocabulary_give_a_gamma_and_the_naive_curves_do_not(da
     curve = ngram_curve(source)
     fit = fit_gamma(curve)
     assert 0.38 < fit.gamma < 0.52 and fit.ci95[1] - fit.ci95[0] < 0.28 and not fit.h_inf_identified
-    assert fit_gamma(EntropyCurve("positional", curve.context, curve.loss, curve.se), (1, 10)).h_inf_nats > 2  # a floor that is not there
+    with pytest.raises(Refusal, match="gamma_not_converged"):  # what a finite corpus shows stops like a blind model
+        fit_gamma(EntropyCurve("positional", curve.context, curve.loss, curve.se), (1, 10))
     tokens = np.concatenate(list(source.read()))[:2_000_000]
     contexts = np.arange(1, 7)
     slope = -np.polyfit(np.log(contexts), np.log([plug_in_entropy(tokens, n) for n in contexts]), 1)[0]

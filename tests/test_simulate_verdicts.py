@@ -70,5 +70,5 @@ def test_script_prints_them_beside_their_targets(tmp_path, monkeypatch, capsys):
     (tmp_path / "few.csv").write_text("\n".join([lines[0], lines[2], lines[-1]]) + "\n")
     assert simulate_gates.main(["--table=verdicts", "--table=missed", "--protocols=1000"]) == 0
     said = capsys.readouterr().out
-    assert "verdicts reached=1 nu=9 n=2 gain=0" in said and "(4 to 4.5 +" in said and "0 outside" in said
+    assert "verdicts reached=1 nu=9 n=2 gain=0" in said and "(4 to 4.5 " in said and "0 outside" in said
     assert not (tmp_path / "results").exists(), "the picture is of the other tables"

@@ -23,8 +23,8 @@ from nanochat.lab.simulate import FALSE_WITHIN, SEED
 
 VERDICTS = ("promote", "reject", "inconclusive")
 MEASURES = (*VERDICTS, "seeds")
-SHARE_WITHIN, ERRORS_WITHIN, SEEDS_WITHIN = 2.0, 3.0, 0.3  # points beyond the target's (FALSE_WITHIN of a promotion that is false),
-# standard errors at the target, seeds
+SHARE_WITHIN = 2.0  # points beyond the target's; FALSE_WITHIN where a promotion is false
+ERRORS_WITHIN, SEEDS_WITHIN = 3.0, 0.3  # standard errors at the target; seeds
 LEVEL, SD_LOG = 100.0, 0.05  # of a made-up loss, whose sd is 1; of a made-up time in seconds, whose logarithm has this sd
 WHEN = "2026-01-01T00:00:00+00:00"
 
@@ -104,7 +104,7 @@ def check(cell: Cell, found: dict, protocols: int) -> list[dict]:
         luck = 100 * math.sqrt(share * (1 - share) / protocols)
         least = FALSE_WITHIN if name == "promote" and cell.gain <= 0 else SHARE_WITHIN
         within = SEEDS_WITHIN if name == "seeds" else max(least, ERRORS_WITHIN * luck)
-        off = max(low - value, value - high, 0.0)
+        off = value - min(max(value, low), high)
         rows.append({"table": cell.table, "cell": cell.name, "measure": name, "found": value, "target": [low, high], "difference": off,
-                     "within": within, "inside": off <= within})
+                     "within": within, "inside": abs(off) <= within})
     return rows
