@@ -1,7 +1,7 @@
 """
 How often a verdict is wrong, and how often it sees a gain, on made-up records and beside its targets:
 
-    python -m scripts.simulate_gates                            # every table, a quarter of an hour
+    python -m scripts.simulate_gates                            # every table, some of them minutes
     python -m scripts.simulate_gates --table=8.1 --table=bank   # some of them
     python -m scripts.simulate_gates --protocols=40000 --output-json=results/simulate_gates.json
 

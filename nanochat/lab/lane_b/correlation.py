@@ -262,8 +262,7 @@ def measure_spool(spool: Spool, top_k=TOP_K, max_lag=MAX_LAG, blocks=None, cente
     found = list(_each_lag(functools.partial(measure_lag, ranked, centering), lags, workers, say or (lambda text: None)))
     pairs, grams, op, floor = map(np.array, zip(*found))
     mass = np.sort(spool.counts)[-top_k:].sum() / len(spool.tokens)
-    return Curve(np.array(lags), pairs, grams, op, floor, len(spool.tokens), top_k,
-                 float(mass), warnings, time.perf_counter() - start)
+    return Curve(np.array(lags), pairs, grams, op, floor, len(spool.tokens), top_k, float(mass), warnings, time.perf_counter() - start)
 
 
 def _each_lag(measure, lags, workers: int, say):

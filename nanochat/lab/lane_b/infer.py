@@ -4,11 +4,11 @@ From an exponent and a few final losses to a data:param ratio, or to the reason 
 The answer holds one decision, by rules that are fixed here:
 
 - fallback, the default ratio: any error (no exponent, no control among the points, losses that do not fall, a target at or below
-  the floor, tokens that the corpus does not have, less than one optimizer step), or a horizon above 10 times the default one.
-- confirmation, the larger of 1.05 x the inferred ratio and its 75 % quantile: an answer, of which one of these is true. The
-  exponent is only a prior (the corpus' horizon n* is above a quarter of the context); the losses contradict it (5 %, two-sided),
-  or lie on its law only above a floor below 0, which no loss has; there are fewer than three horizons, so no
-  error; the 80 % band is wider than a factor of 1.5; D* is above 4 x the longest run or below the shortest one.
+  the floor, tokens that the corpus does not have, less than one optimizer step), or a horizon above UNREACHABLE times the default.
+- confirmation, the larger of CONFIRM_FACTOR x the inferred ratio and its quantile CONFIRM_QUANTILE: an answer, of which one of these
+  is true. The exponent is only a prior (the corpus' horizon n* is, or may be, above a quarter of the context); the losses contradict
+  it, or lie on its law only above a floor below 0, which no loss has; there are fewer than three horizons, so no error; the BAND is
+  wider than a factor of WIDE_BAND; D* is above FAR x the longest run or below the shortest one.
 - inferred: none of these.
 
 >>> points = [Point(t, 0.7 + 30.0 * t ** -0.25, seed=1) for t in (50_000, 100_000, 200_000)]

@@ -21,6 +21,7 @@ from scipy.optimize import minimize_scalar
 from nanochat.lab.lane_b.entropy import EntropyCurve
 from nanochat.lab.lane_b.kneser_ney import held_out, most_tokens
 from nanochat.lab.lane_b.source import Refusal, TokenSource
+from nanochat.lab.lane_b.spool import checked
 
 MAX_CONTEXT = 10
 PIECE = 256  # tokens; small against the first rung, large against the context that its start lacks
@@ -72,7 +73,7 @@ def sample_pieces(source: TokenSource, max_tokens: int, seed: int) -> tuple[np.n
     kept, at = [], 0
     for array in source.read():
         piece = np.searchsorted(ends, np.arange(at, at + len(array)), side="right")
-        kept.append(checked(array[chosen[piece]], source.vocab_size))
+        kept.append(checked(array[chosen[piece]], source.vocab_size).astype(np.int32))
         at += len(array)
     ends = np.cumsum(sizes[chosen])
     if len(ends) == 0 or ends[-1] < LEAST_TOKENS:
@@ -91,12 +92,6 @@ def piece_ends(lengths: np.ndarray) -> np.ndarray:
     within = np.arange(len(document)) - np.repeat(np.cumsum(count) - count, count)
     start = np.cumsum(lengths) - lengths
     return start[document] + np.minimum((within + 1) * PIECE, lengths[document])
-
-
-def checked(array: np.ndarray, vocab_size: int) -> np.ndarray:
-    if len(array) and not (0 <= array.min() and array.max() < vocab_size):
-        raise Refusal("ids_out_of_range", f"token ids {array.min()}..{array.max()}: expected 0..{vocab_size - 1}")
-    return array.astype(np.int32)
 
 
 def make_ladder(tokens: np.ndarray, ends: np.ndarray, seed: int, max_context: int = MAX_CONTEXT) -> Ladder:
