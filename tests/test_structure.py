@@ -23,9 +23,8 @@ MORE_LINES = {"tests/test_config.py": (330, "one example value and both directio
 
 # A module of nanochat/ imports only modules to its left; `layers` stands for the whole folder.
 ORDER = """common schedule config record
-    dataset download shards corpus tokenizer_files tokenizer
+    manifest shards text_files corpus download dataset tokenizer_files tokenizer
     device dataloader layers loss gpt optim cost vram checkpoint_manager engine loss_eval run_facts run_setup trainer""".split()
-COMMAND_LINES = {"dataset": ["download", "corpus"]}  # what a library file that is also a command needs for that, imported late
 TORCH_FREE = ORDER[:ORDER.index("device")]
 LAB_MAY_IMPORT = {"numpy", "scipy", "matplotlib", "filelock", *sys.stdlib_module_names}
 LAB_MAY_IMPORT_OF_OURS = {"common", "config", "schedule", "record"}
@@ -74,7 +73,7 @@ SCRIPTS = files("scripts/*.py")
 def test_library_imports_go_one_way(path):
     module = module_of(path)
     assert module in ORDER, f"nanochat/{module}.py is new: put it into ORDER, after what it imports"
-    before = ORDER[:ORDER.index(module)] + (["layers"] if module == "layers" else []) + COMMAND_LINES.get(module, [])
+    before = ORDER[:ORDER.index(module)] + (["layers"] if module == "layers" else [])
     for name in filter(None, map(our_module, imports(path))):
         assert name in before, f"{name_of(path)} imports nanochat.{name}, which comes after it (or is the lab)"
     assert not [name for name in imports(path) if name.split(".")[0] == "scripts"], "the library never imports scripts"
