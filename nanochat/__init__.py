@@ -21,7 +21,8 @@ def _say_which_python(kind, error, trace):
         return sys.__excepthook__(kind, error, trace)
     venv, words = REPO_ROOT / ".venv", ["-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]
     first = "" if venv.exists() and sys.prefix != str(venv) else "`make setup`, then "
-    print(f"error: {sys.executable} lacks the package {package}; run {first}{VENV_PYTHON} {shlex.join(words)}", file=sys.stderr)
+    print(f"error: {sys.executable} lacks the package {package}; run {first}{VENV_PYTHON} {shlex.join(words)}",
+          file=sys.stderr)
     sys.exit(2)
 
 

@@ -75,8 +75,8 @@ def test_every_folder_of_code_is_a_declared_package():
     find_packages = pytest.importorskip("setuptools").find_packages
     include, = re.findall(r'^include = \[(.+)\]$', read("pyproject.toml"), re.MULTILINE)
     declared = find_packages(str(ROOT), include=re.findall(r'"(.+?)"', include))
-    folders = {path.relative_to(ROOT).parent for name in ("nanochat", "scripts") for path in (ROOT / name).rglob("*.py")}
-    assert sorted(declared) == sorted(".".join(folder.parts) for folder in folders)
+    modules = [path for name in ("nanochat", "scripts") for path in (ROOT / name).rglob("*.py")]
+    assert set(declared) == {".".join(path.relative_to(ROOT).parent.parts) for path in modules}
 
 
 def test_scripts_of_another_checkout_win_over_the_installed_ones(installed, tmp_path):
