@@ -22,14 +22,14 @@ MAX_LINES = 300
 MORE_LINES = {"tests/test_config.py": (330, "one example value and both directions for every option")}  # path: (budget, reason)
 
 # A module of nanochat/ imports only modules to its left; `layers` stands for the whole folder.
-ORDER = """common schedule config record
+ORDER = """common code_identity schedule config record
     manifest shards text_files corpus download dataset tokenizer_files tokenizer
     device dataloader layers loss gpt optim cost vram checkpoint_manager engine loss_eval run_facts run_setup trainer""".split()
 TORCH_FREE = ORDER[:ORDER.index("device")]
 # A folder of nanochat/lab/ imports only from itself and from folders to its left; `ground` stands for the files in lab/ itself.
 ROOMS = "ground verdict trees ledger report protocol simulation cycle horizon".split()
 LAB_MAY_IMPORT = {"numpy", "scipy", "matplotlib", "filelock", *sys.stdlib_module_names}
-LAB_MAY_IMPORT_OF_OURS = {"common", "config", "schedule", "record"}
+LAB_MAY_IMPORT_OF_OURS = {"common", "code_identity", "config", "schedule", "record"}
 BARE_PYTHON = ("scripts.setup", "scripts.smoke")  # run before any package is installed
 
 
