@@ -1,0 +1,91 @@
+"""
+One run as the lab compares it: an entry of runs[] in results/<label>_latest.json, with a name and a type for each value.
+
+    run = RunSummary.from_json(entry, "results/mix005_latest.json")
+    run.val_bpb  # bits per byte, or None where it was not measured
+
+The first 17 fields are the columns of ideas/history_schema.csv, in its order. The others are what that file has no
+column for. None means that a value was not measured or is not known.
+"""
+
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import get_args, get_type_hints
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    timestamp: str | None = None  # UTC, when the run ended
+    run_tag: str | None = None  # of its cell: name of its record and of its checkpoints
+    recipe: str | None = None  # name of the profile
+    seed: int | None = None  # of the pair
+    duration_sec: float | None = None  # wall clock, with start-up and validation
+    trained_tokens: int | None = None
+    avg_tok_per_sec: float | None = None  # over training steps only
+    val_bpb: float | None = None  # at the end of the run; None for a run that did not end well
+    min_val_bpb: float | None = None
+    num_iterations: int | None = None  # planned
+    window_pattern: str | None = None
+    resumed_from_step: int | None = None
+    run_status: str | None = None  # one of record.STATUSES
+    arm: str | None = None
+    candidate: str | None = None  # flags of the arm
+    label: str | None = None
+    config_hash: str | None = None
+    profile_hash: str | None = None
+    reused: bool | None = None  # taken over from an earlier protocol
+    error: str | None = None
+    command: str | None = None
+    started_at: str | None = None  # UTC
+    declared_at: str | None = None  # UTC, of the declaration under which it was run
+    run_id: str | None = None  # as its record says; None where it left no record
+    git_commit: str | None = None
+    dirty: bool | None = None
+    device: str | None = None  # name of the device
+    threads: int | None = None
+    dataset_id: str | None = None
+    tokenizer_id: str | None = None
+    steps: int | None = None  # optimizer steps done
+    bound: str | None = None  # which limit ended it: iterations, flops, ratio or wall
+    training_sec: float | None = None  # clock of the training steps
+    final_train_loss: float | None = None  # nats, smoothed
+    tok_per_sec_median: float | None = None
+    dt_median_ms: float | None = None
+    peak_mem_mib: float | None = None
+    load: float | None = None  # the larger load average of its start and its end
+    overloaded: bool | None = None
+    time_to_target_sec: float | None = None  # training seconds; None also where no target was declared
+    steps_to_target: float | None = None  # between two validations it is interpolated
+
+    def to_json(self) -> dict:
+        """The entry of runs[]: every field, in order."""
+        return {name: getattr(self, name) for name in _types()}
+
+    @classmethod
+    def from_json(cls, entry: dict, source="runs[]") -> "RunSummary":
+        """The run of an entry. Keys that are unknown are left out, and a missing key is None.
+
+        source: the file, for the message. Raises ValueError for an entry that is no object, or a value of another type.
+        """
+        if not isinstance(entry, dict):
+            raise ValueError(f"{source}: a run is {entry!r}, expected an object; run its protocol again")
+        known = {name: entry[name] for name in _types() if entry.get(name) is not None}
+        for name, value in known.items():
+            if not _is_of(value, kind := _types()[name]):
+                raise ValueError(f"{source}: {name} of a run is {value!r}, expected {kind.__name__} or null; "
+                                 "run its protocol again")
+        return cls(**known)
+
+
+@cache
+def _types() -> dict[str, type]:
+    """{field: type of a value that is not None}, in order."""
+    hints = get_type_hints(RunSummary)
+    return {f.name: get_args(hints[f.name])[0] for f in fields(RunSummary)}
+
+
+def _is_of(value, kind: type) -> bool:
+    """JSON writes a whole float without a point in other languages, and in Python bool is an int."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
