@@ -38,7 +38,8 @@ train() {
     fi
 }
 
-# compare LABEL FLAGS CANDIDATE... : a protocol. FLAGS are those of every arm, each CANDIDATE is "NAME: FLAGS". Left to the caller:
+# compare LABEL FLAGS CANDIDATE... : a protocol. FLAGS are those of the control and of every candidate. Each CANDIDATE
+# is "NAME: FLAGS". The caller may set:
 #   PROFILE   FLAGS, before the template's own   PRIMARY TARGET_BPB   NOISE=bank|own
 #   SEEDS="1 2 3 4 5": these and no more; without, seeds are added until it is decided, MAX_SEEDS at most
 compare() {
@@ -78,7 +79,7 @@ home_of() {
     if [ -d "$NANOCHAT_BASE_DIR/lab/$1" ]; then echo "$NANOCHAT_BASE_DIR/lab/$1"; else echo "$NANOCHAT_BASE_DIR"; fi
 }
 
-# inferred_arms FILE: "NAME: FLAGS" for each arm beside the control that scripts.lane_b_infer_ratio recommends; nothing on a fallback.
+# inferred_arms FILE: "NAME: FLAGS" for each candidate that scripts.lane_b_infer_ratio recommends; a fallback has none.
 inferred_arms() {
     python - "$1" <<'PY'
 import json, os, sys
