@@ -1,5 +1,5 @@
 #!/bin/bash
-# Lane B infers how long to train: three calibration runs (the control among them), statistics of the corpus, then a ratio
+# Lane B infers how long to train: three calibration runs (the control among them), corpus statistics, then a ratio
 # and a conservative neighbour. Both are compared with the control, and the outcome goes into dev/ledger/lane_b.csv.
 #
 # Hardware: any CPU; or PROFILE=protocol-16gb DEPTH=12 CONTEXT=1024 RATIO=12 with a TARGET_BPB of its own.
