@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nanochat.common import get_base_dir, hash_json, print0, read_json, to_paste, write_json
-from nanochat.config import hyphenate
+from nanochat.options import hyphenate
 
 SCHEMA_VERSION = 1
 DATA_FOLDER, OLD_DATA_FOLDER = "base_data_climbmix", "base_data"  # the second: upstream's before March 2026

@@ -10,9 +10,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from nanochat.common import read_json, tree_hash, write_json
-from nanochat.config import flag, profile_hash
+from nanochat.config import profile_hash
 from nanochat.lab.arms import Cell
 from nanochat.lab.profiles import machine_name
+from nanochat.options import flag
 
 
 def tree_command(arm, cell: Cell, runner) -> list[str]:
