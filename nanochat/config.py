@@ -28,6 +28,7 @@ from nanochat.options import (
     positive,
     positive_or_minus_one,
     positive_rate,
+    said_once,
     settle_spellings,
     unit_interval,
 )
@@ -196,6 +197,23 @@ def parse(argv=None, prog=None) -> TrainConfig:
 def model_options(config: TrainConfig) -> dict:
     """The options that are fields of GPTConfig, under the same names."""
     return {name: getattr(config, name) for name, o in declared(type(config)).items() if o.model}
+
+
+# -----------------------------------------------------------------------------
+# Stored configurations, which may be older than some options
+
+def config_of_record(stored: dict) -> TrainConfig:
+    """The "config" of a run.json. An option that came after the run stands at its default, which is what the run did."""
+    return TrainConfig(**{name: value for name, value in stored.items() if name in FIELDS})
+
+
+def changed_options(config: TrainConfig, stored: dict) -> list[str]:
+    """Options that decide what a run computes and have another value in the "user_config" of a checkpoint. One of its own
+    time that it lacks is unknown (upstream writes fewer) and passes; a later one stood at its default."""
+    options = declared(type(config))
+    ours, theirs = said_once(type(config), vars(config)), said_once(type(config), stored)
+    return [name for name, o in options.items()
+            if o.role != "run" and theirs.get(name, o.default if o.since else ours[name]) != ours[name]]
 
 
 # -----------------------------------------------------------------------------

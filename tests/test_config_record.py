@@ -1,5 +1,6 @@
 """
-What the declarations of the training options say to others: to the model, to the laws, and to the hashes of profiles and cells.
+What the declarations of the training options say to others: to the model, the laws, stored runs, and to the hashes of
+profiles and cells.
 
 python -m pytest tests/test_config_record.py -q
 """
@@ -12,7 +13,9 @@ from option_case import examples
 from nanochat.config import (
     FIELDS,
     TrainConfig,
+    changed_options,
     config_hash,
+    config_of_record,
     hashed_options,
     model_options,
     parse,
@@ -98,6 +101,30 @@ def test_new_row_of_the_model_needs_no_second_list(monkeypatch):
 
 
 # -----------------------------------------------------------------------------
+# Stored configurations
+
+def before(config: TrainConfig) -> dict:
+    """What a record of `config` held before the later options came."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if not FIELDS[name].since}
+
+
+@pytest.mark.parametrize("flags", ["", "--symplectic-gate --symplectic-gate-mix=0.3"])
+def test_stored_configuration_from_before_an_option_has_its_default(flags):
+    config = parse(flags.split())
+    assert config_of_record(before(config)) == config == config_of_record(dataclasses.asdict(config) | {"gone": 1})
+    assert changed_options(config, before(config)) == changed_options(config, dataclasses.asdict(config)) == []
+    other = dataclasses.replace(config, smear=False, depth=3, run="x")
+    assert changed_options(other, before(config)) == ["depth", "smear"]
+    assert changed_options(config, dataclasses.asdict(other)) == ["depth", "smear"]
+
+
+def test_checkpoint_of_upstream_says_less_and_passes():
+    assert changed_options(parse(["--data-order=file", "--depth=3"]), {"depth": 3, "run": "theirs"}) == []
+    assert changed_options(parse(["--symplectic-gate"]), {"depth": 20}) == []
+    assert changed_options(parse(["--residual=other"]), {"depth": 20}) == ["residual"]
+
+
+# -----------------------------------------------------------------------------
 # Hashes
 
 # Of the profiles as they were banked. An option that is added has to leave them: see `since` in nanochat/options.py.
@@ -124,7 +151,7 @@ def test_hash_of_a_profile_is_what_it_was(name):
 @pytest.mark.parametrize("flags", CELL_HASHES)
 def test_hash_of_a_cell_is_what_it_was(flags):
     found = config_hash(parse(flags.split()), "data", "tok", "tree")
-    assert found == CELL_HASHES[flags], "finished cells of other checkouts would be run again: mark a new option with since="
+    assert found == CELL_HASHES[flags], "finished cells of other trees are lost: mark a new option with since="
 
 
 def cell(config):

@@ -9,7 +9,7 @@ is the end of a run, once.
 import math
 from dataclasses import dataclass
 
-from nanochat.config import FIELDS, TrainConfig
+from nanochat.config import FIELDS, TrainConfig, config_of_record
 from nanochat.lab.horizon.infer import Exponent
 from nanochat.lab.horizon.loss_law import Point
 from nanochat.lab.horizon.source import Refusal
@@ -64,16 +64,11 @@ def read_runs(runs: list[tuple[dict, list[dict]]]) -> Calibration:
         _refuse_mixed(records[0], record)
     _refuse_moving_tau(records)
     first = records[0]
-    config, done = _config_of(first), first["resolved"]
+    config, done = config_of_record(first["config"]), first["resolved"]
     own_ratio = config.target_param_data_ratio if config.target_param_data_ratio > 0 else 1.0
     return Calibration([_point(record) for record in records], config, done["num_scaling_params"],
                        round(done["ref_tokens"] / (config.ratio_ref if config.ratio_ref > 0 else own_ratio)),
                        first["dataset_id"], first["tokenizer_id"], _distinct_tokens(records))
-
-
-def _config_of(record: dict) -> TrainConfig:
-    """Options that came after the run stand at their defaults, as they did for it."""
-    return TrainConfig(**{name: value for name, value in record["config"].items() if name in FIELDS})
 
 
 def _point(record: dict) -> Point:
@@ -106,7 +101,7 @@ def _refuse_incomplete(record: dict, rows: list[dict]):
 def _refuse_mixed(first: dict, other: dict):
     """Runs that differ in more than their length are on no common curve."""
     differ = [name for name in ("dataset_id", "tokenizer_id") if first[name] != other[name]]
-    a, b = vars(_config_of(first)), vars(_config_of(other))
+    a, b = (vars(config_of_record(record["config"])) for record in (first, other))
     differ += [flag(name) for name in FIELDS if name not in OF_A_RUN and a[name] != b[name]]
     if first["resolved"]["num_scaling_params"] != other["resolved"]["num_scaling_params"]:
         differ.append("num_scaling_params")
