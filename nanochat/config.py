@@ -74,23 +74,23 @@ class TrainConfig:
                                  "layer is L", role="workload", model=True, check=window_letters)
     # Parts of the model. Names are rows of MIXERS, MLPS and RESIDUALS in nanochat/gpt.py, which refuses any other.
     mixer: str = option("attention", "what mixes tokens: rows of MIXERS, with commas between, tiled over layers",
-                        model=True, check=names_per_layer, since="2026-11-28")
+                        model=True, check=names_per_layer, before="attention")
     mlp: str = option("relu_squared", "the feed-forward sublayer: a row of MLPS", model=True, check=plain_name,
-                      since="2026-11-28")
+                      before="relu_squared")
     residual: str = option("plain", "how a sublayer reads and writes the residual stream: a row of RESIDUALS",
-                           model=True, check=plain_name, since="2026-11-28")
+                           model=True, check=plain_name, before="plain")
     value_embeds: bool = option(True, "value embeddings on every other layer, the last included", model=True,
-                                since="2026-11-28")
-    smear: bool = option(True, "add a little of the previous token's embedding", model=True, since="2026-11-28")
+                                before=True)
+    smear: bool = option(True, "add a little of the previous token's embedding", model=True, before=True)
     lambdas: bool = option(True, "scalars per layer, on the residual stream and on the embedding that each layer adds",
-                           model=True, since="2026-11-28")
+                           model=True, before=True)
     backout: bool = option(True, "subtract a share of the middle layer's output at the end", model=True,
-                           since="2026-11-28")
-    qk_norm: bool = option(True, "normalise queries and keys", model=True, since="2026-11-28")
+                           before=True)
+    qk_norm: bool = option(True, "normalise queries and keys", model=True, before=True)
     logit_softcap: float = option(15.0, "logits stay within +- this (0 = off)", model=True, check=non_negative,
-                                  since="2026-11-28")
+                                  before=15.0)
     rope_base: float = option(100000.0, "base of the rotary embedding's wavelengths", model=True, check=positive,
-                              since="2026-11-28")
+                              before=100000.0)
     # The gated residual (nanochat/layers/residual.py)
     symplectic_gate: bool = option(False, "gate each sublayer's output by the change of its input between tokens",
                                    aliases=("symplectic_gate_enabled",), means=("residual", "symplectic"))
@@ -203,17 +203,18 @@ def model_options(config: TrainConfig) -> dict:
 # Stored configurations, which may be older than some options
 
 def config_of_record(stored: dict) -> TrainConfig:
-    """The "config" of a run.json. An option that came after the run stands at its default, which is what the run did."""
-    return TrainConfig(**{name: value for name, value in stored.items() if name in FIELDS})
+    """The "config" of a run.json. An option that came after the run has the value that the run had without it."""
+    later = {name: o.before for name, o in FIELDS.items() if o.before is not None}
+    return TrainConfig(**{name: value for name, value in (later | stored).items() if name in FIELDS})
 
 
 def changed_options(config: TrainConfig, stored: dict) -> list[str]:
-    """Options that decide what a run computes and have another value in the "user_config" of a checkpoint. One of its own
-    time that it lacks is unknown (upstream writes fewer) and passes; a later one stood at its default."""
+    """Options that decide what a run computes and have another value in the "user_config" of a checkpoint. Where that lacks
+    one of its own time the value is unknown (upstream writes fewer) and passes; a later one had its value of `before`."""
     options = declared(type(config))
     ours, theirs = said_once(type(config), vars(config)), said_once(type(config), stored)
     return [name for name, o in options.items()
-            if o.role != "run" and theirs.get(name, o.default if o.since else ours[name]) != ours[name]]
+            if o.role != "run" and theirs.get(name, ours[name] if o.before is None else o.before) != ours[name]]
 
 
 # -----------------------------------------------------------------------------

@@ -86,7 +86,7 @@ class Option:
     choices: tuple | None
     aliases: tuple[str, ...]
     tags: frozenset
-    since: str | None
+    before: Any
     means: tuple[str, str] | None
     name: str = ""
     type: type = str
@@ -94,20 +94,21 @@ class Option:
 
 # Many parameters, all by name: each is one fact about the option.
 def option(default, help: str, *, role="treatment", model=False, check=None, needs=(), choices=None, aliases=(),
-           tags=(), since=None, means=None):
+           tags=(), before=None, means=None):
     """One field of a dataclass of options.
 
     role: one of ROLES. tags: of TAGS. check: a Check of the value. choices: all values there are.
     model: GPTConfig has a field of this name, which takes the value.
     needs: options that have to be given as well, because this one changes nothing without them.
     aliases: further spellings of the flag.
-    since: the date of an option that came after runs had been hashed. It is hashed only where it is not at its default:
-        the profiles and cells before it keep their hash, and with it their banked noise and their finished runs.
+    before: of an option that came after runs had been hashed, the value that those runs had without it. The option is
+        hashed only where it has another value: the profiles and cells before it keep their hash, and with it their
+        banked noise and their finished runs. It stays when the default is changed.
     means: (other option, value), of a switch that is a second spelling of that option with that value.
     """
     needs, tags = ((words,) if isinstance(words, str) else tuple(words) for words in (needs, tags))
     assert role in ROLES and set(tags) <= set(TAGS), (role, tags)
-    record = Option(default, help, role, model, check, needs, choices, tuple(aliases), frozenset(tags), since, means)
+    record = Option(default, help, role, model, check, needs, choices, tuple(aliases), frozenset(tags), before, means)
     return dataclasses.field(default=default, metadata={"option": record})
 
 
@@ -125,10 +126,10 @@ def tagged(options: dict[str, Option], *tags: str) -> tuple[str, ...]:
 
 
 def hashed(config, *roles: str) -> dict:
-    """{name: value} for the hash of a configuration: its options of these roles, later ones only where they are set."""
+    """{name: value} for the hash of a configuration: its options of these roles, later ones where they say anything new."""
     values = said_once(type(config), vars(config))
     return {name: values[name] for name, o in declared(type(config)).items()
-            if o.role in roles and (o.since is None or values[name] != o.default)}
+            if o.role in roles and (o.before is None or values[name] != o.before)}
 
 
 def with_role(options: dict[str, Option], role: str) -> tuple[str, ...]:

@@ -103,7 +103,7 @@ def test_runs_that_differ_in_more_than_length_and_seed_are_refused(flags, named)
 
 
 def test_run_from_before_an_option_existed_had_its_default():
-    (record, rows), later = calibration_run(0.5), [name for name, o in FIELDS.items() if o.since]
+    (record, rows), later = calibration_run(0.5), [name for name, o in FIELDS.items() if o.before is not None]
     older = record | {"config": {name: value for name, value in record["config"].items() if name not in later}}
     assert len(read_runs([(older, rows), calibration_run(1.0)]).points) == 2
     code, message = refusal((older, rows), calibration_run(1.0, 1, "--no-smear"))

@@ -48,7 +48,7 @@ class ServeOptions:
     log_level: str = option("info", "how much to log", choices=("info", "debug"), role="run", needs="log_file")
     head: str = option("plain", "which head", model=True)
     fast_head: bool = option(False, "the fast head", means=("head", "fast"))
-    page_size: int = option(16, "tokens per page", role="workload", since="2026-11-28")
+    page_size: int = option(16, "tokens per page", role="workload", before=16)
 
     def __post_init__(self):
         settle_spellings(self)
@@ -169,6 +169,12 @@ def test_records_are_frozen():
 def test_later_options_are_hashed_only_where_they_are_set():
     assert hashed(ServeOptions(), "workload") == {"port": 8000}
     assert hashed(ServeOptions(page_size=32), "workload") == {"port": 8000, "page_size": 32}
+
+    @dataclass
+    class Later(ServeOptions):
+        page_size: int = option(32, "its default was changed", role="workload", before=16)
+    assert hashed(Later(), "workload") == {"port": 8000, "page_size": 32}
+    assert hashed(Later(page_size=16), "workload") == hashed(ServeOptions(), "workload")
     assert not {"log_file", "log_level"} & set(hashed(ServeOptions(), "workload", "treatment"))
 
 
