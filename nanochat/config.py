@@ -209,8 +209,9 @@ def config_of_record(stored: dict) -> TrainConfig:
 
 
 def changed_options(config: TrainConfig, stored: dict) -> list[str]:
-    """Options that decide what a run computes and have another value in the "user_config" of a checkpoint. Where that lacks
-    one of its own time the value is unknown (upstream writes fewer) and passes; a later one had its value of `before`."""
+    """Options that decide what a run computes and have another value in the "user_config" of a checkpoint.
+
+    An option that it lacks passes, because upstream writes fewer. A later one had its value of `before`."""
     options = declared(type(config))
     ours, theirs = said_once(type(config), vars(config)), said_once(type(config), stored)
     return [name for name, o in options.items()

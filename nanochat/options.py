@@ -126,7 +126,7 @@ def tagged(options: dict[str, Option], *tags: str) -> tuple[str, ...]:
 
 
 def hashed(config, *roles: str) -> dict:
-    """{name: value} for the hash of a configuration: its options of these roles, later ones where they say anything new."""
+    """{name: value} for the hash of a configuration: options of these roles, later ones where they say anything new."""
     values = said_once(type(config), vars(config))
     return {name: values[name] for name, o in declared(type(config)).items()
             if o.role in roles and (o.before is None or values[name] != o.before)}

@@ -14,7 +14,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.common import REPO_ROOT, read_json, to_paste, tree_hash
+from nanochat.code_identity import tree_hash
+from nanochat.common import REPO_ROOT, read_json, to_paste
 from nanochat.config import FIELDS
 from nanochat.lab.commands import RESULTS_DIR
 from nanochat.lab.ledger.workload import PROGRAM, words_of

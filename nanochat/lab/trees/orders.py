@@ -9,7 +9,8 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from nanochat.common import read_json, tree_hash, write_json
+from nanochat.code_identity import tree_hash
+from nanochat.common import read_json, write_json
 from nanochat.config import profile_hash
 from nanochat.lab.arms import Cell
 from nanochat.lab.profiles import machine_name
