@@ -9,21 +9,24 @@ from dataclasses import asdict, dataclass, replace
 import torch
 import torch.nn as nn
 
-from nanochat.config import TrainConfig, model_shape
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.config import TrainConfig, model_options
+from nanochat.config_check import model_shape
+from nanochat.gpt import GPT, GPTConfig, refuse_unknown_rows
 from nanochat.schedule import Scaled, ema_time_scale, scale_run
 
 
 def gpt_config(config: TrainConfig, vocab_size: int, depth: int | None = None) -> GPTConfig:
-    """Model configuration of a training configuration; `depth` overrides it (the d12 reference of the scaling laws)."""
+    """Model configuration of a training configuration; `depth` overrides it (the d12 reference of the scaling laws).
+
+    Raises ValueError for a mixer, MLP or residual that nanochat/gpt.py has no row for."""
     n_embd, n_head, n_kv_head = model_shape(config)
     if depth is not None:  # the reference has the shape that depth alone gives, whatever --model-dim says
         n_embd = -(-depth * config.aspect_ratio // config.head_dim) * config.head_dim
         n_head = n_kv_head = n_embd // config.head_dim
-    gate = {name: getattr(config, name) for name in vars(config) if name.startswith("symplectic_gate_")}
-    return GPTConfig(sequence_len=config.max_seq_len, vocab_size=vocab_size, n_layer=depth or config.depth, n_head=n_head,
-                     n_kv_head=n_kv_head, n_embd=n_embd, window_pattern=config.window_pattern,
-                     **(dict(residual="symplectic", **gate) if config.symplectic_gate else {}))
+    model_config = GPTConfig(sequence_len=config.max_seq_len, vocab_size=vocab_size, n_layer=depth or config.depth,
+                             n_head=n_head, n_kv_head=n_kv_head, n_embd=n_embd, **model_options(config))
+    refuse_unknown_rows(model_config)
+    return model_config
 
 
 def meta_model(config: GPTConfig) -> GPT:

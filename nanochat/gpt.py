@@ -82,6 +82,15 @@ class GPTConfig:
                 if f.name not in UPSTREAM_KEYS and getattr(self, f.name) != f.default}
 
 
+def refuse_unknown_rows(config: GPTConfig):
+    """Raise ValueError for a name that is no row of MIXERS, MLPS or RESIDUALS, naming the rows there are."""
+    for field, rows in dict(mixer=MIXERS, mlp=MLPS, residual=RESIDUALS).items():
+        for name in getattr(config, field).split(","):
+            if name not in rows:
+                raise ValueError(f"--{field}={getattr(config, field)}: {name!r} is no row of {field.upper()}S in "
+                                 f"nanochat/gpt.py; the rows are {', '.join(rows)}")
+
+
 class Context(NamedTuple):
     """What a sublayer may need beside its input."""
     cos_sin: tuple  # rotary table at these positions

@@ -13,7 +13,7 @@ import torch
 from nanochat import device as dev
 from nanochat.checkpoint_manager import find_last_step, load_checkpoint
 from nanochat.common import print0
-from nanochat.config import TrainConfig, hashed_options
+from nanochat.config import TrainConfig, changed_options
 from nanochat.cost import Resolved, count_params, gpt_config, meta_model, resolve
 from nanochat.dataloader import DataLoader
 from nanochat.gpt import GPT, build_model
@@ -165,7 +165,7 @@ def _find_start(config, folder, device, tokenizer_id):
         checkpoint = load_checkpoint(folder, step, device, load_optimizer=True)
         if checkpoint[2].get("tokenizer_id", tokenizer_id) != tokenizer_id:
             raise ValueError(f"step {step} of {folder} was trained with another tokenizer; put it back, or choose another --model-tag")
-        if changed := {name for name, value in hashed_options(config).items() if checkpoint[2]["user_config"].get(name, value) != value}:
+        if changed := changed_options(config, checkpoint[2]["user_config"]):
             raise ValueError(f"step {step} of {folder} was trained with other values of {', '.join(sorted(changed))}; a run cannot change "
                              "them half-way: resume with the same command, or choose another --model-tag")
         return step, checkpoint

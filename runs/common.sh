@@ -17,14 +17,14 @@ fi
 # done_already FLAGS... : true where the record of this run says that it ended ok, with these same options.
 done_already() {
     python - "$@" <<'PY'
-import dataclasses, sys
+import sys
 from nanochat.common import get_base_dir
-from nanochat.config import NOT_HASHED, parse
+from nanochat.config import config_of_record, hashed_options, parse
 from nanochat.record import read_record
 
-wanted = dataclasses.asdict(parse(sys.argv[1:]))
-record = read_record(get_base_dir(), wanted["model_tag"]) or {}
-same = all(record.get("config", {}).get(name) == value for name, value in wanted.items() if name not in NOT_HASHED)
+wanted = parse(sys.argv[1:])
+record = read_record(get_base_dir(), wanted.model_tag) or {}
+same = hashed_options(config_of_record(record.get("config", {}))) == hashed_options(wanted)
 sys.exit(0 if same and record.get("status") == "ok" else 1)
 PY
 }
@@ -67,7 +67,8 @@ product() {
 require_flags() {
     python - "$@" <<'PY'
 import sys
-from nanochat.config import FIELDS, flag
+from nanochat.config import FIELDS
+from nanochat.options import flag
 
 missing = [flag(name) for name in sys.argv[1:] if name not in FIELDS]
 sys.exit(f"error: the trainer has no {' and no '.join(missing)} yet, so nothing was run" if missing else 0)

@@ -14,7 +14,7 @@ import contextlib
 import io
 import sys
 
-from nanochat.config import hyphenate
+from nanochat.options import hyphenate
 
 GRAY, RESET = "\033[90m", "\033[0m"
 

@@ -19,7 +19,7 @@ import sys
 from itertools import islice
 
 from nanochat.common import get_base_dir, get_dist_info, print0, write_json
-from nanochat.config import flag, hyphenate
+from nanochat.options import flag, hyphenate
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from nanochat.code_identity import tree_hash
 from nanochat.common import read_json, write_json
-from nanochat.config import flag, profile_hash
+from nanochat.config import profile_hash
 from nanochat.lab.arms import Cell
 from nanochat.lab.profiles import machine_name
+from nanochat.options import flag
 
 
 def tree_command(arm, cell: Cell, runner) -> list[str]:
