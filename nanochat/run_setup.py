@@ -17,7 +17,6 @@ from nanochat.config import TrainConfig, changed_options
 from nanochat.cost import Resolved, count_params, gpt_config, meta_model, resolve
 from nanochat.dataloader import DataLoader
 from nanochat.gpt import GPT, build_model
-from nanochat.loss import stay_out_of_graphs
 from nanochat.optim import MuonAdamW, setup_optimizer
 from nanochat.record import RunRecord
 from nanochat.run_facts import open_record
@@ -107,7 +106,7 @@ def set_up(config, argv, base_dir, tag, started) -> Run:
         print0(f"Resuming optimization from step {step}")
     record = open_record(config, argv, base_dir, tag, resolved, device, tokenizer_id, resumed_from=step if checkpoint else None)
     if compiling:
-        stay_out_of_graphs()
+        model.loss.leave_graphs()
     return Run(config, resolved, device, base_dir, tokenizer, get_token_bytes(device, base_dir), model,
                torch.compile(model, dynamic=False) if compiling else model, optimizer, loader, record, state, step, started)
 
