@@ -24,7 +24,8 @@ MORE_LINES = {"tests/test_config.py": (330, "one example value and both directio
 # A module of nanochat/ imports only modules to its left; `layers` stands for the whole folder.
 ORDER = """common schedule config record
     dataset download shards corpus tokenizer_files tokenizer
-    device dataloader layers loss gpt optim cost vram checkpoint_manager engine loss_eval run_facts run_setup trainer""".split()
+    device dataloader layers loss gpt optim cost vram checkpoint_manager engine loss_eval
+    run_facts run_setup run_guard run_eval run_log trainer""".split()
 COMMAND_LINES = {"dataset": ["download", "corpus"]}  # what a library file that is also a command needs for that, imported late
 TORCH_FREE = ORDER[:ORDER.index("device")]
 LAB_MAY_IMPORT = {"numpy", "scipy", "matplotlib", "filelock", *sys.stdlib_module_names}
