@@ -16,8 +16,7 @@ import torch
 
 from nanochat.common import atomic_writer, fsync_dir, get_base_dir, print0, read_json, sha256_file, to_paste, write_json
 from nanochat.gpt import GPT, GPTConfig
-
-SOURCES = {"base": "base_checkpoints", "sft": "chatsft_checkpoints", "rl": "chatrl_checkpoints"}
+from nanochat.stage import BASE, STAGES
 
 
 def file_names(step: int) -> dict[str, str]:
@@ -69,8 +68,8 @@ def is_whole(folder, step: int) -> bool:
     """Whether the manifest of this step is readable and every file is as it says."""
     try:
         files = read_json(manifest_path(folder, step))["files"]
-        return all((Path(folder) / name).stat().st_size == entry["bytes"] and sha256_file(Path(folder) / name) == entry["sha256"]
-                   for name, entry in files.items())
+        return all(path.stat().st_size == entry["bytes"] and sha256_file(path) == entry["sha256"]
+                   for path, entry in ((Path(folder) / name, entry) for name, entry in files.items()))
     except (OSError, json.JSONDecodeError, KeyError):
         return False
 
@@ -90,7 +89,7 @@ def find_largest_model(folder) -> str:
     """The tag to use when none is named: the deepest d<N>, else the one written to last."""
     tags = [p for p in Path(folder).iterdir() if p.is_dir() and _steps(p, r"model_(\d+)\.pt")] if Path(folder).is_dir() else []
     if not tags:
-        raise FileNotFoundError(to_paste(f"no checkpoints in {folder}; train one with python -m scripts.base_train"))
+        raise FileNotFoundError(to_paste(f"no checkpoints in {folder}; train one with python -m {BASE.command}"))
     by_depth = [(int(m.group(1)), p.name) for p in tags if (m := re.fullmatch(r"d(\d+)", p.name))]
     return max(by_depth)[1] if by_depth else max(tags, key=lambda p: p.stat().st_mtime).name
 
@@ -103,8 +102,9 @@ def load_checkpoint(folder, step: int, device, load_optimizer=False):
             have = _steps(folder, r"model_(\d+)\.pt")
             raise FileNotFoundError(f"{folder / names[kind]} is missing; steps in this folder: {have or 'none'}")
     if manifest_path(folder, step).exists() and not is_whole(folder, step):
-        raise ValueError(f"step {step} of {folder} is damaged: its files do not match {manifest_path(folder, step).name}; "
-                         "name another step, or resume with --resume, which takes the newest whole one")
+        raise ValueError(f"step {step} of {folder} is damaged: its files do not match "
+                         f"{manifest_path(folder, step).name}; name another step, or resume with --resume, "
+                         "which takes the newest whole one")
 
     def load(kind):
         return torch.load(folder / names[kind], map_location=device, weights_only=True)
@@ -129,13 +129,14 @@ def restore_model(model_state: dict, meta: dict, device, compute_dtype=torch.flo
 
 
 def load_model(source: str, device, model_tag=None, step=None, compute_dtype=torch.float32, base_dir=None):
-    """(model in eval mode, tokenizer, meta) from $BASE/<source>_checkpoints; tag and step default to the largest and the newest."""
+    """(model in eval mode, tokenizer, meta). source: a name of STAGES. tag and step: by default the largest and the
+    newest."""
     from nanochat.tokenizer import get_tokenizer
     base_dir = Path(base_dir or get_base_dir())
-    root = base_dir / SOURCES[source]
+    root = STAGES[source].root(base_dir)
     folder = root / (model_tag or find_largest_model(root))
     if step is None and (step := find_last_step(folder)) is None:
-        raise FileNotFoundError(to_paste(f"no whole checkpoint in {folder}; train one with python -m scripts.base_train"))
+        raise FileNotFoundError(to_paste(f"no whole checkpoint in {folder}; train one with python -m {BASE.command}"))
     model_state, _, meta = load_checkpoint(folder, step, device)
     tokenizer = get_tokenizer(base_dir)
     check_tokenizer(meta, base_dir, folder)
@@ -148,6 +149,6 @@ def check_tokenizer(meta: dict, base_dir, folder):
     ours, theirs = get_tokenizer_id(base_dir), meta.get("tokenizer_id")
     size, wanted = get_tokenizer(base_dir).get_vocab_size(), meta["model_config"]["vocab_size"]
     if (theirs or ours) != ours or size != wanted:
-        raise ValueError(f"the tokenizer in {Path(base_dir) / 'tokenizer'} (id {ours[:12]}, {size} tokens) is not the one that "
-                         f"{folder} was trained with (id {(theirs or 'unknown')[:12]}, {wanted} tokens); put that tokenizer back, "
-                         "or name another checkpoint")
+        raise ValueError(f"the tokenizer in {Path(base_dir) / 'tokenizer'} (id {ours[:12]}, {size} tokens) is not the "
+                         f"one that {folder} was trained with (id {(theirs or 'unknown')[:12]}, {wanted} tokens); "
+                         "put that tokenizer back, or name another checkpoint")

@@ -26,9 +26,10 @@ from nanochat.run_facts import summarize
 from nanochat.run_guard import Diverged, Interrupted, guarded
 from nanochat.run_log import StepResult, log_step
 from nanochat.run_setup import Run, set_up
+from nanochat.stage import BASE, Stage
 
 
-def train(config: TrainConfig, argv: list[str]) -> dict:
+def train(config: TrainConfig, argv: list[str], stage: Stage = BASE) -> dict:
     """Run one training and return its record (run.json as a dict). Raises ValueError or OSError for bad input
     before anything is trained; what happens later is told by the record's status."""
     started = time.monotonic()
@@ -36,10 +37,10 @@ def train(config: TrainConfig, argv: list[str]) -> dict:
         raise ValueError("more than one rank is not here yet: start one process, without torchrun")
     base_dir = get_base_dir()
     tag = config.model_tag or f"d{config.depth}"
-    (base_dir / "base_checkpoints").mkdir(parents=True, exist_ok=True)
+    stage.root(base_dir).mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(base_dir / "base_checkpoints" / f".{tag}.lock", timeout=0):
-            run = set_up(config, argv, base_dir, tag, started)
+        with FileLock(stage.root(base_dir) / f".{tag}.lock", timeout=0):
+            run = set_up(config, argv, stage, base_dir, tag, started)
             return guarded(run, loop)
     except Timeout:
         raise ValueError(f"another process is training --model-tag={tag} in {base_dir}; "

@@ -13,6 +13,7 @@ import sys
 
 from nanochat.common import get_base_dir, get_dist_info, print0, write_json
 from nanochat.config import flag, hyphenate
+from nanochat.stage import BASE
 
 MODES = ("core", "bpb", "sample")
 
@@ -99,15 +100,15 @@ def make_loaders(tokenizer, args, T: int, device) -> dict:
 
 
 def run(args, modes):
-    from nanochat.checkpoint_manager import SOURCES, find_largest_model, load_model
+    from nanochat.checkpoint_manager import find_largest_model, load_model
     from nanochat.dataset import get_dataset_id
     from nanochat.device import select_device, select_dtype
     from nanochat.tokenizer import get_token_bytes, get_tokenizer_id
     device = select_device(args.device_type)
     dtype, why = select_dtype("auto", device)
     print0(f"COMPUTE_DTYPE: {dtype} ({why})")
-    tag = args.model_tag or find_largest_model(get_base_dir() / SOURCES["base"])
-    model, tokenizer, meta = load_model("base", device, tag, args.step, dtype)
+    tag = args.model_tag or find_largest_model(BASE.root(get_base_dir()))
+    model, tokenizer, meta = load_model(BASE.name, device, tag, args.step, dtype)
     T = model.config.sequence_len
     loaders = make_loaders(tokenizer, args, T, device) if "bpb" in modes else None
     print0(f"Evaluating model: base_model (step {meta['step']}) of {tag}")

@@ -22,7 +22,7 @@ MAX_LINES = 300
 MORE_LINES = {"tests/test_config.py": (330, "one example value and both directions for every option")}  # path: (budget, reason)
 
 # A module of nanochat/ imports only modules to its left; `layers` stands for the whole folder.
-ORDER = """common schedule config record
+ORDER = """common ranks stage schedule config record
     dataset download shards corpus tokenizer_files tokenizer
     device dataloader layers loss gpt optim cost vram checkpoint_manager engine loss_eval
     run_facts run_setup run_guard run_eval run_log trainer""".split()
