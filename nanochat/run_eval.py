@@ -7,7 +7,7 @@ import time
 from nanochat.common import print0
 from nanochat.dataloader import DataLoader
 from nanochat.loss_eval import evaluate_bpb
-from nanochat.run_guard import Diverged
+from nanochat.run_guard import Diverged, stop_asked
 from nanochat.run_setup import Run
 
 CACHED_EVAL_TOKENS = 2 ** 22  # validation batches up to this size are packed once and kept
@@ -34,16 +34,17 @@ def validate(run: Run, last: bool):
     """val_bpb at this step, into state and record.
 
     A signal cuts the validation short: it is left out, the step is saved, and the resumed run validates it again.
-    Only the last validation is finished first, because it is the result of the run.
+    Only the last validation is finished first, because it is the result of the run. Each rank validates its own part
+    of the split and stops at its own batch, but all take the same val_bpb and the same decision from it.
     """
     t0 = time.perf_counter()
     state, batches = run.state, val_batches(run)
     if not last:
         batches = itertools.takewhile(lambda _: run.stop_signal is None, batches)
     run.compiled.eval()
-    val_bpb = evaluate_bpb(run.compiled, batches, run.token_bytes)
+    val_bpb = evaluate_bpb(run.compiled, batches, run.token_bytes, run.ranks)
     run.compiled.train()
-    if run.stop_signal is not None and not last:
+    if stop_asked(run) and not last:
         return
     state.val_bpb = val_bpb
     if not math.isfinite(state.val_bpb):
@@ -57,14 +58,14 @@ def validate(run: Run, last: bool):
 
 
 def val_batches(run: Run):
-    """The same --eval-tokens at every validation, as batches of (x, y); kept in memory where they are few."""
+    """This rank's share of --eval-tokens, the same at every validation, as batches of (x, y); kept where it is few."""
     config = run.config
-    steps = config.eval_tokens // (config.device_batch_size * config.max_seq_len)
+    steps = config.eval_tokens // (config.device_batch_size * config.max_seq_len * run.ranks.world_size)
     if run.device.type == "cpu" and config.eval_tokens > CACHED_EVAL_TOKENS:
         print0(f"Validating on {config.eval_tokens:,} tokens, long on a CPU; --eval-tokens makes it shorter")
     if run.val_batches is not None:
         return run.val_batches
-    loader = DataLoader(run.tokenizer, config.device_batch_size, config.max_seq_len, "val", run.device)
+    loader = DataLoader(run.tokenizer, config.device_batch_size, config.max_seq_len, "val", run.device, ranks=run.ranks)
     batches = (batch for _, batch in zip(range(steps), loader))
     if config.eval_tokens <= CACHED_EVAL_TOKENS:
         batches = run.val_batches = list(batches)

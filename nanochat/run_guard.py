@@ -62,6 +62,15 @@ def _how_it_ended(e: BaseException) -> tuple[str, str]:
     return "oom" if oom else "crash", f"{type(e).__name__}: {e}"
 
 
+def stop_asked(run: Run) -> bool:
+    """Whether a signal asked this rank, or any other, to stop."""
+    return run.ranks.any(run.stop_signal is not None)
+
+
+def signal_name(run: Run) -> str:
+    return "a signal to another rank" if run.stop_signal is None else signal.Signals(run.stop_signal).name
+
+
 def _on_signal(run: Run, signum):
     if run.stop_signal is not None:  # asked twice: do not wait for the step to end
         raise KeyboardInterrupt

@@ -19,6 +19,7 @@ from nanochat.dataloader import DataLoader
 from nanochat.gpt import GPT, build_model
 from nanochat.loss import stay_out_of_graphs
 from nanochat.optim import MuonAdamW, setup_optimizer
+from nanochat.ranks import Ranks
 from nanochat.record import RunRecord
 from nanochat.run_facts import open_record
 from nanochat.schedule import B_REF, BOUNDS, training_clock
@@ -46,6 +47,7 @@ class Run:
     resolved: Resolved
     stage: Stage
     tag: str
+    ranks: Ranks
     device: torch.device
     base_dir: Path
     tokenizer: object
@@ -93,11 +95,13 @@ def set_up(config: TrainConfig, argv: list[str], stage: Stage, base_dir: Path, t
     tokenizer, tokenizer_id = get_tokenizer(base_dir), get_tokenizer_id(base_dir)
     resolved = resolve(config, tokenizer.get_vocab_size(), dtype=str(dtype).removeprefix("torch."), compile=compiling)
     _announce(config, resolved)
+    ranks = Ranks.from_environment()
     folder = stage.folder(base_dir, tag)
     _check_space(folder, resolved.num_params)
-    step, checkpoint = _find_start(config, folder, device, tokenizer_id)
+    step, checkpoint = _find_start(config, folder, device, tokenizer_id, ranks)
     loader = DataLoader(tokenizer, config.device_batch_size, config.max_seq_len, "train", device, config.data_order,
-                        config.seed, state=checkpoint[2]["dataloader_state_dict"] if checkpoint else None)
+                        config.seed, state=checkpoint[2]["dataloader_state_dict"] if checkpoint else None,
+                        ranks=ranks)
 
     model = build_model(gpt_config(config, resolved.vocab_size), device, dtype, config.seed)
     scale = resolved.batch_lr_scale * config.lr_multiplier
@@ -115,8 +119,8 @@ def set_up(config: TrainConfig, argv: list[str], stage: Stage, base_dir: Path, t
     if compiling:
         stay_out_of_graphs()
     compiled = torch.compile(model, dynamic=False) if compiling else model
-    run = Run(config, resolved, stage, tag, device, base_dir, tokenizer, get_token_bytes(device, base_dir), model,
-              compiled, optimizer, loader, state, step, started)
+    run = Run(config, resolved, stage, tag, ranks, device, base_dir, tokenizer, get_token_bytes(device, base_dir),
+              model, compiled, optimizer, loader, state, step, started)
     run.record = open_record(run, argv, tokenizer_id, resumed_from=step if checkpoint else None)
     return run
 
@@ -165,13 +169,13 @@ def _check_space(folder: Path, num_params: int):
                       "free some, or set NANOCHAT_BASE_DIR")
 
 
-def _find_start(config, folder, device, tokenizer_id):
+def _find_start(config, folder, device, tokenizer_id, ranks):
     """(step to start from, checkpoint or None). A fresh start moves the tag's earlier run aside: nothing is lost."""
     step = config.resume_from_step
     if config.resume and step == -1:
         step = find_last_step(folder) or -1
     if step != -1:
-        checkpoint = load_checkpoint(folder, step, device, load_optimizer=True)
+        checkpoint = load_checkpoint(folder, step, device, load_optimizer=True, rank=ranks.rank)
         if checkpoint[2].get("tokenizer_id", tokenizer_id) != tokenizer_id:
             raise ValueError(f"step {step} of {folder} was trained with another tokenizer; "
                              "put it back, or choose another --model-tag")

@@ -9,7 +9,6 @@ the last micro-batch).
 
 import gc
 import math
-import signal
 import time
 from dataclasses import asdict
 
@@ -19,11 +18,12 @@ from filelock import FileLock, Timeout
 from nanochat import device as dev
 from nanochat import schedule
 from nanochat.checkpoint_manager import save_checkpoint
-from nanochat.common import get_base_dir, get_dist_info, print0
+from nanochat.common import get_base_dir, print0
 from nanochat.config import TrainConfig
+from nanochat.ranks import Ranks
 from nanochat.run_eval import due, eval_due, sample, validate
 from nanochat.run_facts import summarize
-from nanochat.run_guard import Diverged, Interrupted, guarded
+from nanochat.run_guard import Diverged, Interrupted, guarded, signal_name, stop_asked
 from nanochat.run_log import StepResult, log_step
 from nanochat.run_setup import Run, set_up
 from nanochat.stage import BASE, Stage
@@ -33,7 +33,7 @@ def train(config: TrainConfig, argv: list[str], stage: Stage = BASE) -> dict:
     """Run one training and return its record (run.json as a dict). Raises ValueError or OSError for bad input
     before anything is trained; what happens later is told by the record's status."""
     started = time.monotonic()
-    if get_dist_info()[2] > 1:
+    if Ranks.from_environment().world_size > 1:
         raise ValueError("more than one rank is not here yet: start one process, without torchrun")
     base_dir = get_base_dir()
     tag = config.model_tag or f"d{config.depth}"
@@ -53,7 +53,7 @@ def train(config: TrainConfig, argv: list[str], stage: Stage = BASE) -> dict:
 def loop(run: Run):
     config, step_at_start = run.config, run.step
     while True:
-        step, run.bound = run.step, run.reached()
+        step, run.bound = run.step, run.ranks.broadcast(run.reached())
         last = run.bound is not None
         run.model.step.fill_(step)
         if eval_due(run, last):
@@ -61,13 +61,12 @@ def loop(run: Run):
         if step > 0 and due(config.sample_every, step, last):
             sample(run)
         save_due = step > 0 and due(config.save_every, step, False)
-        late = config.save_minutes > 0 and time.monotonic() - run.last_save > 60 * config.save_minutes
-        stop = run.stop_signal is not None and not last
+        late = run.ranks.broadcast(0 < 60 * config.save_minutes < time.monotonic() - run.last_save)
+        stop = stop_asked(run) and not last
         if last or (step != step_at_start and (save_due or late)) or stop:
             save(run)
         if stop:
-            name = signal.Signals(run.stop_signal).name
-            raise Interrupted(f"{name} at step {step}; go on with --resume-from-step={step}")
+            raise Interrupted(f"{signal_name(run)} at step {step}; go on with --resume-from-step={step}")
         if last:
             return
         train_step(run, first=step == step_at_start)
@@ -107,8 +106,8 @@ def train_step(run: Run, first: bool):
     lrm = set_schedule(run)
     params = [p for p in run.model.parameters() if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params])
-    loss, norm = total_loss.item(), grad_norm.item()
-    if not (math.isfinite(loss) and math.isfinite(norm)):
+    loss, norm = run.ranks.sum(total_loss.item()) / run.ranks.world_size, grad_norm.item()
+    if run.ranks.any(not (math.isfinite(loss) and math.isfinite(norm))):
         raise Diverged(f"step {run.step}: loss {loss}, gradient norm {norm}; the step was not applied")
     run.optimizer.step()
     run.model.zero_grad(set_to_none=True)
@@ -119,7 +118,7 @@ def train_step(run: Run, first: bool):
 def save(run: Run):
     t0 = time.perf_counter()
     save_checkpoint(run.checkpoint_dir, run.step, run.model.state_dict(), run.optimizer.state_dict(),
-                    checkpoint_meta(run), run.config.keep_last)
+                    checkpoint_meta(run), run.config.keep_last, run.ranks)
     run.last_save = time.monotonic()
     run.state.clocks["save_sec"] += time.perf_counter() - t0
     print0(f"Saved step {run.step} to {run.checkpoint_dir}")
