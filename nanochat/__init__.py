@@ -1,8 +1,14 @@
 """
-A module of ours that is started by `python -m` on a Python without the packages says so in one line. They are in .venv,
-and the usual reason is that its Python was not the one that was typed; a traceback does not say that.
+What every command has, before it imports anything: --version, and one line where the packages are missing.
+
+`python -m scripts.arch --version` prints the version and ends. It is answered here, and so in one place for all
+commands and without any package.
+
+`python -m scripts.arch` on a Python without the packages says so in one line. The packages are in .venv, and the usual
+reason is that the Python of .venv was not the one that was typed. A traceback does not say that.
 """
 
+import re
 import shlex
 import sys
 
@@ -15,9 +21,20 @@ def _say_which_python(kind, error, trace):
         return sys.__excepthook__(kind, error, trace)
     venv, words = REPO_ROOT / ".venv", ["-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]
     first = "" if venv.exists() and sys.prefix != str(venv) else "`make setup`, then "
-    print(f"error: {sys.executable} lacks the package {package}; run {first}{VENV_PYTHON} {shlex.join(words)}", file=sys.stderr)
+    print(f"error: {sys.executable} lacks the package {package}; run {first}{VENV_PYTHON} {shlex.join(words)}",
+          file=sys.stderr)
     sys.exit(2)
 
 
+def _print_version():
+    """From pyproject.toml and no constant here: this file is part of a run's identity, a new version is not."""
+    from nanochat.common import REPO_ROOT
+    project = (REPO_ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    print("nanochat-lab", re.search(r'^version = "(.+)"$', project, re.MULTILINE)[1])
+
+
 if sys.argv[:1] == ["-m"]:  # what `python -m` leaves there while it imports the package of its module
+    if sys.argv[1:] == ["--version"]:
+        _print_version()
+        sys.exit()
     sys.excepthook = _say_which_python

@@ -4,8 +4,9 @@ Checkpoints that survive a kill, a full disk or a reboot at any moment.
 A step is four files, each written under a temporary name, fsynced and renamed, in this order:
 optim_%06d_rank0.pt, meta_%06d.json, model_%06d.pt, and last manifest_%06d.json with the size and hash of
 the others. Several ranks write an optimizer file each, named after the rank, and rank 0 writes the rest.
-A step counts only when its manifest is there and true. The first three are upstream's, so either project loads the other's; a set without manifest (upstream's own) is used when its step is named,
-or when the folder has no manifest at all.
+A step counts only when its manifest is there and true. The first three are upstream's, so either project
+loads the other's; a set without manifest (upstream's own) is used when its step is named, or when the
+folder has no manifest at all.
 """
 
 import json

@@ -23,8 +23,9 @@ from collections import deque
 import torch
 
 from nanochat.common import to_paste
-from nanochat.dataset import read_row_group, row_groups, split_paths
+from nanochat.manifest import split_paths
 from nanochat.ranks import ONE_RANK, Ranks
+from nanochat.shards import read_row_group, row_groups
 
 BUFFER_DOCUMENTS = 1000
 CHUNK_DOCUMENTS = 128  # documents tokenized at a time

@@ -22,7 +22,7 @@ import urllib3
 from tqdm import tqdm
 
 from nanochat.common import fsync_dir, print0, sha256_file, to_paste
-from nanochat.dataset import SOURCES, dataset_lock, read_manifest, shard_name, write_manifest, writing
+from nanochat.manifest import SOURCES, dataset_lock, read_manifest, shard_name, write_manifest, writing
 
 ATTEMPTS = 5
 TIMEOUT_SEC = (10, 60)  # to connect; between two packets
@@ -43,8 +43,10 @@ class Missing(Exception):
 
 
 class Progress:
-    """One bar of bytes over all shards, and what has been heard of their hosts. The total is a guess until the size of every
-    shard is known."""
+    """One bar of bytes over all shards, and what has been heard of their hosts.
+
+    The total is a guess until the size of every shard is known.
+    """
 
     def __init__(self, shards: int, enabled: bool):
         self.bar = tqdm(unit="B", unit_scale=True, desc=f"{shards} shards", disable=None if enabled else True)
@@ -196,7 +198,8 @@ def _is_complete(url: str, path: Path, known: dict | None) -> bool:
     if known:
         return path.stat().st_size == known["bytes"]
     try:
-        with requests.head(url, allow_redirects=True, timeout=TIMEOUT_SEC, headers={"Accept-Encoding": "identity"}) as response:
+        with requests.head(url, allow_redirects=True, timeout=TIMEOUT_SEC,
+                           headers={"Accept-Encoding": "identity"}) as response:
             size = _expected(response)[0] if response.status_code == 200 else None
     except requests.RequestException:
         size = None
@@ -207,14 +210,19 @@ def _describe(path: Path) -> dict:
     """Row of the manifest. Characters are not counted: that would decompress every shard."""
     with pq.ParquetFile(path) as f:
         groups, documents = f.num_row_groups, f.metadata.num_rows
-    return dict(name=path.name, bytes=path.stat().st_size, sha256=sha256_file(path), row_groups=groups, documents=documents, chars=None)
+    return dict(name=path.name, bytes=path.stat().st_size, sha256=sha256_file(path), row_groups=groups,
+                documents=documents, chars=None)
 
 
 # -----------------------------------------------------------------------------
 # All shards
 
-def _run_all(urls: dict, data_dir: Path, rows: dict, workers: int, sleep_base: float, enabled: bool) -> tuple[list[str], str]:
-    """Bring every shard in `urls` and its row of the manifest; returns (names of the missing ones, why where no host answered)."""
+def _run_all(urls: dict, data_dir: Path, rows: dict, workers: int, sleep_base: float,
+             enabled: bool) -> tuple[list[str], str]:
+    """Bring every shard in `urls` and its row of the manifest.
+
+    Returns (names of the missing shards, the reason where no host answered).
+    """
     progress, stop, missing = Progress(len(urls), enabled), threading.Event(), []
 
     def bring(name):
@@ -258,14 +266,15 @@ def download_shards(data_dir, num_files: int, source: str, base_url: str, worker
     """
     data_dir, last = Path(data_dir), SOURCES[source][1]
     if num_files < -1 or workers < 1:
-        raise ValueError(f"--num-files={num_files} --num-workers={workers}: expected -1 or more files, 1 or more workers")
+        raise ValueError(f"--num-files={num_files} --num-workers={workers}: "
+                         "expected -1 or more files, 1 or more workers")
     count = last if num_files == -1 else min(num_files, last)
     names = {shard_name(i) for i in (*range(count), last)}
     with dataset_lock(data_dir):
         manifest = read_manifest(data_dir)
         if manifest and (manifest["source"]["kind"], manifest["source"].get("name")) != ("download", source):
-            raise ValueError(f"{data_dir} holds a dataset made from {manifest['source']}, and {source} would be mixed into it; "
-                             "set NANOCHAT_BASE_DIR to another folder")
+            raise ValueError(f"{data_dir} holds a dataset made from {manifest['source']}, "
+                             f"and {source} would be mixed into it; set NANOCHAT_BASE_DIR to another folder")
         with writing(data_dir):
             data_dir.mkdir(exist_ok=True)
             names |= {p.name for p in data_dir.glob("*.parquet")} & {shard_name(i) for i in range(last)}
@@ -275,9 +284,11 @@ def download_shards(data_dir, num_files: int, source: str, base_url: str, worker
         shards = [rows[name] for name in sorted(rows) if (data_dir / name).is_file()]
         if shards:
             with writing(data_dir):
-                write_manifest(data_dir, shards=shards, validation_shard=shard_name(last), split_rule=SPLIT_RULE, max_doc_chars=0,
-                               source=dict(kind="download", name=source, url=base_url), packing_share=None)
+                write_manifest(data_dir, shards=shards, validation_shard=shard_name(last), split_rule=SPLIT_RULE,
+                               max_doc_chars=0, source=dict(kind="download", name=source, url=base_url),
+                               packing_share=None)
         if missing and silence:
-            raise ConnectionError(f"{silence}, so {len(missing)} shards are missing; the same command tries again. " + to_paste(
+            again = f"{silence}, so {len(missing)} shards are missing; the same command tries again. "
+            raise ConnectionError(again + to_paste(
                 "Offline: python -m nanochat.dataset --builtin, or --from PATH --name NAME for text of your own"))
         return missing

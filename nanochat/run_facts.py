@@ -13,7 +13,7 @@ from nanochat import device as dev
 from nanochat.common import git_state, tree_hash
 from nanochat.config import config_hash, profile_hash
 from nanochat.cost import ended_by_wall_budget
-from nanochat.dataset import get_dataset_id
+from nanochat.manifest import get_dataset_id
 from nanochat.record import RunRecord, TensorBoardSink, WandbSink, read_metrics, record_dir
 from nanochat.schedule import TIMED_FROM_STEP
 

@@ -1,5 +1,6 @@
 """
-Documents -> parquet shards: cut, drop duplicates, split, shuffle, write; and what the loader will make of them.
+Documents -> parquet shards, and back: cut, drop duplicates, split, shuffle, write; what the loader will make of them;
+read. A shard is upstream nanochat's: one string column `text`, row groups of documents.
 
 The best-fit loader (dataloader.py) fills rows with whole documents and crops what does not fit, so long
 documents are mostly thrown away. Here they are cut to pieces when the shards are written: at blank
@@ -11,6 +12,7 @@ int) for each document. corpus.py says where the text comes from. Never imports 
 """
 
 import bisect
+import contextlib
 import hashlib
 import itertools
 import re
@@ -20,15 +22,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nanochat.common import atomic_writer, sha256_file
-from nanochat.dataset import shard_name, writing
+from nanochat.manifest import shard_name, split_paths, writing
 
+MAX_DOC_CHARS = 1000
 SHARD_CHARS = 32_000_000
 ROW_GROUP_DOCS = 1024  # upstream's
 MIN_ROW_GROUPS = 4  # of a shard: with two training shards at least 8 in all, for the seeds to shuffle
 VAL_SHARE, VAL_CHARS = 0.05, 32_000_000
 FEW_SOURCES = 20
-SPLIT_RULE = (f"a source document is validation where validation holds less than {VAL_SHARE:.0%} of the text before it, and at most "
-              f"{VAL_CHARS} characters; of fewer than {FEW_SOURCES} source documents, the last {VAL_SHARE:.0%} of the pieces of each")
+SPLIT_RULE = (f"a source document is validation where validation holds less than {VAL_SHARE:.0%} of the text "
+              f"before it, and at most {VAL_CHARS} characters; of fewer than {FEW_SOURCES} source documents, "
+              f"the last {VAL_SHARE:.0%} of the pieces of each")
 
 # -----------------------------------------------------------------------------
 # Cutting
@@ -108,7 +112,7 @@ def packing_share(doc_bytes: list[int], max_seq_len, bytes_per_token, buffer_doc
 
 
 # -----------------------------------------------------------------------------
-# Shards
+# Writing
 
 def write_shard(path: Path, texts: list[str]) -> dict:
     """One parquet file with upstream's settings; returns its row of the manifest."""
@@ -162,18 +166,21 @@ class ShardWriter:
         self.rows.append(write_shard(self.folder / shard_name(len(self.rows)), texts))
 
     def finish(self) -> list[dict]:
-        if len(self.docs["train"]) > 1:  # what is held is one or two shards of text: two, so that small corpora have two
+        # Up to two shards of text are held. They are written as two, so that a small corpus has two training shards.
+        if len(self.docs["train"]) > 1:
             self.flush_half()
         if self.docs["train"]:
             self.write(sorted(self.docs["train"]))
-        self.rows.append(write_shard(self.folder / shard_name(len(self.rows)), [text for _, text in sorted(self.docs["val"])]))
+        val_texts = [text for _, text in sorted(self.docs["val"])]
+        self.rows.append(write_shard(self.folder / shard_name(len(self.rows)), val_texts))
         return self.rows
 
 
 def split_sources(sources, shards: ShardWriter, max_doc_chars: int):
     """Cut every source document and hand its pieces to the split that SPLIT_RULE says."""
     if max_doc_chars < 0:
-        raise ValueError(f"--max-doc-chars={max_doc_chars}: expected a number of characters, or 0 to keep documents whole")
+        raise ValueError(f"--max-doc-chars={max_doc_chars}: "
+                         "expected a number of characters, or 0 to keep documents whole")
     sources = iter(sources)
     head = list(itertools.islice(sources, FEW_SOURCES))
     few = len(head) < FEW_SOURCES
@@ -190,3 +197,44 @@ def split_sources(sources, shards: ShardWriter, max_doc_chars: int):
         else:
             shards.add("train", pieces)
         seen_chars += len(text)
+
+
+# -----------------------------------------------------------------------------
+# Reading
+
+@contextlib.contextmanager
+def _blaming(path):
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as e:
+        raise ValueError(f"the shard {path} cannot be read ({type(e).__name__}: {str(e).splitlines()[0]}); "
+                         "delete it, then build or download the dataset again") from e
+
+
+def row_groups(paths) -> list[tuple[Path, int, int]]:
+    """(path, index of the row group in its file, documents in it) in file order; reads metadata only."""
+    groups = []
+    for path in paths:
+        with _blaming(path), pq.ParquetFile(path) as f:
+            groups += [(path, i, f.metadata.row_group(i).num_rows) for i in range(f.num_row_groups)]
+    return groups
+
+
+def read_row_group(path, index: int) -> list[str]:
+    """Documents of one row group. A corrupt shard is a ValueError that names it.
+
+    One flipped bit is found too, in a shard that was written here: its pages carry checksums.
+    """
+    with _blaming(path), pq.ParquetFile(path, page_checksum_verification=True) as f:
+        column = f.read_row_group(index, columns=["text"]).column("text")
+        if column.null_count or not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            raise pa.ArrowInvalid(f"column text is {column.type} with {column.null_count} nulls, expected strings")
+        return column.to_pylist()
+
+
+def iter_texts(split: str, data_dir=None):
+    """Documents of a split one by one, in file order."""
+    for path, index, _ in row_groups(split_paths(split, data_dir)):
+        yield from read_row_group(path, index)

@@ -251,7 +251,8 @@ def crop_texts(texts, max_chars: int, doc_cap: int):
 
 def train_tokenizer(base_dir, vocab_size: int, max_chars: int, doc_cap: int) -> RustBPETokenizer:
     """Train on a base directory's training shards and save there. ValueError when the text is too small."""
-    from nanochat.dataset import get_data_dir, iter_texts  # pyarrow, which loading a tokenizer does without
+    from nanochat.manifest import get_data_dir
+    from nanochat.shards import iter_texts  # pyarrow, which loading a tokenizer does without
     for name, value in (("--max-chars", max_chars), ("--doc-cap", doc_cap)):
         if value <= 0:
             raise ValueError(f"{name}={value}: expected a positive number of characters")
@@ -269,5 +270,6 @@ def _too_small(found: int, vocab_size: int, data_dir) -> str:
     more = to_paste("make more shards: python -m nanochat.dataset --help")
     if found == MIN_VOCAB_SIZE:
         return f"the training shards in {data_dir} hold no text to train a tokenizer on; {more}"
-    return (f"--vocab-size={vocab_size}: the text is too small, it yields only {found} tokens; ask for --vocab-size={found} "
+    return (f"--vocab-size={vocab_size}: the text is too small, it yields only {found} tokens; "
+            f"ask for --vocab-size={found} "
             f"or less, raise --max-chars or --doc-cap, or {more}")

@@ -1,1 +1,1 @@
-import nanochat  # noqa: F401  says in one line which packages are missing, before a script imports them
+import nanochat  # noqa: F401  before a script imports anything: --version, and the line on missing packages

@@ -8,7 +8,7 @@ byte leave out targets of no bytes, as everywhere (nanochat/loss_eval.py). Docum
 files. Documents of a split smaller than --split-tokens are read more than once.
 
 --per-position FILE also writes the mean loss by position over the validation split, with the means of blocks of text,
-from which lab/lane_b/entropy.py takes gamma. Its chunks start at seeded random offsets and lie inside one document: behind the
+from which lab/horizon/entropy.py takes gamma. Its chunks start at seeded random offsets and lie inside one document: behind the
 end of a document the n tokens before are not the context of what follows. A row is BOS, which starts every row
 that the model has seen and says nothing about the text, and then the chunk, so position n + 1 has n tokens of context.
 """
@@ -84,10 +84,10 @@ def chunk_rows(chunks, bos: int, device):
 
 
 def per_position(model, tokenizer, args, device) -> dict:
-    """Facts of the file that --per-position names; see lab/lane_b/entropy.py."""
+    """Facts of the file that --per-position names; see lab/horizon/entropy.py."""
     import numpy as np
 
-    from nanochat.lab.lane_b.entropy import BLOCKS, draw_chunks, position_facts
+    from nanochat.lab.horizon.entropy import BLOCKS, draw_chunks, position_facts
     stream, lengths = read_stream(tokenizer, args.split_tokens)
     width, starts = draw_chunks(lengths, model.config.sequence_len, args.split_tokens, args.seed)
     print0(f"Loss by position of {len(starts):,} chunks of {width} tokens, from {len(lengths):,} validation documents")

@@ -17,13 +17,12 @@ from pathlib import Path
 
 from nanochat.common import REPO_ROOT
 from nanochat.lab.arms import NAME, parse_seeds
-from nanochat.lab.cells import stop_on_signals
-from nanochat.lab.commands import call
-from nanochat.lab.cycle import PHASES, plateau
-from nanochat.lab.experiments import LEDGER
+from nanochat.lab.commands import RESULTS_DIR, call
+from nanochat.lab.cycle.rules import PHASES, plateau
+from nanochat.lab.cycle.walk import Cycle, read_cycles, walk
+from nanochat.lab.ledger.experiments import LEDGER
 from nanochat.lab.profiles import PROFILES, cuda_memory_mib, get_profile
-from nanochat.lab.results import RESULTS_DIR
-from nanochat.lab.walk import Cycle, read_cycles, walk
+from nanochat.lab.protocol.runner import stop_on_signals
 
 
 def build_parser():

@@ -14,11 +14,12 @@ import sys
 from pathlib import Path
 
 from nanochat.common import read_json
-from nanochat.lab import gates, report
-from nanochat.lab.cycle import plateau
-from nanochat.lab.log_entry import log_entry
-from nanochat.lab.results import RESULTS_DIR
-from nanochat.lab.walk import read_cycles
+from nanochat.lab.commands import RESULTS_DIR
+from nanochat.lab.cycle.rules import plateau
+from nanochat.lab.cycle.walk import read_cycles
+from nanochat.lab.report.log_entry import log_entry
+from nanochat.lab.report.text import verdicts
+from nanochat.lab.verdict import gates
 
 EXIT = {"promote": 0, "optional": 10, "inconclusive": 11, "reject": 12, None: 13}
 
@@ -64,7 +65,7 @@ def main(argv=None) -> int:
     elif args.log_entry:
         print(log_entry(facts))
     else:
-        print(report.verdicts(facts))
+        print(verdicts(facts))
     worst = max((EXIT[entry["verdict"]] for entry in facts["verdicts"]), default=EXIT[None])
     return worst if args.exit_code else 0
 

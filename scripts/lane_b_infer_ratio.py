@@ -8,7 +8,7 @@ The data:param ratio at which a target is reached, from the corpus' exponent and
         --flags="--depth=2 --device-batch-size=8 --max-seq-len=256"
 
 Runs are read at their end, from run.json; those that did not complete their schedule are refused, and the control, the default
-ratio, has to be among the points. A decision is inferred, confirmation or fallback (nanochat/lab/lane_b/infer.py has the rules).
+ratio, has to be among the points. A decision is inferred, confirmation or fallback (nanochat/lab/horizon/infer.py has the rules).
 Exit code: 0 decided, also where the decision is the fallback; 2 bad input: points that are none or come without a control
 (--output-json then holds the fallback and the reason's name).
 """
@@ -22,13 +22,13 @@ from nanochat.common import get_base_dir, read_json, write_json
 from nanochat.config import TrainConfig
 from nanochat.lab.arms import parse_arm, split_flags
 from nanochat.lab.commands import EXIT_BAD_INPUT, EXIT_OK, exit_code, require_writable
-from nanochat.lab.imports import find_run
-from nanochat.lab.lane_b import calibration, infer
-from nanochat.lab.lane_b.calibration import Calibration
-from nanochat.lab.lane_b.source import BAD_INPUT
-from nanochat.lab.lane_b.stats import SCHEMA_VERSION as STATS_VERSION
-from nanochat.lab.report import number, table
-from nanochat.lab.results import tags_of
+from nanochat.lab.horizon import calibration, infer
+from nanochat.lab.horizon.calibration import Calibration
+from nanochat.lab.horizon.source import BAD_INPUT
+from nanochat.lab.horizon.stats import SCHEMA_VERSION as STATS_VERSION
+from nanochat.lab.ledger.imports import find_run
+from nanochat.lab.protocol.results import tags_of
+from nanochat.lab.table import number, table
 
 SCHEMA_VERSION = 1
 OF_STATS = ("alpha_d", "n_star_tokens", "bytes_per_token", "h_inf_nats")  # read from --stats: numbers, or null
@@ -225,7 +225,7 @@ def run(args) -> int:
     if args.output_json:
         write_json(args.output_json, facts)
     if args.plot:
-        from nanochat.lab.lane_b.infer_plot import draw_inference  # matplotlib takes a second
+        from nanochat.lab.horizon.plot import draw_inference  # matplotlib takes a second
         draw_inference(args.plot, facts)
     print(describe(facts))
     return EXIT_BAD_INPUT if (facts["error"] or {}).get("code") == infer.NO_CONTROL else EXIT_OK

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from nanochat.common import get_base_dir, read_json
 from nanochat.lab.commands import EXIT_OK, exit_code
-from nanochat.lab.imports import find_run
-from nanochat.lab.lane_b import run_log
-from nanochat.lab.results import tags_of
+from nanochat.lab.horizon import run_log
+from nanochat.lab.ledger.imports import find_run
+from nanochat.lab.protocol.results import tags_of
 
 
 def build_parser():

@@ -24,11 +24,11 @@ import numpy as np
 from nanochat.common import get_base_dir, print0, read_json, write_json
 from nanochat.config import hyphenate
 from nanochat.lab.commands import EXIT_BAD_INPUT, EXIT_OK, exit_code, require_writable
-from nanochat.lab.lane_b import correlation, decay, stats
-from nanochat.lab.lane_b.entropy import fit_gamma, read_positions
-from nanochat.lab.lane_b.ngram import ngram_curve
-from nanochat.lab.lane_b.source import Refusal, TokenSource
-from nanochat.lab.report import number, table
+from nanochat.lab.horizon import correlation, decay, stats
+from nanochat.lab.horizon.entropy import fit_gamma, read_positions
+from nanochat.lab.horizon.ngram import ngram_curve
+from nanochat.lab.horizon.source import Refusal, TokenSource
+from nanochat.lab.table import number, table
 
 MAX_TOKENS = 1 << 25
 BATCH_CHARS = 1_000_000  # of text, tokenized at a time
@@ -248,7 +248,7 @@ def run(args) -> int:
     if args.output_json:
         write_json(args.output_json, facts)
     if args.plot and facts["curve"]:
-        from nanochat.lab.lane_b.plot import draw_stats  # matplotlib takes a second
+        from nanochat.lab.horizon.plot import draw_stats  # matplotlib takes a second
         draw_stats(args.plot, facts)
     print(describe(facts))
     if facts["error"]:

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from nanochat.common import REPO_ROOT, atomic_write, read_json
-from nanochat.lab.experiments import LEDGER, read
-from nanochat.lab.leaderboard import markdown, profiles, replaced, verdicts_of, with_rivals
-from nanochat.lab.plots import draw_leaderboard
+from nanochat.lab.ledger.experiments import LEDGER, read
+from nanochat.lab.report.leaderboard import markdown, profiles, replaced, verdicts_of, with_rivals
+from nanochat.lab.report.plots import draw_leaderboard
 
 PAGE = REPO_ROOT / "dev" / "LEADERBOARD.md"
 

@@ -18,12 +18,13 @@ from pathlib import Path
 
 from nanochat import dataset, tokenizer
 from nanochat.common import get_base_dir
-from nanochat.lab import experiments, profiles
+from nanochat.lab import profiles
 from nanochat.lab.arms import NAME
 from nanochat.lab.commands import EXIT_OK, exit_code
-from nanochat.lab.imports import find_run
-from nanochat.lab.report import table
-from nanochat.lab.rerun import Rerun, home_of
+from nanochat.lab.ledger import experiments
+from nanochat.lab.ledger.imports import find_run
+from nanochat.lab.ledger.rerun import Rerun, home_of
+from nanochat.lab.table import table
 
 COLUMNS = ("row", "timestamp", "label", "arm", "seed", "profile", "val_bpb", "final_train_loss", "tok_per_sec_median",
            "time_to_target_sec_measured", "wall_time_sec", "status")

@@ -13,11 +13,10 @@ import argparse
 import sys
 
 from nanochat.common import to_paste, write_json
-from nanochat.lab import miniseries
 from nanochat.lab.arms import NAME, parse_seeds
-from nanochat.lab.cells import stop_on_signals
-from nanochat.lab.commands import EXIT_FAILED_CELL, call, module_command, shown
-from nanochat.lab.results import RESULTS_DIR, now
+from nanochat.lab.commands import EXIT_FAILED_CELL, RESULTS_DIR, call, module_command, now, shown
+from nanochat.lab.cycle import miniseries
+from nanochat.lab.protocol.runner import stop_on_signals
 
 # Flags of scripts.protocol that go there as they are
 PASSED_ON = ("--candidate", "--seeds", "--until", "--max-seeds", "--noise", "--primary", "--target-bpb", "--fallback", "--min-gain",

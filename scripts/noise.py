@@ -19,12 +19,14 @@ from pathlib import Path
 
 from nanochat import dataset, tokenizer
 from nanochat.common import get_base_dir
-from nanochat.lab import experiments, noise, profiles
+from nanochat.lab import profiles
 from nanochat.lab.arms import CONTROL, make_arms, split_flags
-from nanochat.lab.cells import stop_on_signals
 from nanochat.lab.commands import EXIT_INTERRUPTED, exit_code
-from nanochat.lab.protocol import Protocol, run
-from nanochat.lab.rerun import home_of
+from nanochat.lab.ledger import bank, experiments
+from nanochat.lab.ledger.rerun import home_of
+from nanochat.lab.protocol.protocol import Protocol, run
+from nanochat.lab.protocol.runner import stop_on_signals
+from nanochat.lab.simulation.real_runs import describe_rates
 from nanochat.record import read_metrics, read_record, record_dir
 
 SIDE_BY_SIDE = 2  # on a CPU, as a control and its candidate run: speeds are then those of a protocol
@@ -59,7 +61,7 @@ def build_parser():
 # Banking
 
 def make_protocol(args) -> NoiseProtocol:
-    seeds = noise.noise_seeds(args.seeds)
+    seeds = bank.noise_seeds(args.seeds)
     profile, memory_mib = profiles.choose(args.profile, "protocol-16gb")
     common = split_flags("--flags", args.flags)
     machine = profiles.machine_flags(profile, memory_mib, has_triton=importlib.util.find_spec("triton") is not None)
@@ -116,7 +118,7 @@ def choose_profile(rows, args) -> str:
         found = {row["profile_hash"] for row in rows if (row["profile_hash"] or "").startswith(args.profile_hash)}
         if len(found) != 1:
             raise ValueError(f"--profile-hash={args.profile_hash}: {len(found)} profiles in the ledger begin so, expected one; "
-                             f"there are {', '.join(row['profile_hash'][:8] for row in noise.profiles_present(rows)) or 'none'}")
+                             f"there are {', '.join(row['profile_hash'][:8] for row in bank.profiles_present(rows)) or 'none'}")
         return found.pop()
     wanted = [row for row in rows if row["profile_hash"] and row["label"] == (args.label or experiments.NOISE)]
     if not wanted and args.label:
@@ -130,13 +132,13 @@ def show(rows, profile_hash):
     newest = [row for row in rows if row["profile_hash"] == profile_hash][-1]
     print(f"profile {profile_hash[:8]} {newest['profile'] or '-'}, {newest['device']}: {newest['command']}\n")
     try:
-        threshold = noise.banked_target(rows, profile_hash)
-        rows = noise.with_target(rows, stored_curves(rows, profile_hash), "val_bpb", threshold)
+        threshold = bank.banked_target(rows, profile_hash)
+        rows = bank.with_target(rows, stored_curves(rows, profile_hash), "val_bpb", threshold)
         print(f"target val_bpb {threshold:.6g}: the worst final of the banked runs + 1 sigma\n")
     except ValueError as e:
         print(f"no target from the bank: {e}\n")
-    print(noise.describe(noise.measure(rows, profile_hash), rows))
-    if others := noise.other_profiles(rows, profile_hash):
+    print(bank.describe(bank.measure(rows, profile_hash), rows))
+    if others := bank.other_profiles(rows, profile_hash):
         print("\n" + others)
 
 
@@ -157,7 +159,7 @@ def bank_and_show(args) -> int:
         profile_hash = profile_hash or choose_profile(rows, args)
         show(rows, profile_hash)
         if args.aa_rate:
-            print("\n" + noise.describe_rates(rows, profile_hash))
+            print("\n" + describe_rates(rows, profile_hash))
     return code
 
 

@@ -7,14 +7,14 @@ Candidate changes as patches on any nanochat checkout, and the checkout itself:
     python -m scripts.patch revert --patch ... --tree PATH
 
 The checkout's default folder is upstream/ under NANOCHAT_BASE_DIR. Exit code: 0, or 2 where nothing was changed and the
-message says why. patches/README.md tells how a candidate lives; lab/patches.py does the work.
+message says why. patches/README.md tells how a candidate lives; lab/trees/patches.py does the work.
 """
 
 import argparse
 import sys
 
 from nanochat.common import get_base_dir
-from nanochat.lab import patches
+from nanochat.lab.trees import patches
 
 
 def build_parser():

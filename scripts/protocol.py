@@ -21,13 +21,13 @@ from nanochat import dataset, tokenizer
 from nanochat.common import get_base_dir
 from nanochat.lab import profiles
 from nanochat.lab.arms import parse_seeds, refuse_rounded, split_flags
-from nanochat.lab.cells import stop_on_signals
 from nanochat.lab.commands import exit_code
-from nanochat.lab.experiments import LEDGER
-from nanochat.lab.gates import PRIMARY
-from nanochat.lab.looks import MAX_SEEDS
-from nanochat.lab.protocol import Protocol, run
-from nanochat.lab.trees import make_all_arms
+from nanochat.lab.ledger.experiments import LEDGER
+from nanochat.lab.protocol.protocol import Protocol, run
+from nanochat.lab.protocol.runner import stop_on_signals
+from nanochat.lab.trees.tree_arms import make_all_arms
+from nanochat.lab.verdict.gates import PRIMARY
+from nanochat.lab.verdict.looks import MAX_SEEDS
 
 DEFAULT_SEEDS = ("1337", "2026")
 DEFAULT_CANDIDATE = "--symplectic-gate --symplectic-gate-mix=0.15"
@@ -43,7 +43,7 @@ def build_parser():
     parser.add_argument("--candidate", action="append", metavar="'[NAME:] FLAGS'",
                         help=f"what a candidate adds to the control; repeat for more (default: {DEFAULT_CANDIDATE})")
     parser.add_argument("--arm", action="append", default=[], metavar="'NAME: tree=PATH patch=FILE flags=...'",
-                        help="an arm on another checkout, or with patches (lab/trees.py); named control it replaces the control")
+                        help="an arm on another checkout, or with patches (lab/trees/); named control it replaces the control")
     parser.add_argument("--profile", choices=list(profiles.PROFILES),
                         help="the workload (default: protocol-16gb with a CUDA device, else smoke-cpu)")
     parser.add_argument("--num-iterations", type=int, help="optimizer steps, instead of the profile's")

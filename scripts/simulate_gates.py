@@ -20,9 +20,9 @@ import numpy as np
 
 from nanochat.common import atomic_write
 from nanochat.config import hyphenate
-from nanochat.lab import simulate_verdicts
-from nanochat.lab.simulate import MEASURES, PROTOCOLS, SEED, check, looks_text, measure, read_targets
-from nanochat.lab.simulate_plot import draw_error_rates
+from nanochat.lab.simulation import verdicts
+from nanochat.lab.simulation.made_up_runs import MEASURES, PROTOCOLS, SEED, check, looks_text, measure, read_targets
+from nanochat.lab.simulation.plot import draw_error_rates
 
 IDEAS = Path(__file__).resolve().parent.parent / "ideas"
 TARGETS, VERDICT_TARGETS = IDEAS / "simulation_targets.csv", IDEAS / "verdict_targets.csv"
@@ -61,12 +61,12 @@ def simulate_table(cells, protocols: int, seed: int) -> list[dict]:
 def simulate_verdict_table(cells, protocols: int, seed: int) -> list[dict]:
     """As simulate_table, of whole verdicts. A target may be a range; the difference is to its nearer end."""
     print(f"\n{cells[0].table}: {TITLES[cells[0].table]}")
-    print(f"{'cell':48}" + "".join(f"{name:>26}" for name in simulate_verdicts.MEASURES))
+    print(f"{'cell':48}" + "".join(f"{name:>26}" for name in verdicts.MEASURES))
     rows = []
     for cell in cells:
         found = {row["measure"]: row for row in
-                 simulate_verdicts.check(cell, simulate_verdicts.measure(cell, protocols, seed), protocols)}
-        print(f"{cell.name:48}" + "".join(f"{number(found.get(name)):>26}" for name in simulate_verdicts.MEASURES), flush=True)
+                 verdicts.check(cell, verdicts.measure(cell, protocols, seed), protocols)}
+        print(f"{cell.name:48}" + "".join(f"{number(found.get(name)):>26}" for name in verdicts.MEASURES), flush=True)
         rows += found.values()
     return rows
 
@@ -83,7 +83,7 @@ def summary(rows) -> str:
     """The largest difference of every table, and what is outside."""
     lines = []
     for table in dict.fromkeys(row["table"] for row in rows):
-        for kind in ("false_promotion", "power", "seeds", *simulate_verdicts.VERDICTS):
+        for kind in ("false_promotion", "power", "seeds", *verdicts.VERDICTS):
             some = [row for row in rows if row["table"] == table and row["measure"].startswith(kind)]
             if some:
                 worst = max(abs(row["difference"]) for row in some)
@@ -99,7 +99,7 @@ def main(argv=None) -> int:
         parser.error(f"--protocols={args.protocols}: expected at least {FEWEST}; with fewer, luck outweighs the tolerances")
     tables = args.table or list(TITLES)
     kinds = ((read_targets(TARGETS), simulate_table, args.protocols),
-             (simulate_verdicts.read_targets(VERDICT_TARGETS), simulate_verdict_table, args.protocols // VERDICT_SHARE))
+             (verdicts.read_targets(VERDICT_TARGETS), simulate_verdict_table, args.protocols // VERDICT_SHARE))
     rows = []
     for cells, simulate, protocols in kinds:
         for table in dict.fromkeys(cell.table for cell in cells if cell.table in tables):

@@ -50,8 +50,9 @@ def make_protocol(profile_name, fresh):
     from nanochat.common import get_base_dir
     from nanochat.lab import profiles
     from nanochat.lab.arms import make_arms
-    from nanochat.lab.experiments import LEDGER
-    from nanochat.lab.protocol import RESULTS_DIR, Protocol
+    from nanochat.lab.commands import RESULTS_DIR
+    from nanochat.lab.ledger.experiments import LEDGER
+    from nanochat.lab.protocol.protocol import Protocol
     profile, memory_mib = profiles.choose(profile_name, "smoke-16gb")
     machine = profiles.machine_flags(profile, memory_mib, has_triton=False)  # a run this short never earns back its compilation
     arms = make_arms([CANDIDATE], [*profile.flags, *machine])
@@ -63,8 +64,8 @@ def make_protocol(profile_name, fresh):
 def smoke(args):
     from nanochat import dataset, tokenizer
     from nanochat.lab import profiles
-    from nanochat.lab.protocol import run
-    from nanochat.lab.report import Stopwatch
+    from nanochat.lab.protocol.protocol import run
+    from nanochat.lab.report.text import Stopwatch
     watch = Stopwatch()
     protocol = make_protocol(args.profile, args.fresh)
     protocol.identify(*profiles.prepare(protocol.profile, protocol.home, dataset, tokenizer, protocol.results.logs))
@@ -86,8 +87,8 @@ def main(argv=None):
     missing = missing_packages()
     if missing:
         return continue_in_venv(missing, argv)
-    from nanochat.lab.cells import stop_on_signals
     from nanochat.lab.commands import exit_code
+    from nanochat.lab.protocol.runner import stop_on_signals
     stop_on_signals()
     return exit_code(lambda: smoke(args))
 

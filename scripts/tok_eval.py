@@ -12,7 +12,8 @@ import argparse
 import sys
 import threading
 
-from nanochat.dataset import read_row_group, split_paths
+from nanochat.manifest import split_paths
+from nanochat.shards import read_row_group
 from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
 
 PUBLISHED = {"GPT-2": "gpt2", "GPT-4": "cl100k_base"}

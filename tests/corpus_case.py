@@ -2,7 +2,7 @@
 
 import random
 
-from nanochat import dataset
+from nanochat.shards import iter_texts
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
 
@@ -14,4 +14,4 @@ def prose(seed, paragraphs=40):
 
 
 def documents(data_dir):
-    return {split: list(dataset.iter_texts(split, data_dir)) for split in ("train", "val")}
+    return {split: list(iter_texts(split, data_dir)) for split in ("train", "val")}

@@ -3,8 +3,8 @@ Declarations and made-up runs, for test_gates.py and test_looks_of_gates.py.
 """
 
 from nanochat.lab.arms import make_arms
-from nanochat.lab.gates import declare
 from nanochat.lab.metrics import METRICS
+from nanochat.lab.verdict.gates import declare
 
 CONTROL = [1.1020, 1.1035, 1.1011, 1.1027, 1.1040]
 BETTER = [1.1001, 1.1022, 1.1003, 1.1004, 1.1031]  # p 0.0038 by scipy's ttest_rel

@@ -6,11 +6,11 @@ import json
 import os
 import sys
 
-from nanochat.lab import protocol
 from nanochat.lab.arms import make_arms
-from nanochat.lab.ledger import read_rows
+from nanochat.lab.csv_file import read_rows
 from nanochat.lab.profiles import PROFILES
-from nanochat.lab.protocol import Protocol
+from nanochat.lab.protocol import protocol
+from nanochat.lab.protocol.protocol import Protocol
 
 FAKE = (sys.executable, "-m", "tests.fake_trainer")
 GATE = "gate: --symplectic-gate"

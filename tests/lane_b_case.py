@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from nanochat.lab.lane_b.correlation import Curve, frequent_ranks, measure_spool, pair_counts
-from nanochat.lab.lane_b.decay import power_law
-from nanochat.lab.lane_b.source import TokenSource
-from nanochat.lab.lane_b.spool import spooled
+from nanochat.lab.horizon.correlation import Curve, frequent_ranks, measure_spool, pair_counts
+from nanochat.lab.horizon.decay import power_law
+from nanochat.lab.horizon.source import TokenSource
+from nanochat.lab.horizon.spool import spooled
 
 
 def source_of(*arrays, vocab_size, documents=False):

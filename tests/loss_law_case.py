@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nanochat.lab.lane_b.loss_law import Point
+from nanochat.lab.horizon.loss_law import Point
 
 N, RATIO = 1_000_000, 4.0
 LADDER = (1e6, 2e6, 4e6)  # 1/4, 1/2 and 1 x the default horizon

@@ -1,4 +1,4 @@
-"""What the tests of lab/lane_b/ngram.py compare with: Kneser-Ney with dictionaries, and sources whose H_n is known exactly."""
+"""What the tests of lab/horizon/ngram.py compare with: Kneser-Ney with dictionaries, and sources whose H_n is known exactly."""
 
 from collections import Counter
 

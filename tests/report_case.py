@@ -1,5 +1,6 @@
 """
-Facts of made-up protocols for the tests of what is printed from them: gates and noise come from lab/stats.py, verdicts are set by hand.
+Facts of made-up protocols for the tests of what is printed from them: gates and noise come from lab/verdict/stats.py,
+verdicts are set by hand.
 
 five_candidates(): promote, optional, reject, inconclusive and a diverged cell; unbanked(): two seeds, nothing to lean on;
 peeking(): three candidates in the middle of declared looks, with missed targets and missing cells.
@@ -9,10 +10,10 @@ import math
 
 import numpy as np
 
-from nanochat.lab.gains import pair_gains
 from nanochat.lab.metrics import METRICS
-from nanochat.lab.results import delta_rows, means
-from nanochat.lab.stats import compare, seeds_needed, smallest_gain
+from nanochat.lab.protocol.results import delta_rows, means
+from nanochat.lab.report.gains import pair_gains
+from nanochat.lab.verdict.stats import compare, seeds_needed, smallest_gain
 
 BANK = {"val_bpb": (0.0013, 9, 1.1023), "tok_per_sec": (0.012, 9, 52000.0), "final_train_loss": (0.002, 9, 3.05),
         "time_to_target": (0.01, 9, 100.0)}

@@ -17,7 +17,7 @@ from tiny_base import STEP, TAG, make_tiny_base
 from nanochat.checkpoint_manager import load_model
 from nanochat.dataloader import DataLoader
 from nanochat.dataset import get_dataset_id, iter_texts
-from nanochat.lab.lane_b.entropy import draw_chunks, read_positions
+from nanochat.lab.horizon.entropy import draw_chunks, read_positions
 from nanochat.run_eval import SAMPLE_PROMPTS
 from nanochat.tokenizer import RustBPETokenizer, get_tokenizer_id
 from scripts import base_eval, base_loss

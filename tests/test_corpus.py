@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 from corpus_case import documents, prose
 
-from nanochat import corpus, dataset
+from nanochat import corpus, text_files
 from nanochat.common import REPO_ROOT
+from nanochat.manifest import read_manifest
 
 REAL_TEXT = REPO_ROOT.parent / "shared" / "data"
 
@@ -30,7 +31,7 @@ REAL_TEXT = REPO_ROOT.parent / "shared" / "data"
 @pytest.fixture(scope="module")
 def builtin(tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("base") / "base_data_climbmix"
-    return data_dir, dataset.build_builtin(data_dir, progress=False)
+    return data_dir, corpus.build_builtin(data_dir, progress=False)
 
 
 def test_builtin_corpus_keeps_its_promises(builtin):
@@ -54,20 +55,20 @@ def test_builtin_corpus_keeps_its_promises(builtin):
 def test_builtin_corpus_is_not_built_twice(builtin, monkeypatch):
     data_dir, manifest = builtin
     monkeypatch.setattr(corpus, "_build", None)
-    assert dataset.build_builtin(data_dir, progress=False) == manifest
+    assert corpus.build_builtin(data_dir, progress=False) == manifest
 
 
 def test_damaged_builtin_corpus_is_built_again(tmp_path):
     data_dir = tmp_path / "base_data_climbmix"
     small = dict(packages=("numpy",), max_chars=500_000, progress=False)
-    manifest = dataset.build_builtin(data_dir, **small)
+    manifest = corpus.build_builtin(data_dir, **small)
     (data_dir / "shard_00000.parquet").write_bytes(b"PAR1")
     (tmp_path / ".base_data_climbmix.building").mkdir()  # a build was killed
     (tmp_path / ".base_data_climbmix.building" / "shard_00007.parquet").write_bytes(b"PAR1")
-    assert dataset.build_builtin(data_dir, **small) == manifest
+    assert corpus.build_builtin(data_dir, **small) == manifest
     assert sorted(os.listdir(data_dir)) == ["manifest.json", *(f"shard_0000{i}.parquet" for i in range(3))]
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["base_data_climbmix"]
-    assert dataset.build_builtin(data_dir, **{**small, "max_chars": 400_000})["dataset_id"] != manifest["dataset_id"]
+    assert corpus.build_builtin(data_dir, **{**small, "max_chars": 400_000})["dataset_id"] != manifest["dataset_id"]
 
 
 def make_package(root, newline):
@@ -89,10 +90,11 @@ def test_dataset_id_is_the_same_in_another_folder_with_other_newlines_and_build_
         make_package(tmp_path / place, newline)
         with monkeypatch.context() as m:
             m.syspath_prepend(str(tmp_path / place))
-            manifest = dataset.build_builtin(tmp_path / place / "data", packages=("fakepackage",), progress=False)
+            manifest = corpus.build_builtin(tmp_path / place / "data", packages=("fakepackage",), progress=False)
         ids.append(manifest["dataset_id"])
     assert ids[0] == ids[1]
-    assert not any("built in" in t or "cache of" in t or "caf" in t for d in documents(tmp_path / "linux" / "data").values() for t in d)
+    texts = [text for split in documents(tmp_path / "linux" / "data").values() for text in split]
+    assert not any("built in" in t or "cache of" in t or "caf" in t for t in texts)
 
 
 def test_local_part_of_a_version_does_not_count(monkeypatch):
@@ -102,7 +104,7 @@ def test_local_part_of_a_version_does_not_count(monkeypatch):
 
 def test_missing_package_is_named(tmp_path):
     with pytest.raises(ValueError, match="no_such_package, which is not installed"):
-        dataset.build_builtin(tmp_path / "data", packages=("no_such_package",))
+        corpus.build_builtin(tmp_path / "data", packages=("no_such_package",))
 
 
 # -----------------------------------------------------------------------------
@@ -113,13 +115,14 @@ def test_every_format_gives_the_same_documents(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
     pq.write_table(pa.table({"id": range(60), "text": texts}), tmp_path / "c.parquet", row_group_size=7)
-    ids = {corpus.build_from_paths(tmp_path / p.stem, [p], 0, progress=False)["dataset_id"] for p in sorted(tmp_path.glob("?.*"))}
+    ids = {corpus.build_from_paths(tmp_path / p.stem, [p], 0, progress=False)["dataset_id"]
+           for p in sorted(tmp_path.glob("?.*"))}
     assert len(ids) == 1
     assert sorted(t for d in documents(tmp_path / "c").values() for t in d) == sorted(texts)
 
 
 def test_big_text_file_is_read_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "BLOCK_CHARS", 5000)
+    monkeypatch.setattr(text_files, "BLOCK_CHARS", 5000)
     (tmp_path / "big.txt").write_text(prose(0, 3000))
     corpus.build_from_paths(tmp_path / "data", [tmp_path / "big.txt"], progress=False)
     docs = documents(tmp_path / "data")
@@ -135,14 +138,17 @@ BAD_INPUTS = {
     "half.jsonl": (rb'{"text": "\ud83d"}', r"half\.jsonl, line 1: expected an object"),
     "cut.jsonl.gz": (gzip.compress(b'{"text": "fine"}\n' * 999)[:-20], r"cut\.jsonl\.gz cannot be read as \.jsonl\.gz"),
     "plain.jsonl.gz": (b'{"text": "fine"}\n', r"plain\.jsonl\.gz cannot be read"),
-    "latin.txt": (b"a caf\xe9 " * 99, r"latin\.txt is not UTF-8: byte 0xe9 at offset 5\. Convert it.*iconv -f WINDOWS-1252"),
-    "wide.md": ("text".encode("utf-16"), r"wide\.md is not UTF-8: byte 0xff at offset 0\. .*as UTF-16 does\): iconv -f UTF-16 "),
+    "latin.txt": (b"a caf\xe9 " * 99,
+                  r"latin\.txt is not UTF-8: byte 0xe9 at offset 5\. Convert it.*iconv -f WINDOWS-1252"),
+    "wide.md": ("text".encode("utf-16"),
+                r"wide\.md is not UTF-8: byte 0xff at offset 0\. .*as UTF-16 does\): iconv -f UTF-16 "),
     "latin.jsonl": (b'{"text": "fine"}\n{"text": "caf\xe9"}\n', r"latin\.jsonl is not UTF-8: byte 0xe9 at offset 30"),
     "cut.txt": (b"caf\xc3", r"cut\.txt is not UTF-8: byte 0xc3 at offset 3"),
     "x.parquet": (b"PAR1 no", r"x\.parquet cannot be read as \.parquet"),
     "empty.txt": (b"", r"too little text in .*empty\.txt.*: 0 different documents"),
     "blank.md": (b"\n \n", r"too little text"),
-    "short.txt": (b"one line", r"too little text .*: 1 different documents \(8 characters\), expected at least 1 to train on"),
+    "short.txt": (b"one line",
+                  r"too little text .*: 1 different documents \(8 characters\), expected at least 1 to train on"),
     "page.html": (b"<p>", r"page\.html: expected \.txt \.md \.jsonl \.jsonl\.gz \.parquet"),
 }
 
@@ -157,12 +163,15 @@ def test_bad_input_is_named_and_leaves_nothing(tmp_path, name):
 
 
 @pytest.mark.skipif(os.name == "nt" or not shutil.which("iconv"), reason="no iconv")
-@pytest.mark.parametrize("name, encoding", [("it's.txt", "windows-1252"), ("wide.txt", "utf-16"), ("packed.jsonl.gz", "windows-1252")])
+@pytest.mark.parametrize("name, encoding", [
+    ("it's.txt", "windows-1252"), ("wide.txt", "utf-16"), ("packed.jsonl.gz", "windows-1252")])
 def test_offset_is_of_the_file_and_the_printed_command_converts_it(tmp_path, name, encoding):
     texts = [prose(i, 40) for i in range(50)]
     texts[41] += " caf\xe9"
-    whole = "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts) if ".jsonl" in name else "\n\n".join(texts)
-    (tmp_path / name).write_bytes(gzip.compress(whole.encode(encoding)) if name.endswith(".gz") else whole.encode(encoding))
+    lines = "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts)
+    whole = lines if ".jsonl" in name else "\n\n".join(texts)
+    content = whole.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     with pytest.raises(ValueError) as e:
         corpus.build_from_paths(tmp_path / "data", [tmp_path / name], progress=False)
     offset = 0 if encoding == "utf-16" else whole.index("\xe9")
@@ -203,8 +212,8 @@ def test_another_corpus_or_unknown_files_are_not_overwritten(tmp_path):
     with pytest.raises(ValueError, match=r"holds a dataset made from .*a\.txt"):
         corpus.build_from_paths(data_dir, [tmp_path / "b.txt"], progress=False)
     with pytest.raises(ValueError, match="holds a dataset made from"):
-        dataset.build_builtin(data_dir, packages=("numpy",), max_chars=1000)
-    assert dataset.read_manifest(data_dir) == first
+        corpus.build_builtin(data_dir, packages=("numpy",), max_chars=1000)
+    assert read_manifest(data_dir) == first
     (tmp_path / "a.txt").write_text(prose("a", 101))
     assert corpus.build_from_paths(data_dir, [tmp_path / "a.txt"], progress=False)["dataset_id"] != first["dataset_id"]
     (data_dir / "manifest.json").unlink()
@@ -220,7 +229,7 @@ def test_failed_rebuild_keeps_the_old_dataset(tmp_path):
         f.write("{broken\n")
     with pytest.raises(ValueError, match="line 31"):
         corpus.build_from_paths(tmp_path / "data", [tmp_path / "a.jsonl"], progress=False)
-    assert dataset.read_manifest(tmp_path / "data") == manifest and documents(tmp_path / "data") == before
+    assert read_manifest(tmp_path / "data") == manifest and documents(tmp_path / "data") == before
 
 
 def test_folder_that_cannot_be_made_is_named(tmp_path):
@@ -250,7 +259,7 @@ def test_second_builder_waits_and_finds_the_work_done(tmp_path, monkeypatch, cap
     monkeypatch.setattr(corpus, "_build", slow_build)
 
     def work():
-        results.append(dataset.build_builtin(tmp_path / "data", packages=("numpy",), max_chars=500_000, progress=False))
+        results.append(corpus.build_builtin(tmp_path / "data", packages=("numpy",), max_chars=500_000, progress=False))
     threads = [threading.Thread(target=work) for _ in range(2)]
     threads[0].start()
     assert building.wait(10)

@@ -11,11 +11,21 @@ import pytest
 
 from nanochat.common import read_json, write_json
 from nanochat.config import parse, to_argv
-from nanochat.lab import experiments
-from nanochat.lab import walk as walk_module
-from nanochat.lab.cycle import banked_seeds, common_winner, has_looks_left, label_status, plateau, reentry, relative_gain, rollback, winner
+from nanochat.lab.cycle import walk as walk_module
+from nanochat.lab.cycle.rules import (
+    banked_seeds,
+    common_winner,
+    has_looks_left,
+    label_status,
+    plateau,
+    reentry,
+    relative_gain,
+    rollback,
+    winner,
+)
+from nanochat.lab.cycle.walk import Cycle, read_cycles, walk
+from nanochat.lab.ledger import experiments
 from nanochat.lab.profiles import PROFILES
-from nanochat.lab.walk import Cycle, read_cycles, walk
 from scripts import cycle as script
 
 CPU = PROFILES["smoke-cpu"]

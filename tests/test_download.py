@@ -14,9 +14,10 @@ import threading
 import pytest
 
 from nanochat import dataset, download, shards
+from nanochat.manifest import DATA_FOLDER, SOURCES, read_manifest, shard_name, split_paths
 
 LAST = 3  # index of the validation shard in these tests
-NAMES = [dataset.shard_name(i) for i in range(LAST + 1)]
+NAMES = [shard_name(i) for i in range(LAST + 1)]
 # What the server does with one GET of a shard. A shard's list is used up from the front; then it answers "ok".
 BEHAVIOURS = ("ok", "drop", "500", "429", "longer", "shorter", "ignore range", "foreign range", "garbage", "404")
 
@@ -94,7 +95,7 @@ def content(tmp_path_factory):
 @pytest.fixture
 def server(content, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setitem(dataset.SOURCES, "climbmix", (dataset.DATA_FOLDER, LAST, "http://nowhere.invalid"))
+    monkeypatch.setitem(SOURCES, "climbmix", (DATA_FOLDER, LAST, "http://nowhere.invalid"))
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.content, httpd.todo, httpd.log, httpd.options = dict(content), {}, [], set()
     thread = threading.Thread(target=httpd.serve_forever, kwargs=dict(poll_interval=0.01), daemon=True)
@@ -120,11 +121,12 @@ def test_shards_and_pinned_validation_shard_arrive(server, tmp_path, content):
     names = [NAMES[0], NAMES[1], NAMES[3]]
     assert sorted(p.name for p in data_dir.iterdir()) == ["manifest.json", *names]
     assert whole(data_dir, content, names)
-    manifest = dataset.read_manifest(data_dir)
-    assert manifest["validation_shard"] == NAMES[3] and manifest["packing_share"] is None and manifest["max_doc_chars"] == 0
-    assert [(s["name"], s["bytes"], s["sha256"], s["documents"], s["row_groups"], s["chars"]) for s in manifest["shards"]] == \
+    manifest = read_manifest(data_dir)
+    assert (manifest["validation_shard"], manifest["packing_share"], manifest["max_doc_chars"]) == (NAMES[3], None, 0)
+    columns = ("name", "bytes", "sha256", "documents", "row_groups", "chars")
+    assert [tuple(s[column] for column in columns) for s in manifest["shards"]] == \
         [(n, len(content[n]), hashlib.sha256(content[n]).hexdigest(), 1000, 4, None) for n in names]
-    assert [p.name for p in dataset.split_paths("train", data_dir)] == names[:2]
+    assert [p.name for p in split_paths("train", data_dir)] == names[:2]
 
 
 @pytest.mark.parametrize("how", [b for b in BEHAVIOURS if b not in ("ok", "404")])
@@ -141,7 +143,8 @@ def test_dropped_connection_is_continued_where_it_ended(server, tmp_path, conten
     assert get(server, tmp_path / "data", num_files=1) == []
     starts = [start for _, name, start in server.log if name == NAMES[0]]
     assert starts[0] == 0 and 0 < starts[1] == starts[2] < starts[3]
-    assert starts[1] > len(content[NAMES[0]]) / 2 - 2 * download.BLOCK_BYTES  # a drop loses a block or two, not the file
+    # A drop loses a block or two, not the file.
+    assert starts[1] > len(content[NAMES[0]]) / 2 - 2 * download.BLOCK_BYTES
     assert whole(tmp_path / "data", content, [NAMES[0], NAMES[3]])
 
 
@@ -152,7 +155,8 @@ def test_file_that_ends_early_by_the_size_of_the_redirect_is_continued(server, t
 
 
 def test_every_fault_in_turn_uses_up_five_attempts(server, tmp_path, content):
-    server.todo = {NAMES[1]: ["drop", "500", "longer", "ignore range", "ok"], NAMES[0]: ["garbage", "drop", "shorter", "foreign range"]}
+    server.todo = {NAMES[1]: ["drop", "500", "longer", "ignore range", "ok"],
+                   NAMES[0]: ["garbage", "drop", "shorter", "foreign range"]}
     assert get(server, tmp_path / "data") == []
     assert whole(tmp_path / "data", content, [NAMES[0], NAMES[1], NAMES[3]])
 
@@ -164,17 +168,17 @@ def test_shard_that_cannot_be_had_is_listed_and_the_others_come(server, tmp_path
     assert len([1 for command, name, _ in server.log if (command, name) == ("GET", NAMES[1])]) == gets
     assert whole(tmp_path / "data", content, [NAMES[0], NAMES[2], NAMES[3]])
     assert not (tmp_path / "data" / NAMES[1]).exists() and NAMES[1] in capsys.readouterr().out
-    assert [s["name"] for s in dataset.read_manifest(tmp_path / "data")["shards"]] == [NAMES[0], NAMES[2], NAMES[3]]
+    assert [s["name"] for s in read_manifest(tmp_path / "data")["shards"]] == [NAMES[0], NAMES[2], NAMES[3]]
     server.todo.clear()
     assert get(server, tmp_path / "data", num_files=3) == []
-    assert [p.name for p in dataset.split_paths("train", tmp_path / "data")] == NAMES[:3]
+    assert [p.name for p in split_paths("train", tmp_path / "data")] == NAMES[:3]
 
 
 def test_missing_validation_shard_stays_pinned(server, tmp_path):
     server.todo = {NAMES[3]: ["404"]}
     assert get(server, tmp_path / "data") == [NAMES[3]]
     with pytest.raises(FileNotFoundError, match=f"validation shard .*{NAMES[3]} is missing"):
-        dataset.split_paths("train", tmp_path / "data")
+        split_paths("train", tmp_path / "data")
 
 
 def test_part_of_an_earlier_run_is_continued(server, tmp_path, content):
@@ -199,10 +203,10 @@ def test_part_of_another_file_is_found_by_its_hash(server, tmp_path, content):
 
 def test_complete_shards_need_no_server(server, tmp_path, content):
     assert get(server, tmp_path / "data") == []
-    before = dataset.read_manifest(tmp_path / "data")
+    before = read_manifest(tmp_path / "data")
     server.log.clear()
     assert get(server, tmp_path / "data") == [] and server.log == []
-    assert dataset.read_manifest(tmp_path / "data") == before
+    assert read_manifest(tmp_path / "data") == before
 
 
 def test_shard_of_the_wrong_size_is_downloaded_again(server, tmp_path, content):
@@ -222,8 +226,9 @@ def test_shards_that_upstream_downloaded_are_kept_and_listed(server, tmp_path, c
     (data_dir / NAMES[2]).write_bytes(content[NAMES[2]])  # more than is asked for
     assert get(server, data_dir) == []
     assert whole(data_dir, content, NAMES)
-    assert sorted(entry[:2] for entry in server.log) == [("GET", NAMES[1]), ("GET", NAMES[3])] + [("HEAD", n) for n in NAMES[:3]]
-    assert [s["name"] for s in dataset.read_manifest(data_dir)["shards"]] == NAMES
+    gets, heads = [("GET", NAMES[1]), ("GET", NAMES[3])], [("HEAD", name) for name in NAMES[:3]]
+    assert sorted(entry[:2] for entry in server.log) == gets + heads
+    assert [s["name"] for s in read_manifest(data_dir)["shards"]] == NAMES
 
 
 def test_server_without_content_length_works(server, tmp_path, content):
@@ -234,16 +239,17 @@ def test_server_without_content_length_works(server, tmp_path, content):
 
 
 def test_shards_that_are_there_are_listed_where_no_host_answers(tmp_path, monkeypatch, content):
-    monkeypatch.setitem(dataset.SOURCES, "climbmix", (dataset.DATA_FOLDER, LAST, ""))
+    monkeypatch.setitem(SOURCES, "climbmix", (DATA_FOLDER, LAST, ""))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / NAMES[0]).write_bytes(content[NAMES[0]])
     with pytest.raises(ConnectionError, match="so 1 shards are missing"):
-        download.download_shards(tmp_path / "data", 1, "climbmix", "http://127.0.0.1:9", sleep_base=0.001, progress=False)
-    assert [row["name"] for row in dataset.read_manifest(tmp_path / "data")["shards"]] == [NAMES[0]]
+        download.download_shards(tmp_path / "data", 1, "climbmix", "http://127.0.0.1:9", sleep_base=0.001,
+                                 progress=False)
+    assert [row["name"] for row in read_manifest(tmp_path / "data")["shards"]] == [NAMES[0]]
 
 
 def test_full_disk_stops_all_and_names_the_path(server, tmp_path):
-    resource = pytest.importorskip("resource", reason="a limit on file size stands in for a full disk; Windows has none")
+    resource = pytest.importorskip("resource", reason="a limit on file size is our full disk; Windows has none")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
@@ -271,7 +277,7 @@ def run_cli(server, *argv):
 def test_command_line_downloads_and_exits_0(server, tmp_path, monkeypatch, capsys, content):
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
     assert run_cli(server, "-w", "2") == 0
-    assert whole(tmp_path / dataset.DATA_FOLDER, content, [NAMES[0], NAMES[1], NAMES[3]])
+    assert whole(tmp_path / DATA_FOLDER, content, [NAMES[0], NAMES[1], NAMES[3]])
     assert f"validation shard {NAMES[3]}" in capsys.readouterr().out
 
 
@@ -284,10 +290,11 @@ def test_command_line_lists_what_is_missing_and_exits_1(server, tmp_path, monkey
 
 def test_fineweb_edu_goes_to_the_older_folder(server, tmp_path, monkeypatch, capsys, content):
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
-    folder, last, url = dataset.SOURCES["fineweb-edu"]
-    assert (folder, last, url) == ("base_data", 1822, "https://huggingface.co/datasets/karpathy/fineweb-edu-100b-shuffle/resolve/main")
-    monkeypatch.setitem(dataset.SOURCES, "fineweb-edu", (folder, LAST, url))
-    (tmp_path / dataset.DATA_FOLDER).mkdir()
+    folder, last, url = SOURCES["fineweb-edu"]
+    assert (folder, last) == ("base_data", 1822)
+    assert url == "https://huggingface.co/datasets/karpathy/fineweb-edu-100b-shuffle/resolve/main"
+    monkeypatch.setitem(SOURCES, "fineweb-edu", (folder, LAST, url))
+    (tmp_path / DATA_FOLDER).mkdir()
     assert run_cli(server, "--source=fineweb-edu") == 0
     assert whole(tmp_path / "base_data", content, [NAMES[0], NAMES[1], NAMES[3]])
     assert "is what training reads" in capsys.readouterr().out

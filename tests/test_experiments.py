@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from nanochat.common import REPO_ROOT
-from nanochat.lab import experiments
-from nanochat.lab.experiments import append, bank, banked_runs, parse_cell, read, row_of_record, schema
-from nanochat.lab.workload import options_of, why_other_profile, words_of
+from nanochat.lab.ledger import experiments
+from nanochat.lab.ledger.experiments import append, bank, banked_runs, parse_cell, read, row_of_record, schema
+from nanochat.lab.ledger.workload import options_of, why_other_profile, words_of
 from tests.ledger_case import DATA, metrics, record, row
 
 PLAN = ("timestamp,git_commit,experiment_name,seed,depth,max_seq_len,device_batch_size,total_batch_size,target_param_data_ratio,"

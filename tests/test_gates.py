@@ -11,9 +11,9 @@ import statistics
 import numpy as np
 import pytest
 
-from nanochat.lab import report
-from nanochat.lab.gates import declaration_changes, judge
-from nanochat.lab.stats import seeds_needed
+from nanochat.lab.report.text import checks
+from nanochat.lab.verdict.gates import declaration_changes, judge
+from nanochat.lab.verdict.stats import seeds_needed
 from tests.gates_case import BANK, BETTER, CONTROL, declared, make_runs
 
 
@@ -79,7 +79,7 @@ def test_time_by_steps_tells_a_better_step_from_a_faster_one():
     found = judge(declared(5), runs)[0]["by_steps"]
     assert found["step_time"] == pytest.approx(-math.log(1.2)) and found["steps"] == pytest.approx(math.log(50 / 45), abs=0.005)
     assert found["mean"] == pytest.approx(found["steps"] + found["step_time"]) and found["lo"] < found["mean"] < found["hi"] < 0
-    assert "(steps -9.88 %, step time +20 %)" in report.checks(judge(declared(5), runs)[0])[1]
+    assert "(steps -9.88 %, step time +20 %)" in checks(judge(declared(5), runs)[0])[1]
     runs[0]["steps_to_target"] = None
     assert judge(declared(5), runs)[0]["by_steps"] is None
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nanochat.lab.arms import make_arms
-from nanochat.lab.gates import declare, is_decided, judge
+from nanochat.lab.verdict.gates import declare, is_decided, judge
 from tests.gates_case import BANK, BETTER, CONTROL, WHEN, declared, make_runs
 
 

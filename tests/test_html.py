@@ -11,9 +11,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from nanochat.lab import svg
-from nanochat.lab.gains import gain_text, pair_gains
-from nanochat.lab.html import page, write_report
+from nanochat.lab.report import svg
+from nanochat.lab.report.gains import gain_text, pair_gains
+from nanochat.lab.report.html import page, write_report
 from tests.report_case import five_candidates, make_curves, peeking, unbanked
 
 CASES = [five_candidates, unbanked, peeking]

@@ -12,10 +12,10 @@ import pytest
 from nanochat.common import write_json
 from nanochat.config import parse
 from nanochat.cost import gpt_config, meta_model, resolve, scaling_params
-from nanochat.lab.lane_b.calibration import exponent_of_stats, parse_point, read_runs
-from nanochat.lab.lane_b.infer import FALLBACK, INFERRED
-from nanochat.lab.lane_b.loss_law import Point, fit, pool
-from nanochat.lab.lane_b.source import Refusal
+from nanochat.lab.horizon.calibration import exponent_of_stats, parse_point, read_runs
+from nanochat.lab.horizon.infer import FALLBACK, INFERRED
+from nanochat.lab.horizon.loss_law import Point, fit, pool
+from nanochat.lab.horizon.source import Refusal
 from scripts.lane_b_infer_ratio import main
 from tests.calibration_case import ALPHA, CORPUS, FLAGS, FLOOR, RATIO, VOCAB, A, calibration_run, loss, store
 from tests.ledger_case import DATA, TOKENIZER

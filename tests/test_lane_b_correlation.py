@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from lane_b_case import SignOfGaussian, brute_force, correlation_curve, draw, source_of, two_kinds, zipf
 
-from nanochat.lab.lane_b import correlation
-from nanochat.lab.lane_b.correlation import (
+from nanochat.lab.horizon import correlation
+from nanochat.lab.horizon.correlation import (
     Ranked,
     block_bounds,
     frequent_ranks,
@@ -24,9 +24,9 @@ from nanochat.lab.lane_b.correlation import (
     resampled_squares,
     write_ranked,
 )
-from nanochat.lab.lane_b.source import Refusal, TokenSource
-from nanochat.lab.lane_b.spool import Spool, spooled
-from nanochat.lab.lane_b.stats import Options, collect
+from nanochat.lab.horizon.source import Refusal, TokenSource
+from nanochat.lab.horizon.spool import Spool, spooled
+from nanochat.lab.horizon.stats import Options, collect
 
 N = 240_000
 FIELDS = ("lags", "pairs", "grams", "op", "op_floor")

@@ -14,9 +14,17 @@ import pytest
 from lane_b_case import SignOfGaussian, correlation_curve, draw, raw_beta, source_of, two_kinds, two_state_chain, zipf
 from scipy.optimize import curve_fit
 
-from nanochat.lab.lane_b.correlation import Curve, lag_grid
-from nanochat.lab.lane_b.decay import WINDOWS, before_two_invalid, compare_shapes, fit_decay, horizon, power_law, significance
-from nanochat.lab.lane_b.source import Refusal
+from nanochat.lab.horizon.correlation import Curve, lag_grid
+from nanochat.lab.horizon.decay import (
+    WINDOWS,
+    before_two_invalid,
+    compare_shapes,
+    fit_decay,
+    horizon,
+    power_law,
+    significance,
+)
+from nanochat.lab.horizon.source import Refusal
 
 SLOPES = (0.5, 0.88, 1.3)
 

@@ -11,7 +11,7 @@ import pytest
 from scipy.optimize import curve_fit
 
 from nanochat.common import write_json
-from nanochat.lab.lane_b.entropy import (
+from nanochat.lab.horizon.entropy import (
     WINDOW,
     EntropyCurve,
     draw_chunks,
@@ -23,7 +23,7 @@ from nanochat.lab.lane_b.entropy import (
     saturated_from,
     usable_contexts,
 )
-from nanochat.lab.lane_b.source import Refusal
+from nanochat.lab.horizon.source import Refusal
 
 CONTEXT = np.arange(33)
 

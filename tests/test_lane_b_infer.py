@@ -13,9 +13,19 @@ import pytest
 
 from nanochat.config import parse
 from nanochat.cost import gpt_config, meta_model, resolve, scaling_params
-from nanochat.lab.lane_b.calibration import entropy_floor, in_unit, loss_sd
-from nanochat.lab.lane_b.infer import CONFIRMATION, FALLBACK, INFERRED, Exponent, Question, disagrees, infer, settings, with_arms
-from nanochat.lab.lane_b.loss_law import Point
+from nanochat.lab.horizon.calibration import entropy_floor, in_unit, loss_sd
+from nanochat.lab.horizon.infer import (
+    CONFIRMATION,
+    FALLBACK,
+    INFERRED,
+    Exponent,
+    Question,
+    disagrees,
+    infer,
+    settings,
+    with_arms,
+)
+from nanochat.lab.horizon.loss_law import Point
 from tests.loss_law_case import FLOOR, LADDER, RATIO, N, loss, points
 
 

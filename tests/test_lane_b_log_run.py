@@ -12,8 +12,8 @@ import pytest
 
 from nanochat.common import REPO_ROOT, read_json, write_json
 from nanochat.lab.commands import exit_code
-from nanochat.lab.lane_b.run_log import LEDGER, append, row_of
-from nanochat.lab.ledger import read_rows, read_schema
+from nanochat.lab.csv_file import read_rows, read_schema
+from nanochat.lab.horizon.run_log import LEDGER, append, row_of
 from scripts.lane_b_infer_ratio import main as infer_ratio
 from scripts.lane_b_log_run import main
 from tests.calibration_case import ALPHA, RATIO, calibration_run, loss, store

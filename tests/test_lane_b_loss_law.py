@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.optimize import curve_fit
 
-from nanochat.lab.lane_b.loss_law import Losses, Point, draw_tokens, fit, free_alpha, log_sd, pool, quantile
-from nanochat.lab.lane_b.source import Refusal
+from nanochat.lab.horizon.loss_law import Losses, Point, draw_tokens, fit, free_alpha, log_sd, pool, quantile
+from nanochat.lab.horizon.source import Refusal
 from tests.loss_law_case import DROP, FLOOR, LADDER, loss, points
 
 # -----------------------------------------------------------------------------

@@ -18,11 +18,18 @@ from ngram_case import (
     word_weights,
 )
 
-from nanochat.lab.lane_b import ngram
-from nanochat.lab.lane_b.entropy import EntropyCurve, fit_gamma
-from nanochat.lab.lane_b.kneser_ney import discounts, empty_context, extend, held_out
-from nanochat.lab.lane_b.ngram import extrapolated_curve, ladder_losses, make_ladder, ngram_curve, sample_pieces, to_infinity
-from nanochat.lab.lane_b.source import Refusal, TokenSource
+from nanochat.lab.horizon import ngram
+from nanochat.lab.horizon.entropy import EntropyCurve, fit_gamma
+from nanochat.lab.horizon.kneser_ney import discounts, empty_context, extend, held_out
+from nanochat.lab.horizon.ngram import (
+    extrapolated_curve,
+    ladder_losses,
+    make_ladder,
+    ngram_curve,
+    sample_pieces,
+    to_infinity,
+)
+from nanochat.lab.horizon.source import Refusal, TokenSource
 
 
 def flat(pieces):

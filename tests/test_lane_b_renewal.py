@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ngram_case import renewal_entropy, renewal_loss, renewal_tokens
 
-from nanochat.lab.lane_b.kneser_ney import held_out
+from nanochat.lab.horizon.kneser_ney import held_out
 
 
 def renewal_losses(num_tokens, t, seed):

@@ -16,11 +16,11 @@ import pytest
 from lane_b_case import SignOfGaussian, correlation_curve, draw, source_of, zipf
 from tiny_base import make_tiny_base
 
-from nanochat.lab.lane_b import plot
-from nanochat.lab.lane_b.decay import fit_decay
-from nanochat.lab.lane_b.entropy import EntropyCurve, GammaFit
-from nanochat.lab.lane_b.source import Refusal
-from nanochat.lab.lane_b.stats import KEYS, Gamma, Options, collect
+from nanochat.lab.horizon import plot
+from nanochat.lab.horizon.decay import fit_decay
+from nanochat.lab.horizon.entropy import EntropyCurve, GammaFit
+from nanochat.lab.horizon.source import Refusal
+from nanochat.lab.horizon.stats import KEYS, Gamma, Options, collect
 from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
 from scripts import lane_b_stats
 

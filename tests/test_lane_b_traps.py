@@ -13,10 +13,10 @@ import pytest
 from lane_b_case import SignOfGaussian, raw_beta, source_of
 from ngram_case import plug_in_entropy
 
-from nanochat.lab.lane_b.decay import power_law
-from nanochat.lab.lane_b.entropy import fit_gamma
-from nanochat.lab.lane_b.ngram import ngram_curve
-from nanochat.lab.lane_b.stats import Gamma, Options, collect
+from nanochat.lab.horizon.decay import power_law
+from nanochat.lab.horizon.entropy import fit_gamma
+from nanochat.lab.horizon.ngram import ngram_curve
+from nanochat.lab.horizon.stats import Gamma, Options, collect
 from nanochat.tokenizer import RustBPETokenizer
 
 NGRAM = Gamma("ngram", ngram_curve, fit_gamma)

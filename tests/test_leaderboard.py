@@ -11,9 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.lab import plots
-from nanochat.lab.experiments import append, schema
-from nanochat.lab.leaderboard import BEGIN, END, make_entries, markdown, profiles, ranking_target, replaced, verdicts_of
+from nanochat.lab.ledger.experiments import append, schema
+from nanochat.lab.report import plots
+from nanochat.lab.report.leaderboard import (
+    BEGIN,
+    END,
+    make_entries,
+    markdown,
+    profiles,
+    ranking_target,
+    replaced,
+    verdicts_of,
+)
 from scripts import leaderboard as script
 from tests.report_case import five_candidates
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from nanochat.common import to_paste, tree_hash, write_json
-from nanochat.lab import profiles, rerun
-from nanochat.lab.experiments import append, read
-from nanochat.lab.rerun import Rerun, home_of, worktree
+from nanochat.lab import profiles
+from nanochat.lab.ledger import rerun
+from nanochat.lab.ledger.experiments import append, read
+from nanochat.lab.ledger.rerun import Rerun, home_of, worktree
 from scripts.ledger import main
 from tests.ledger_case import metrics, record, row
 

@@ -10,7 +10,7 @@ from statistics import mean, stdev
 
 import pytest
 
-from nanochat.lab.log_entry import log_entry
+from nanochat.lab.report.log_entry import log_entry
 from tests.report_case import five_candidates, peeking, unbanked
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from nanochat.lab.looks import MAX_SEEDS, chance_to_pass, declared_looks, futile, level, levels, replay
-from nanochat.lab.stats import holm, moderated_t
+from nanochat.lab.verdict.looks import MAX_SEEDS, chance_to_pass, declared_looks, futile, level, levels, replay
+from nanochat.lab.verdict.stats import holm, moderated_t
 
 LOOKS, OWN_LOOKS = list(range(2, 13)), list(range(5, 13))
 

@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import pytest
 
 from nanochat.common import read_json, to_paste, write_json
-from nanochat.lab import miniseries
-from nanochat.lab.ledger import read_rows
-from nanochat.lab.miniseries import check_matched, judge, read_depths
-from nanochat.lab.protocol import Protocol
+from nanochat.lab.csv_file import read_rows
+from nanochat.lab.cycle import miniseries
+from nanochat.lab.cycle.miniseries import check_matched, judge, read_depths
+from nanochat.lab.protocol.protocol import Protocol
 from scripts import miniseries as script
 from scripts import protocol as protocol_script
 from tests.lab_case import FAKE, enter
@@ -191,7 +191,7 @@ def test_killed_and_restarted_miniseries_repeats_nothing(place, monkeypatch):
 
 def kill_when_started(m, tag):
     """SIGKILL the cell's process and leave as if the machine had gone: no handler of ours runs."""
-    from nanochat.lab.cells import Runner
+    from nanochat.lab.protocol.runner import Runner
     start, children = Runner.start, []
 
     def start_and_die(self, cell):

@@ -10,7 +10,7 @@ import shutil
 import pytest
 
 from nanochat.common import REPO_ROOT, read_json, sha256_file
-from nanochat.lab import patches
+from nanochat.lab.trees import patches
 from scripts.patch import main
 from tests.tree_case import BETTER_EDIT, SEED_EDIT, commit, git, insert, make_patch, make_repo, snapshot, write
 

@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from nanochat.lab import plots
-from nanochat.lab.plots import draw_protocol
+from nanochat.lab.report import plots
+from nanochat.lab.report.plots import draw_protocol
 
 
 def make(arms, seeds, steps, every, effect=0.01):

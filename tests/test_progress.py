@@ -6,7 +6,7 @@ python -m pytest tests/test_progress.py -v
 
 import pytest
 
-from nanochat.lab.progress import Progress
+from nanochat.lab.protocol.progress import Progress
 from nanochat.schedule import TIMED_FROM_STEP
 
 

@@ -16,9 +16,9 @@ import pytest
 from filelock import FileLock
 
 from nanochat.common import REPO_ROOT, VENV_PYTHON, read_json
-from nanochat.lab import protocol
-from nanochat.lab.ledger import read_rows
-from nanochat.lab.protocol import Protocol, run
+from nanochat.lab.csv_file import read_rows
+from nanochat.lab.protocol import protocol
+from nanochat.lab.protocol.protocol import Protocol, run
 from scripts import protocol as script
 from tests.lab_case import FAKE, GATE, HISTORY, TREE, enter, make, ran
 

@@ -12,8 +12,10 @@ import sys
 import pytest
 
 from nanochat.common import REPO_ROOT, read_json
-from nanochat.lab import plots, profiles, protocol
-from nanochat.lab.ledger import read_rows
+from nanochat.lab import profiles
+from nanochat.lab.csv_file import read_rows
+from nanochat.lab.protocol import protocol
+from nanochat.lab.report import plots
 from scripts import smoke
 from tests.lab_case import FAKE, enter
 

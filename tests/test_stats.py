@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from nanochat.lab.stats import (
+from nanochat.lab.verdict.stats import (
     compare,
     correlation_bound,
     holm,

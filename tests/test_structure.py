@@ -17,19 +17,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = {"nanochat", "scripts", "runs", "patches", "ideas", "dev", "tests", ".ci"}
+FOLDERS = {"nanochat", "scripts", "runs", "patches", "ideas", "dev", "tests", ".ci", ".github"}
 MAX_LINES = 300
 MORE_LINES = {"tests/test_config.py": (330, "one example value and both directions for every option")}  # path: (budget, reason)
 
 # A module of nanochat/ imports only modules to its left; `layers` stands for the whole folder.
 ORDER = """common ranks stage schedule config record
-    dataset download shards corpus tokenizer_files tokenizer
+    manifest shards text_files corpus download dataset tokenizer_files tokenizer
     device dataloader layers loss gpt optim cost vram checkpoint_manager engine loss_eval
     run_facts run_setup run_guard run_eval run_log trainer""".split()
-COMMAND_LINES = {"dataset": ["download", "corpus"]}  # what a library file that is also a command needs for that, imported late
 TORCH_FREE = ORDER[:ORDER.index("device")]
+# A folder of nanochat/lab/ imports only from itself and from folders to its left; `ground` stands for the files in lab/ itself.
+ROOMS = "ground verdict trees ledger report protocol simulation cycle horizon".split()
 LAB_MAY_IMPORT = {"numpy", "scipy", "matplotlib", "filelock", *sys.stdlib_module_names}
-LAB_MAY_IMPORT_OF_OURS = {"common", "config", "schedule", "record"}
+LAB_MAY_IMPORT_OF_OURS = {"common", "config", "schedule", "stage", "record"}
 BARE_PYTHON = ("scripts.setup", "scripts.smoke")  # run before any package is installed
 
 
@@ -75,7 +76,7 @@ SCRIPTS = files("scripts/*.py")
 def test_library_imports_go_one_way(path):
     module = module_of(path)
     assert module in ORDER, f"nanochat/{module}.py is new: put it into ORDER, after what it imports"
-    before = ORDER[:ORDER.index(module)] + (["layers"] if module == "layers" else []) + COMMAND_LINES.get(module, [])
+    before = ORDER[:ORDER.index(module)] + (["layers"] if module == "layers" else [])
     for name in filter(None, map(our_module, imports(path))):
         assert name in before, f"{name_of(path)} imports nanochat.{name}, which comes after it (or is the lab)"
     assert not [name for name in imports(path) if name.split(".")[0] == "scripts"], "the library never imports scripts"
@@ -88,6 +89,42 @@ def test_lab_imports_no_torch_and_little_else(path):
             assert our_module(name) in LAB_MAY_IMPORT_OF_OURS | {"lab"}, f"{name_of(path)} imports {name}"
         else:
             assert name.split(".")[0] in LAB_MAY_IMPORT, f"{name_of(path)} imports {name}"
+
+
+LAB_MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in LAB if path.name != "__init__.py"}
+
+
+def room_of(module):
+    """nanochat.lab.verdict.gates -> verdict; nanochat.lab.arms -> ground"""
+    parts = module.split(".")
+    return parts[2] if len(parts) > 3 else "ground"
+
+
+def lab_modules(names):
+    """Those of the lab's modules that names, as all_imports gives them, lead to: a module itself, or a name in it."""
+    return {module for name in names for module in (name, name.rpartition(".")[0]) if module in LAB_MODULES}
+
+
+@pytest.mark.parametrize("module", LAB_MODULES)
+def test_rooms_of_the_lab_import_one_way(module):
+    room = room_of(module)
+    assert room in ROOMS, f"nanochat/lab/{room}/ is new: put it into ROOMS, after what it imports"
+    for other in lab_modules(imports(LAB_MODULES[module])):
+        assert room_of(other) in ROOMS[:ROOMS.index(room) + 1], f"{module} imports {other}, whose room comes after its own"
+
+
+def test_modules_of_a_room_import_each_other_without_circles():
+    left = {module: lab_modules(imports(path)) for module, path in LAB_MODULES.items()}
+    while free := [module for module, needs in left.items() if not needs & left.keys()]:
+        for module in free:
+            del left[module]
+    assert not left, f"these import each other in a circle, or a module that does: {sorted(left)}"
+
+
+def test_rooms_are_folders_with_an_empty_init():
+    folders = {path.parent.name for path in LAB_MODULES.values() if path.parent.name != "lab"}
+    assert folders == set(ROOMS[1:])
+    assert all((ROOT / f"nanochat/lab/{folder}/__init__.py").read_text(encoding="utf-8") == "" for folder in folders)
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
@@ -122,7 +159,8 @@ COMMANDS = [f"scripts.{path.stem}" for path in SCRIPTS if path.name != "__init__
 def test_command_without_the_packages_says_in_one_line_what_to_run(module):
     """-S leaves site-packages out: what a Python is that is not .venv's."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    run = subprocess.run([sys.executable, "-S", "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, env=environment)
+    run = subprocess.run([sys.executable, "-S", "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True,
+                         env=environment)
     if run.returncode == 0:  # --help needs no package
         assert "usage" in run.stdout
     else:

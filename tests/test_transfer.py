@@ -15,11 +15,11 @@ import torch
 
 from nanochat.common import REPO_ROOT, read_json
 from nanochat.gpt import GPTConfig, build_model
-from nanochat.lab import protocol
-from nanochat.lab.patches import UPSTREAM_COMMIT, git
 from nanochat.lab.profiles import PROFILES
-from nanochat.lab.results import curve
-from nanochat.lab.trees import make_all_arms
+from nanochat.lab.protocol import protocol
+from nanochat.lab.protocol.results import curve
+from nanochat.lab.trees.patches import UPSTREAM_COMMIT, git
+from nanochat.lab.trees.tree_arms import make_all_arms
 from tests.tiny import make_base
 
 UPSTREAM = os.environ.get("NANOCHAT_UPSTREAM")

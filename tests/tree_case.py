@@ -14,9 +14,9 @@ from pathlib import Path
 
 from nanochat.common import read_json
 from nanochat.lab.profiles import PROFILES
-from nanochat.lab.protocol import Protocol
-from nanochat.lab.results import curve
-from nanochat.lab.trees import make_all_arms
+from nanochat.lab.protocol.protocol import Protocol
+from nanochat.lab.protocol.results import curve
+from nanochat.lab.trees.tree_arms import make_all_arms
 from nanochat.record import read_record
 from tests.lab_case import FAKE, enter
 

@@ -29,7 +29,7 @@ class Arm:
     name: str
     flags: str  # what it adds to the control; empty for the control
     config: TrainConfig
-    tree_id = None  # identity of the code it runs; None = this repository as it is (lab/trees.py has the others)
+    tree_id = None  # identity of the code it runs; None = this repository as it is (lab/trees/tree_arms.py has the others)
 
     @property
     def argument(self) -> str | None:

@@ -11,9 +11,16 @@ import shlex
 import signal
 import subprocess
 import sys
+from datetime import datetime, timezone
+from pathlib import Path
 
+RESULTS_DIR = Path("results")  # in the working directory; git ignores it
 EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
 EXIT_FAILED_CELL = 1  # of scripts.protocol: some run failed or diverged; the others are there
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def exit_code(work, stopped: str = "stopped; the same command goes on") -> int:

@@ -1,0 +1,197 @@
+"""
+A miniseries: does what is better at one depth hold at the others? One label a depth, judged by their result files.
+
+Gates 1 (time to target), 5 (train loss) and 6 (val_bpb) at every depth, with the margins of every protocol.
+It is a filter for what a label has promoted, not a second way to promotion: on its own it would pass a change
+that does nothing as often as any of its depths does (`false_promotion`).
+"""
+
+from dataclasses import asdict, dataclass, field
+
+from nanochat.common import read_json
+from nanochat.lab.arms import CONTROL, parse_arm
+from nanochat.lab.table import number, table
+
+GATES = {"final_train_loss": 5, "val_bpb": 6}  # floors that have to be shown at every depth; gate 1 is the primary
+VAL_BPB_MARGIN = 0.005  # gate 6, also where val_bpb is the primary metric and so no floor
+MAY_DIFFER = ("depth", "device_batch_size", "model_tag", "run")  # device_batch_size only cuts the same batch
+
+
+@dataclass
+class Depth:
+    depth: int
+    says: str  # promote | not worse | price | unsure | reject
+    why: str
+    entry: dict
+
+
+@dataclass
+class Robustness:
+    """The verdict on one candidate."""
+    candidate: str
+    verdict: str  # promote | optional | inconclusive | reject
+    reason: str
+    rollback: str | None  # why it goes back to default-off
+    depths: list[Depth] = field(default_factory=list)
+
+
+def label_of(label: str, depth: int) -> str:
+    return f"{label}_d{depth}"
+
+
+def read_depths(folder, label: str, depths: list[int]) -> dict[int, dict]:
+    """{depth: facts of its label}. Raises ValueError naming every depth that is missing."""
+    results, missing = {}, []
+    for depth in depths:
+        path = folder / f"{label_of(label, depth)}_latest.json"
+        try:
+            results[depth] = read_json(path)
+        except (OSError, ValueError):
+            missing.append(f"depth {depth}: no {path}")
+    if missing:
+        raise ValueError(f"{'; '.join(missing)}: run it, the same command goes on")
+    return results
+
+
+# -----------------------------------------------------------------------------
+# Matched conditions
+
+def check_matched(results: dict[int, dict]) -> list[str]:
+    """Names of the candidates. Raises ValueError where the depths do not compare the same thing under the same conditions."""
+    if not results:
+        raise ValueError("no depths: expected at least one, as in --depths 2 4")
+    first_depth, *others = results
+    first = _conditions(first_depth, results[first_depth])
+    for depth in others:
+        conditions = _conditions(depth, results[depth])
+        differ = [f"{name}: {first.get(name)} -> {conditions.get(name)}" for name in {**first, **conditions}
+                  if first.get(name) != conditions.get(name)]
+        if differ:
+            raise ValueError(f"depth {depth} is not matched with depth {first_depth} ({'; '.join(differ)}): expected the same "
+                             "candidates, gates and options at every depth; run it again under another label")
+    return list(first["candidates"])
+
+
+def _conditions(depth: int, facts: dict) -> dict:
+    settings, declaration = facts["settings"], facts["declaration"]
+    flags = [*settings["profile_flags"], *settings["machine_flags"], *settings["common_flags"]]
+    options = asdict(parse_arm(CONTROL, "", flags).config)
+    if options["depth"] != depth:
+        raise ValueError(f"depth {depth}: {declaration['label']} was run at depth {options['depth']}; use another label")
+    for name in MAY_DIFFER:
+        options.pop(name)
+    gates = {key: declaration.get(key) for key in ("primary", "fallback", "margin", "floors", "alpha")}
+    return {"candidates": {arm["name"]: arm["flags"] for arm in declaration["arms"] if arm["name"] != CONTROL},
+            "profile": settings["profile"], **gates, **options}
+
+
+# -----------------------------------------------------------------------------
+# The verdict
+
+def judge(results: dict[int, dict]) -> list[Robustness]:
+    """One verdict a candidate, from {depth: facts}. Raises ValueError where the depths cannot be judged together."""
+    return [_robustness(name, [_depth(depth, _entry(facts, name)) for depth, facts in results.items()])
+            for name in check_matched(results)]
+
+
+def _entry(facts, name) -> dict:
+    return next((entry for entry in facts["verdicts"] if entry["candidate"] == name), {"verdict": None, "reason": "no cell has been run"})
+
+
+def _depth(depth: int, entry: dict) -> Depth:
+    """What one depth says about the candidate. Raises ValueError where it says nothing."""
+    verdict, reason = entry["verdict"], entry["reason"]
+    if verdict is None:
+        raise ValueError(f"depth {depth}: no verdict on {entry.get('candidate', 'the candidate')} ({reason}): run it to its end")
+    if verdict in ("promote", "reject"):
+        return Depth(depth, verdict, reason, entry)
+    if verdict == "optional":
+        return Depth(depth, "price", reason, entry)
+    unsure = not_shown(entry)
+    if unsure:
+        return Depth(depth, "unsure", "; ".join(unsure), entry)
+    return Depth(depth, "not worse", "gates 5 and 6 are shown, and no gate is shown worse", entry)
+
+
+def not_shown(entry: dict) -> list[str]:
+    """What keeps an undecided entry from "not worse": a floor that is not shown, or any of the gates shown worse."""
+    gates = {gate["metric"]: gate for gate in entry.get("gates") or []}
+    if not gates.keys() & GATES.keys():
+        return [entry["reason"]]
+    out = []
+    for metric, n in GATES.items():
+        gate = gates.get(metric)
+        if gate is None:
+            out.append(f"gate {n} ({metric}) was not judged")
+        elif not _within(gate):
+            out.append(f"gate {n} ({metric}) is not shown to be within its margin")
+    for gate in gates.values():
+        if (gate["role"] == "primary" or gate["metric"] in GATES) and gate.get("hi") is not None and gate["hi"] < 0:
+            out.append(f"{gate['metric']} is shown worse")
+    return out
+
+
+def _within(gate) -> bool:
+    if gate["role"] == "primary" and gate["metric"] == "val_bpb":  # its own margin asks for "better"
+        return gate.get("lo") is not None and gate["lo"] > -VAL_BPB_MARGIN
+    return gate["result"] == "pass"
+
+
+def _robustness(name: str, depths: list[Depth]) -> Robustness:
+    """promote: every depth says promote or not worse, and one of them promote. A reject anywhere means rollback."""
+    def at(*says):
+        return [d for d in depths if d.says in says]
+    gains, rejects, doubts = at("promote", "price"), at("reject"), at("price", "unsure")
+    rollback = "; ".join(f"depth {d.depth}: {d.why}" for d in rejects) or None
+    if rejects:
+        reason = f"rejected at {_listed(rejects)}: rollback to default-off"
+        return Robustness(name, "optional" if gains else "reject", reason, rollback, depths)
+    if not gains:
+        return Robustness(name, "inconclusive", "no depth shows a gain", rollback, depths)
+    if doubts:
+        return Robustness(name, "optional", "; ".join(f"depth {d.depth}: {d.why}" for d in doubts), rollback, depths)
+    return Robustness(name, "promote", f"better at {_listed(at('promote'))}, and no depth is worse", rollback, depths)
+
+
+def _listed(depths) -> str:
+    return "depth " + ", ".join(str(d.depth) for d in depths)
+
+
+def false_promotion(depths: int, alpha: float) -> float:
+    """Chance that some depth promotes a change that does nothing: what a miniseries alone would let through.
+
+    >>> round(false_promotion(3, 0.05), 3)
+    0.143
+    """
+    return 1 - (1 - alpha) ** depths
+
+
+# -----------------------------------------------------------------------------
+# Report
+
+def results_table(verdicts: list[Robustness], alpha: float) -> str:
+    rows = [[v.candidate, str(d.depth), d.says, str(d.entry.get("n", "")), number(d.entry.get("mean_gain"), "+.5f"),
+             number(d.entry.get("lo"), "+.5f"), number(d.entry.get("hi"), "+.5f"), *(_gate_cell(d.entry, metric) for metric in GATES)]
+            for v in verdicts for d in v.depths]
+    header = ["candidate", "depth", "says", "n", "gain", "at least", "at most", *(f"gate {n}" for n in GATES.values())]
+    lines = ["", table(header, rows), ""]
+    for v in verdicts:
+        lines.append(f"miniseries {v.candidate}: {v.verdict}\n  {v.reason}")
+        lines += [f"  rollback to default-off: {v.rollback}"] if v.rollback else []
+    n = max(len(v.depths) for v in verdicts)
+    if n > 1:
+        lines.append(f"A change that does nothing passes {n} depths in up to {100 * false_promotion(n, alpha):.0f} % of cases: "
+                     "this confirms what another label has promoted, and promotes nothing by itself")
+    return "\n".join(lines)
+
+
+def _gate_cell(entry, metric) -> str:
+    return next((gate["result"] for gate in entry.get("gates") or [] if gate["metric"] == metric), "")
+
+
+def summary(verdicts: list[Robustness]) -> list[dict]:
+    """For JSON: verdicts, with what each depth says and its bounds."""
+    def at_depth(d):
+        return {"depth": d.depth, "says": d.says, "why": d.why, **{key: d.entry.get(key) for key in ("n", "mean_gain", "lo", "hi")}}
+    return [{"candidate": v.candidate, "verdict": v.verdict, "reason": v.reason, "rollback": v.rollback,
+             "depths": [at_depth(d) for d in v.depths]} for v in verdicts]

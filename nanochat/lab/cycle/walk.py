@@ -1,0 +1,231 @@
+"""
+Walk the phases of a cycle as far as the gates allow. What has been done is read from result files and the ledger,
+never from log text; what is left is run by the templates in runs/, which skip what is complete themselves.
+
+The flags that a label promotes join those that every arm of the next label has, so each step is tested
+against the best so far; the miniseries then tests all of them together against the baseline.
+"""
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nanochat.common import read_json, to_paste, write_json
+from nanochat.config import FIELDS
+from nanochat.lab.arms import CONTROL, parse_arm
+from nanochat.lab.commands import EXIT_FAILED_CELL, module_command, now, shown
+from nanochat.lab.cycle import miniseries
+from nanochat.lab.cycle.rules import PHASES, Status, banked_seeds, common_winner, label_status, reentry, relative_gain
+from nanochat.lab.ledger import experiments
+from nanochat.lab.profiles import Profile
+
+FUSION_FLAGS = ("fused_rmsnorm", "chunked_ce")
+NEXT = ("make the accepted flags the default (nanochat/config.py), results checked", "write the entry: python -m scripts.gates --log-entry "
+        "--label={label}", "make leaderboard")
+
+
+class Stop(Exception):
+    """The walk ends here. decided: by what the runs show, not for want of runs."""
+
+    def __init__(self, why: str, decided: bool = False):
+        super().__init__(why)
+        self.decided = decided
+
+
+@dataclass
+class Cycle:
+    label: str
+    profile: Profile
+    flags: str  # of every arm, from the start
+    depths: list[int]
+    ratios: list[str]
+    results_dir: Path
+    ledger: Path
+    noise_seeds: int
+    dry_run: bool = False
+    accepted: list[str] = field(default_factory=list)  # flags that the labels so far have promoted
+    phases: list[dict] = field(default_factory=list)
+    improvement: float = 0.0
+    promoted: bool = False
+
+    def base(self) -> str:
+        return " ".join([self.flags, *self.accepted]).strip()
+
+    def facts(self, label: str) -> dict:
+        try:
+            return read_json(self.results_dir / f"{label}_latest.json")
+        except (OSError, ValueError):
+            return {}
+
+    def note(self, phase: int, what: str, state: str, why: str, say):
+        self.phases.append({"phase": phase, "what": what, "state": state, "why": why})
+        say(to_paste(f"phase {phase}, {what}: {state}{': ' + why if why else ''}"))
+
+
+def walk(cycle: Cycle, call, say=print) -> dict:
+    """Run what is left, phase by phase; returns what results/<label>_cycle.json says. call(command, env) -> exit code."""
+    stopped, decided, phases = None, True, dict(enumerate((_noise, _slice, _sweeps, _shape_and_fusion, _miniseries, _promotion)))
+    try:
+        for now_in in phases:
+            phases[now_in](cycle, call, say)
+    except Stop as e:
+        stopped, decided = f"phase {now_in}, {PHASES[now_in]}: {e}", e.decided
+        say(to_paste(f"stopped in {stopped}"))
+    record = {"timestamp": now(), "label": cycle.label, "profile": cycle.profile.name, "flags": cycle.flags, "accepted": cycle.accepted,
+              "phases": cycle.phases, "stopped": stopped, "complete": decided and not cycle.dry_run, "improvement": cycle.improvement,
+              "promoted": cycle.promoted}
+    if not cycle.dry_run:
+        write_json(cycle.results_dir / f"{cycle.label}_cycle.json", record)
+    return record
+
+
+def read_cycles(folder) -> list[dict]:
+    """Every cycle that has been walked here, oldest first."""
+    return sorted((read_json(path) for path in Path(folder).glob("*_cycle.json")), key=lambda cycle: cycle["timestamp"])
+
+
+# -----------------------------------------------------------------------------
+# Steps
+
+def _run(cycle, call, say, command, env=None):
+    """One public command; a failed cell is a fact for the gates, anything else ends the walk."""
+    say(to_paste(f"  $ {shown(command, env)}"))
+    if cycle.dry_run:
+        return
+    code = call(command, env)
+    if code not in (0, EXIT_FAILED_CELL):
+        raise Stop(f"{shown(command, env)} ended with exit code {code}")
+
+
+def _template(cycle, call, say, phase: int, name: str, labels: list[str], **env) -> list[Status]:
+    """The statuses of a template's labels, after running it where one of them is not finished."""
+    flags = cycle.base()
+    statuses = [label_status(cycle.facts(label), flags) for label in labels]
+    if not all(status.finished for status in statuses):
+        command = ["bash", f"runs/{name}.sh"]
+        _run(cycle, call, say, command, {"LABEL": f"{cycle.label}_{name}", "PROFILE": cycle.profile.name, "FLAGS": flags, **env})
+        statuses = [label_status(cycle.facts(label), flags) for label in labels]
+    for label, status in zip(labels, statuses):
+        cycle.note(phase, label, "done" if status.finished else "open", status.why, say)
+        if not status.finished and not cycle.dry_run:
+            raise Stop(f"{label} has no verdict yet ({status.why})")
+    return statuses
+
+
+def _accept(cycle, label: str, entry: dict, say):
+    """Carry a promoted candidate on, unless it was rejected before and has come back on the same seeds."""
+    facts = cycle.facts(label)
+    refusals = reentry(_earlier(cycle, label), label, entry["flags"], facts["declaration"]["seeds"])
+    if refusals:
+        say(f"  not carried on: {'; '.join(refusals)}")
+        return
+    cycle.accepted.append(entry["flags"])
+    cycle.improvement = max(cycle.improvement, relative_gain(facts, entry))
+
+
+def _earlier(cycle, label) -> list[dict]:
+    """Verdicts of the other labels here: what was rejected, with which flags, on which seeds."""
+    out = []
+    for path in sorted(cycle.results_dir.glob("*_latest.json")):
+        declaration = (facts := read_json(path)).get("declaration") or {}
+        flags = {arm["name"]: arm["flags"] for arm in declaration.get("arms", [])}
+        if declaration.get("label") != label:
+            out += [{"label": declaration["label"], "flags": flags[entry["candidate"]], "seeds": declaration["seeds"],
+                     "verdict": entry["verdict"]} for entry in facts.get("verdicts", [])]
+    return out
+
+
+# -----------------------------------------------------------------------------
+# Phases
+
+def _noise(cycle, call, say):
+    def banked():
+        return len(banked_seeds(experiments.read(cycle.ledger, label=experiments.NOISE), cycle.profile, cycle.flags))
+    if banked() < cycle.noise_seeds:
+        words = ["--run", f"--seeds={cycle.noise_seeds}", f"--profile={cycle.profile.name}", f"--ledger={cycle.ledger}"]
+        _run(cycle, call, say, module_command("scripts.noise", *words, *([f"--flags={cycle.flags}"] if cycle.flags else [])))
+    done = banked() >= cycle.noise_seeds
+    cycle.note(0, PHASES[0], "done" if done else "open", f"{banked()} of {cycle.noise_seeds} control runs in {cycle.ledger}", say)
+    if not done and not cycle.dry_run:
+        raise Stop(f"{banked()} control runs are banked, expected {cycle.noise_seeds}: see `make noise`")
+
+
+def _slice(cycle, call, say):
+    label = f"{cycle.label}_theory_slice"
+    status, = _template(cycle, call, say, 1, "theory_slice", [label])
+    if status.winner:
+        _accept(cycle, label, status.winner, say)
+    if not cycle.accepted and not cycle.dry_run:
+        raise Stop("no arm of the theory slice may be carried on, so there is no winner to sweep around", decided=True)
+
+
+def _sweeps(cycle, call, say):
+    for name in ("warmdown", "batch", "lr_wd", "horizon"):
+        config = parse_arm(CONTROL, "", [*cycle.profile.flags, *shlex.split(cycle.base())]).config
+        if name == "batch" and (refusal := _batch_refusal(cycle, config.batch_multiplier)):
+            cycle.note(2, f"{cycle.label}_batch", "skipped", refusal, say)
+            continue
+        labels = [f"{cycle.label}_{name}"] if name != "horizon" else [f"{cycle.label}_horizon_r{ratio}" for ratio in cycle.ratios]
+        statuses = _template(cycle, call, say, 2, name, labels, BATCH=f"{config.batch_multiplier:g}", LR=f"{config.lr_multiplier:g}",
+                             WD=f"{config.wd_multiplier:g}", RATIOS=" ".join(cycle.ratios))
+        best = common_winner(statuses, [cycle.facts(label) for label in labels]) if not cycle.dry_run else None
+        if best:
+            _accept(cycle, labels[0], best, say)
+
+
+def _batch_refusal(cycle, centre: float) -> str | None:
+    """On a small profile 0.7 x the batch may round to the batch: the trainer refuses such an arm, and the sweep is left out."""
+    common = [*cycle.profile.flags, *shlex.split(cycle.base())]
+    try:
+        for factor in (1.0, 0.7, 1.4):
+            parse_arm("batch", f"--batch-multiplier={factor * centre:g}", common)
+    except ValueError as e:
+        return str(e)
+    return None
+
+
+def _shape_and_fusion(cycle, call, say):
+    label = f"{cycle.label}_shape"
+    status, = _template(cycle, call, say, 3, "shape", [label])
+    if status.winner:
+        say("  a shape is not carried on: it is a profile of its own, so begin a cycle on it")
+    missing = [name for name in FUSION_FLAGS if name not in FIELDS]
+    if missing:
+        cycle.note(3, f"{cycle.label}_fusion", "skipped", f"the trainer has no {', '.join(missing)} yet", say)
+        return
+    label = f"{cycle.label}_fusion"
+    status, = _template(cycle, call, say, 3, "fusion", [label])
+    if status.winner:
+        _accept(cycle, label, status.winner, say)
+
+
+def _miniseries(cycle, call, say):
+    label, depths = f"{cycle.label}_miniseries", cycle.depths
+    words = [f"--label={label}", "--depths", *depths, f"--profile={cycle.profile.name}", f"--noise-seeds={cycle.noise_seeds}"]
+    words += [f"--flags={cycle.flags}"] if cycle.flags else []
+    if not all(_is_finished(cycle, miniseries.label_of(label, depth)) for depth in depths):
+        candidate = " ".join(cycle.accepted) or "(what is accepted)"
+        _run(cycle, call, say, module_command("scripts.miniseries", *words, f"--candidate=bundle: {candidate}"))
+    if cycle.dry_run:
+        return cycle.note(4, PHASES[4], "open", "", say)
+    try:
+        results = miniseries.read_depths(cycle.results_dir, label, depths)
+        verdict, = miniseries.judge(results)
+    except ValueError as e:
+        raise Stop(str(e)) from e
+    cycle.note(4, PHASES[4], "done", f"{verdict.verdict}: {verdict.reason}", say)
+    cycle.improvement = min(relative_gain(results[d.depth], d.entry) for d in verdict.depths)
+    cycle.promoted = verdict.verdict == "promote"
+    if not cycle.promoted:
+        raise Stop(f"the miniseries says {verdict.verdict}: {verdict.reason}", decided=True)
+
+
+def _is_finished(cycle, label) -> bool:
+    """The label has a verdict, and on what is accepted now."""
+    facts = cycle.facts(label)
+    return label_status(facts).finished and facts["declaration"]["arms"][1]["flags"] == " ".join(cycle.accepted)
+
+
+def _promotion(cycle, call, say):
+    todo = "; ".join(NEXT).format(label=miniseries.label_of(f"{cycle.label}_miniseries", cycle.depths[-1]))
+    cycle.note(5, PHASES[5], "open", f"{' '.join(cycle.accepted)} passed: {todo}", say)

@@ -1,0 +1,242 @@
+"""
+beta, the exponent of ||C(n)|| ~ n^-beta, from a measured curve: its interval, how far it can be seen, and whether
+there is a power law at all.
+
+The window of lags decides more than the noise does (arXiv:2602.07488 chooses its windows by hand), so beta is always
+given on several, and half their spread goes into the standard error. Fits are ordinary least squares in logarithms: in
+linear space the first lags would be all that counts.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nanochat.lab.horizon.correlation import Curve, resampled_squares
+from nanochat.lab.horizon.source import Refusal
+from nanochat.lab.verdict.stats import Z95
+
+WINDOWS = (16, 32, 64, 200)  # last lags of the windows that are always reported
+FEWEST_LAGS, SHORTEST_REACH = 6, 10
+ROUNDS = 1000
+SIGNIFICANT = 3  # standard errors of F^2
+BIC_WINS = 6
+LEAST_R2 = 0.8
+WIDE_SPREAD = 0.15
+
+
+@dataclass(frozen=True)
+class Window:
+    """A power law on the usable lags of lo..hi. reach: the last of them. None where there are fewer than three.
+    whole: the usable range covers the window, so that it counts in the spread."""
+    lo: int
+    hi: int
+    lags: int
+    reach: int | None
+    beta: float | None
+    intercept: float | None
+    se: float | None
+    r2: float | None
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Hinge:
+    """Two slopes in logarithms that meet at n_break."""
+    short: float
+    long: float
+    n_break: int
+
+
+@dataclass(frozen=True)
+class Decay:
+    """beta: of the headline window; se: bootstrap and window together. hinge: where it is better than one slope."""
+    beta: float
+    se: float
+    headline: Window
+    windows: tuple[Window, ...]
+    noise: "Significance"
+    hinge: Hinge | None
+    warnings: tuple[str, ...]
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        return self.beta - Z95 * self.se, self.beta + Z95 * self.se
+
+
+# -----------------------------------------------------------------------------
+# Significance
+
+@dataclass(frozen=True)
+class Significance:
+    """resampled: F^2 of resampled blocks [rounds, m]; square_se: of F^2 [m]; valid: [m]; usable: the valid lags before the first
+    two in a row that are not."""
+    resampled: np.ndarray
+    square_se: np.ndarray
+    valid: np.ndarray
+    usable: np.ndarray
+
+
+def significance(curve: Curve, rounds=ROUNDS, seed=0) -> Significance:
+    """Resample blocks, one draw for all lags, because their errors go together.
+
+    B - 3 of B blocks are drawn: F^2 is a mean over pairs, and drawing all B gives (B - 2) / sqrt(B (B - 1)) of its error, 0.90 at 16
+    blocks. Drawing m instead widens that by sqrt(B / m), which is right for m = (B - 2)^2 / (B - 1), almost B - 3: 2 % wide at 16
+    blocks, 10 % at 8. Where F^2 is all noise, its error comes out twice too large, 2.3 times at 8, which errs towards "not valid".
+    """
+    blocks = curve.grams.shape[1]
+    draws = np.random.default_rng(seed).multinomial(blocks - 3, np.full(blocks, 1 / blocks), size=rounds)
+    resampled = resampled_squares(curve.grams, draws[(draws > 0).sum(1) > 1])  # one block alone has no pair
+    square_se = resampled.std(axis=0, ddof=1)
+    valid = curve.squares > SIGNIFICANT * square_se
+    return Significance(resampled, square_se, valid, before_two_invalid(valid))
+
+
+def before_two_invalid(valid) -> np.ndarray:
+    """The valid lags before the first two in a row that are not.
+
+    >>> before_two_invalid([True, False, True, False, False, True]).tolist()
+    [True, False, True, False, False, False]
+    """
+    valid = np.asarray(valid, bool)
+    twice = np.flatnonzero(~valid[:-1] & ~valid[1:])
+    return valid & (np.arange(len(valid)) < (twice[0] if len(twice) else len(valid)))
+
+
+def horizon(curve: Curve) -> tuple[int | None, bool]:
+    """(n*, is it censored): the last lag whose operator norm is above the noise, and whether no larger lag was measured."""
+    visible = np.flatnonzero(curve.op_visible)
+    return (int(curve.lags[visible[-1]]), bool(visible[-1] == len(curve.lags) - 1)) if len(visible) else (None, False)
+
+
+# -----------------------------------------------------------------------------
+# Fits
+
+def power_law(lags, norm) -> tuple[float, float, float]:
+    """(beta, log F at lag 1, R^2) by least squares of log F on log n."""
+    x, y = np.log(lags), np.log(norm)
+    slope, intercept = np.polyfit(x, y, 1)
+    spread = np.sum((y - y.mean()) ** 2)
+    rest = np.sum((y - intercept - slope * x) ** 2)
+    flat = spread <= 1e-12 * len(y)  # a constant to rounding: a line of slope 0 explains nothing
+    return float(-slope), float(intercept), 0.0 if flat else float(1 - rest / spread)
+
+
+def resampled_betas(lags, squares) -> np.ndarray:
+    """beta of every resampled curve [R]; a lag whose F^2 came out negative is left out of that one. squares: [R, m]."""
+    x, w = np.log(lags)[None, :], (squares > 0).astype(float)
+    y = 0.5 * np.log(np.where(squares > 0, squares, 1.0))
+    n, sx, sy = w.sum(1), (w * x).sum(1), (w * y).sum(1)
+    across = n * (w * x * x).sum(1) - sx ** 2
+    enough = n >= 3
+    return -((n * (w * x * y).sum(1) - sx * sy)[enough] / across[enough])
+
+
+def fit_window(lags, squares, usable, resampled, lo: int, hi: int) -> Window:
+    inside = (lags >= lo) & (lags <= hi)
+    use, last = inside & usable, lags[usable][-1]
+    whole = bool(inside.any() and lags[inside][-1] <= last and hi <= lags[-1] and use.sum() >= FEWEST_LAGS)
+    reach = int(lags[use][-1]) if use.any() else None
+    if use.sum() < 3:
+        return Window(lo, hi, int(use.sum()), reach, None, None, None, None, whole)
+    beta, intercept, r2 = power_law(lags[use], np.sqrt(squares[use]))
+    se = float(np.std(resampled_betas(lags[use], resampled[:, use]), ddof=1))
+    return Window(lo, hi, int(use.sum()), reach, beta, intercept, se, r2, whole)
+
+
+def _bic(y, columns, more: int = 0) -> tuple[float, np.ndarray]:
+    """(BIC, coefficients) of least squares of y on the columns; more: parameters beside the coefficients."""
+    matrix = np.stack(columns, axis=1)
+    fit = np.linalg.lstsq(matrix, y, rcond=None)[0]
+    rest = max(np.mean((y - matrix @ fit) ** 2), 1e-20)  # an exact fit leaves rounding
+    return len(y) * np.log(rest) + (len(columns) + more) * np.log(len(y)), fit
+
+
+def compare_shapes(lags, norm) -> tuple[float, float, float, Hinge | None]:
+    """BIC of (power law, exponential, hinge), and the hinge with its knot on a lag, three or more from either end.
+
+    The hinge pays for four parameters: level, two slopes, knot. Infinite where there are too few lags for it.
+    """
+    x, y, one = np.log(lags), np.log(norm), np.ones(len(lags))
+    power, exponential = _bic(y, [one, x])[0], _bic(y, [one, np.asarray(lags, float)])[0]
+    best, hinge = np.inf, None
+    for knot in range(2, len(lags) - 2):
+        bic, (_, first, change) = _bic(y, [one, x, np.maximum(x - x[knot], 0)], more=1)
+        if bic < best:
+            best, hinge = bic, Hinge(float(-first), float(-first - change), int(lags[knot]))
+    return power, exponential, best, hinge
+
+
+# -----------------------------------------------------------------------------
+# The answer
+
+def fit_decay(curve: Curve, max_seq_len: int | None = None, window: tuple[int, int] | None = None, rounds=ROUNDS, seed=0) -> Decay:
+    """beta of a curve. max_seq_len: the context T of the models in question; window: lags of the headline, instead of
+    1..min(n*, T/4), which is lengthened to the first usable lags where it has too few of them for a fit.
+
+    Raises Refusal: no_signal, too_few_valid_lags, not_power_law, beta_nonpositive.
+    """
+    lags, squares, noise = curve.lags, curve.squares, significance(curve, rounds, seed)
+    usable, resampled = noise.usable, noise.resampled
+    _require_signal(lags, noise.valid, usable)
+    n_star, _ = horizon(curve)
+    lo, hi = window or (1, _headline_end(lags[usable], n_star, max_seq_len))
+    headline = fit_window(lags, squares, usable, resampled, lo, hi)
+    windows = tuple(fit_window(lags, squares, usable, resampled, 1, end) for end in WINDOWS)
+    hinge = _require_power_law(lags[usable], np.sqrt(squares[usable]), (headline, *windows))
+    _require_headline(headline)
+    spread = window_spread(lags[usable], np.sqrt(squares[usable]), headline, windows)
+    warnings = [*["broken_power_law"] * (hinge is not None), *["window_sensitive"] * (spread > WIDE_SPREAD)]
+    return Decay(headline.beta, float(np.hypot(headline.se, spread / 2)), headline, windows, noise, hinge,
+                 (*warnings, *horizon_warnings(n_star, max_seq_len)))
+
+
+def horizon_warnings(n_star: int | None, max_seq_len: int | None) -> tuple[str, ...]:
+    """Where correlations reach beyond a quarter of the context, the theory's exponent is only a prior."""
+    return ("horizon_exceeds_context",) if n_star and max_seq_len and n_star > max_seq_len / 4 else ()
+
+
+def window_spread(lags, norm, headline: Window, windows) -> float:
+    """Largest minus smallest beta over the admissible windows: the headline and the whole ones.
+
+    One whole window says nothing of a spread, and documents of 60 tokens leave none. Where there are fewer than two, the windows
+    that keep half of the usable range in log n are taken as well; where the range is 1..256, they are those from 1..16 on.
+    """
+    betas = [headline.beta, *(w.beta for w in windows if w.whole)]
+    if sum(w.whole for w in windows) < 2:
+        betas += [power_law(lags[:k], norm[:k])[0] for k in range(3, len(lags) + 1) if lags[k - 1] ** 2 >= lags[-1] * lags[0]]
+    return max(betas) - min(betas)
+
+
+def _headline_end(usable_lags, n_star, max_seq_len) -> int:
+    end = min(n_star or usable_lags[-1], max_seq_len / 4 if max_seq_len else np.inf, usable_lags[-1])
+    return int(max(end, usable_lags[FEWEST_LAGS - 1]))
+
+
+def _require_signal(lags, valid, usable):
+    if not valid[0]:
+        raise Refusal("no_signal", f"at lag 1 the correlation is within {SIGNIFICANT} standard errors of zero: the tokens look "
+                      "independent, or there are too few of them")
+    reach = int(lags[usable][-1])
+    if usable.sum() < FEWEST_LAGS or reach < SHORTEST_REACH:
+        raise Refusal("too_few_valid_lags", f"{usable.sum()} lags, up to {reach}, stand above the noise: expected at least {FEWEST_LAGS}, "
+                      f"up to {SHORTEST_REACH} or more; use more text, or longer documents")
+
+
+def _require_power_law(lags, norm, windows) -> Hinge | None:
+    """The hinge where it wins."""
+    power, exponential, hinged, hinge = compare_shapes(lags, norm)
+    if exponential < power - BIC_WINS:
+        raise Refusal("not_power_law", f"an exponential describes the decay better than a power law (BIC {exponential:.1f} against "
+                      f"{power:.1f}): correlations of this corpus have a scale")
+    r2 = max(w.r2 for w in windows if w.r2 is not None)
+    if r2 < LEAST_R2:
+        raise Refusal("not_power_law", f"no window of lags is near a power law: the best R2 is {r2:.2f}, expected {LEAST_R2}")
+    return hinge if hinged < power - BIC_WINS else None
+
+
+def _require_headline(headline: Window):
+    name = f"{headline.lo}..{headline.hi}"
+    if headline.beta is None:
+        raise Refusal("too_few_valid_lags", f"the window {name} has {headline.lags} usable lags; choose another --fit-window")
+    if headline.beta <= 0:
+        raise Refusal("beta_nonpositive", f"beta is {headline.beta:.3f} on lags {name}: correlations do not decay there")

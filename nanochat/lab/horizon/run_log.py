@@ -1,0 +1,94 @@
+"""
+The ledger of Lane B: one row a run that an inference led to, and one for its control, appended and never changed.
+
+The columns are ideas/lane_b_inference_schema.csv. What was predicted comes from the file of scripts.lane_b_infer_ratio, what was
+measured from the run's record, and nothing is written where the two are not about the same thing. chosen_ratio is the run's own;
+lane_b_decision is the inference's, the same in every row of it.
+"""
+
+import math
+from pathlib import Path
+
+from nanochat.common import REPO_ROOT
+from nanochat.lab.csv_file import append_rows, check_header, read_rows, read_schema
+from nanochat.lab.ledger import experiments
+
+LEDGER = REPO_ROOT / "dev" / "ledger" / "lane_b.csv"
+INFERENCE_VERSION = 1
+FROM_INFERENCE = {  # column: key of the file
+    "n_scaling_params": "num_scaling_params", "inferred_data_scaling_exponent": "alpha_d", "inferred_target_tokens": "target_tokens",
+    "lane_b_decision": "decision", **{name: name for name in ("target_metric_name", "target_metric_threshold", "confirmation_ratio",
+                                                              "inferred_target_param_data_ratio")}}
+FROM_RUN = ("git_commit", "run_id", "seed", "dataset_id", "time_to_target_sec_measured", "time_to_target_sec_extrapolated", "min_val_bpb",
+            "tok_per_sec_median", "dt_median_ms", "status")
+
+
+def schema() -> list[str]:
+    return read_schema("lane_b_inference")
+
+
+def check_inference(facts: dict):
+    """Raise ValueError for a file that is no whole inference, or whose target a record has no curve of."""
+    missing = [name for name in ("arms", "ratio_ref", "direction", *FROM_INFERENCE.values()) if name not in facts]
+    if facts.get("schema_version") != INFERENCE_VERSION or missing:
+        raise ValueError(f"not an inference of schema version {INFERENCE_VERSION}" + (f", {', '.join(missing)} missing" if missing else "")
+                         + "; run scripts.lane_b_infer_ratio again")
+    if facts["target_metric_name"] not in experiments.CURVES or facts["direction"] != "lower":
+        raise ValueError(f"the inference is about {facts['target_metric_name']} ({facts['direction']} is better): a record has curves of "
+                         f"{', '.join(experiments.CURVES)} only, lower is better")
+
+
+def row_of(record: dict, metrics_rows: list[dict], facts: dict, notes: str = "") -> dict:
+    """The row of a run, failed ones too. Raises ValueError where record and inference contradict each other."""
+    check_inference(facts)
+    arm = _arm_of(record, facts)
+    target = {"metric": facts["target_metric_name"], "threshold": facts["target_metric_threshold"]}
+    run = experiments.row_of_record(record, metrics_rows, label=None, arm=arm, profile=None, target=target)
+    row = {name: facts[key] for name, key in FROM_INFERENCE.items()} | {name: run[name] for name in FROM_RUN}
+    refused = (facts.get("error") or {}).get("code")
+    words = [f"{arm} arm", *([f"inference: {refused}"] if refused else []), " ".join(notes.split())]
+    return row | {"timestamp_utc": run["timestamp"], "chosen_ratio": record["config"]["target_param_data_ratio"],
+                  "notes": "; ".join(filter(None, words))}
+
+
+def _arm_of(record: dict, facts: dict) -> str:
+    """Which of the inference's arms the run is."""
+    config, done = record.get("config") or {}, record.get("resolved") or {}
+    said = [("num_scaling_params", done.get("num_scaling_params"), facts["num_scaling_params"]),
+            ("ratio_ref", config.get("ratio_ref"), facts["ratio_ref"])]
+    said += [(name, record.get(name), facts[name]) for name in ("dataset_id", "tokenizer_id") if facts.get(name) is not None]
+    if config.get("target_bpb", -1) > 0 and facts["target_metric_name"] == "val_bpb":
+        said.append(("target_bpb", config["target_bpb"], facts["target_metric_threshold"]))
+    for name, ours, theirs in said:
+        if ours != theirs:
+            raise ValueError(f"{record.get('run_id')}: {name} is {ours} in the record and {theirs} in the inference; log it with the "
+                             "inference that it was run for")
+    ratio = config.get("target_param_data_ratio") if done.get("horizon") == "target_param_data_ratio" else None
+    ratios = {name: arm["target_param_data_ratio"] for name, arm in facts["arms"].items()}
+    found = [name for name, wanted in ratios.items() if ratio is not None and math.isclose(ratio, wanted, rel_tol=1e-9)]
+    if not found:
+        raise ValueError(f"{record.get('run_id')}: its ratio is {ratio}, and the inference's are "
+                         f"{', '.join(f'{wanted!r} ({name})' for name, wanted in ratios.items())}")
+    return found[0]
+
+
+def identity(row) -> tuple[str, str]:
+    """A run id may be used again, by another clone or a fresh start: its start tells the runs apart."""
+    return row["run_id"], row["timestamp_utc"]
+
+
+def logged(path) -> list[tuple]:
+    """Runs of the ledger. Raises ValueError for another header."""
+    check_header(path, schema())
+    return [identity(row) for row in read_rows(path)]
+
+
+def append(path, rows: list[dict]):
+    """Append them, all or, where one has been logged before or the file has another header, none."""
+    def refuse(present):
+        seen = {identity(row) for row in present}
+        for row in rows:
+            if identity(row) in seen:
+                raise ValueError(f"{row['run_id']} is in {Path(path)} already: a run has one row")
+            seen.add(identity(row))
+    append_rows(path, schema(), rows, refuse)

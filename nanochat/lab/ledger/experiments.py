@@ -1,0 +1,219 @@
+"""
+The ledger of experiments: one row a run, failed runs too, appended and never changed.
+
+The columns are ideas/experiment_schema.csv: first the 23 of the plan, then what makes a row reproducible and
+comparable. Values are what a run did (its record's "resolved"), not what was asked for; an empty cell was not
+measured. A row is one line, so a torn line is one lost row, and two branches that both added rows merge.
+
+    rows = read(LEDGER, label="noise", arm="control")
+    bank(rows, profile_hash, "val_bpb", exclude_seeds=[1337, 2026]).s_b
+"""
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from nanochat.common import REPO_ROOT
+from nanochat.lab.arms import CONTROL
+from nanochat.lab.csv_file import append_row, read_schema, read_typed
+from nanochat.lab.ledger.workload import option_differences
+from nanochat.lab.metrics import METRICS
+from nanochat.lab.verdict.time_to_target import crossing, extrapolate
+
+LEDGER = Path(os.environ.get("NANOCHAT_LEDGER") or REPO_ROOT / "dev" / "ledger" / "experiments.csv")
+NOISE = "noise"  # label of the banked runs: the control alone, on seeds that protocols do not use
+BOOLS = ("dirty", "overloaded")
+INTEGERS = ("seed", "depth", "max_seq_len", "device_batch_size", "total_batch_size", "threads", "num_iterations",
+            "effective_total_batch_size", "trained_tokens")
+FLOATS = ("target_param_data_ratio", "warmdown_ratio", "target_metric_threshold", "time_to_target_sec_measured",
+          "time_to_target_sec_extrapolated", "tok_per_sec_median", "dt_median_ms", "wall_time_sec", "final_train_loss", "min_val_bpb",
+          "peak_mem_mib", "load", "effective_ratio", "tau", "compile_sec", "eval_sec", "val_bpb", "training_sec")
+CURVES = {"val_bpb": "val/bpb", "train_loss": "train/smooth_loss"}  # target metric -> key in metrics.jsonl
+
+
+def schema() -> list[str]:
+    return read_schema("experiment")
+
+
+# -----------------------------------------------------------------------------
+# Writing
+
+def row_of_record(record: dict, metrics_rows, *, label, arm, profile, target=None, declared_at=None, overloaded=None,
+                  patch_hash=None, known=None) -> dict:
+    """The row of a run, in schema order.
+
+    record: run.json, or {} of a run that left none; metrics_rows: its metrics.jsonl. target: {"metric", "threshold"}.
+    known: columns that the caller knows, taken where the record is silent, and its status in any case (a run that
+    was killed still says "running").
+    """
+    config, done, results, clocks = (record.get(key) or {} for key in ("config", "resolved", "results", "clocks"))
+    status = (known or {}).get("status") or {"running": "crash"}.get(record.get("status"), record.get("status"))
+    device, load = record.get("device") or {}, [x for x in (record.get("load_start"), record.get("load_end")) if x is not None]
+    row = dict.fromkeys(schema())
+    row |= {name: config.get(name) for name in ("seed", "depth", "max_seq_len", "device_batch_size", "warmdown_ratio", "warmdown_shape")}
+    row |= {name: record.get(name) for name in ("git_commit", "run_id", "profile_hash", "config_hash", "dirty", "threads", "dataset_id",
+                                                "tokenizer_id", "tree_hash", "command")}
+    row |= {name: results.get(name) for name in ("tok_per_sec_median", "dt_median_ms", "final_train_loss", "min_val_bpb", "peak_mem_mib",
+                                                 "trained_tokens")}
+    row |= {name: clocks.get(name) for name in ("wall_time_sec", "compile_sec", "eval_sec")}
+    row |= {name: done.get(name) for name in ("effective_ratio", "num_iterations", "tau")}
+    row |= _target_cells(metrics_rows, target)
+    row |= {
+        "timestamp": record.get("started_at"), "experiment_name": label or record.get("run_id"), "arm": arm, "label": label,
+        "profile": profile, "status": status, "total_batch_size": done.get("total_batch_size"),
+        "effective_total_batch_size": done.get("total_batch_size"), "training_sec": clocks.get("total_training_time"),
+        "val_bpb": results.get("val_bpb") if status == "ok" else None,  # that of a run's end
+        "target_param_data_ratio": config.get("target_param_data_ratio") if done.get("horizon") == "target_param_data_ratio" else None,
+        "device": ": ".join(filter(None, (device.get("kind"), device.get("name")))) or None,
+        "versions": " ".join(f"{name}={version}" for name, version in (record.get("versions") or {}).items()) or None,
+        "load": max(load, default=None), "overloaded": overloaded, "patch_hash": patch_hash or record.get("patch_hash"),
+        "bound": record.get("bound") or results.get("bound") or (done.get("horizon") if status == "ok" else None),
+        "declared_at": declared_at,
+    }
+    row |= {name: value for name, value in (known or {}).items() if row[name] is None}
+    return {name: _measured(value) for name, value in row.items()}
+
+
+def _target_cells(metrics_rows, target) -> dict:
+    if not target:
+        return {}
+    if target["metric"] not in CURVES:
+        raise ValueError(f"target metric {target['metric']!r}: expected one of {', '.join(CURVES)}")
+    curve = metric_curve(metrics_rows, target["metric"])
+    measured = crossing(curve, target["threshold"])
+    guessed, method, _ = (None, None, None) if measured is not None else extrapolate(curve, target["threshold"])
+    return {"target_metric_name": target["metric"], "target_metric_threshold": target["threshold"],
+            "time_to_target_sec_measured": measured, "time_to_target_sec_extrapolated": guessed,
+            "extrapolation_method": None if guessed is None else method}
+
+
+def metric_curve(metrics_rows, metric="val_bpb") -> list[tuple]:
+    """(step, training seconds, value) of each line of metrics.jsonl that has the metric."""
+    key = CURVES[metric]
+    return [(row["step"], row.get("total_training_time"), row[key]) for row in metrics_rows if row.get(key) is not None]
+
+
+def _measured(value):
+    """A number that is not finite was not measured; a line break would make two rows of one."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return " ".join(value.splitlines()) if isinstance(value, str) else value
+
+
+def append(path, row: dict):
+    """Append one row; when this returns, the row is on disk."""
+    append_row(path, schema(), {name: _measured(value) for name, value in row.items()})
+
+
+def identity(row: dict) -> tuple:
+    """Which run a row is of: a run id may be used again, and one run may be stopped and resumed."""
+    return row["run_id"], row["config_hash"], row["timestamp"], row["status"]
+
+
+def is_of(record: dict | None, row: dict) -> bool:
+    """Whether a stored record still is the run of `row`."""
+    return bool(record) and (record.get("config_hash"), record.get("started_at")) == (row["config_hash"], row["timestamp"])
+
+
+# -----------------------------------------------------------------------------
+# Reading
+
+def parse_cell(name: str, text: str):
+    """The value of a cell; None for an empty one. Raises ValueError for what is no value of that column."""
+    if not text:
+        return None
+    if name in BOOLS:
+        if text not in ("True", "False"):
+            raise ValueError(f"{name}={text}: expected True or False")
+        return text == "True"
+    try:
+        return int(text) if name in INTEGERS else float(text) if name in FLOATS else text
+    except ValueError:
+        raise ValueError(f"{name}={text}: expected a {'whole ' * (name in INTEGERS)}number") from None
+
+
+def read(path, where=(), last: int | None = None, **filters) -> list[dict]:
+    """Rows with typed values and their number in the file ("row", from 1), oldest first; a torn last line is left out.
+
+    filters: column=value, None for an empty cell; where: more conditions, (column, "=" | "<" | ">", value); last: only
+    the newest of them. Raises ValueError for another header or a cell that is no value of its column.
+    """
+    return read_typed(path, schema(), parse_cell, [*((name, "=", value) for name, value in filters.items()), *where], last)
+
+
+# -----------------------------------------------------------------------------
+# The bank: how much the control varies by itself
+
+@dataclass(frozen=True)
+class Bank:
+    """values: of one metric, a seed each, logs for times and rates; s_b: their sd, nu its degrees of freedom."""
+    values: list[float]
+    s_b: float | None
+    nu: int
+    left_out: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+
+
+def value_of(row: dict, metric: str) -> float | None:
+    """The metric as it is compared, or None where it was not measured."""
+    value = row[METRICS[metric].column]
+    if value is None or not math.isfinite(value) or (METRICS[metric].log and value <= 0):
+        return None
+    return math.log(value) if METRICS[metric].log else value
+
+
+def bank(rows, profile_hash: str, metric: str, exclude_seeds=()) -> Bank:
+    """The banked runs of a profile. Raises ValueError for a spread of zero, and for a target that a banked run missed."""
+    runs, left_out = banked_runs(rows, profile_hash, exclude_seeds)
+    if metric == "time_to_target":
+        runs = _same_target(runs, left_out)
+    found = {row["seed"]: value_of(row, metric) for row in runs}
+    left_out += [f"seed {seed}: {metric} was not measured" for seed, value in found.items() if value is None]
+    seeds = sorted(seed for seed, value in found.items() if value is not None)
+    values = [found[seed] for seed in seeds]
+    if len(values) < 2:
+        return Bank(values, None, 0, left_out, seeds)
+    if np.ptp(values) <= 1e-12 * max(map(abs, values)):
+        raise ValueError(f"the {len(values)} banked runs of profile {profile_hash[:8]} have one and the same {metric}: they are copies; "
+                         "bank runs of different seeds")
+    return Bank(values, float(np.std(values, ddof=1)), len(values) - 1, left_out, seeds)
+
+
+def banked_runs(rows, profile_hash: str, exclude_seeds=()) -> tuple[list[dict], list[str]]:
+    """(one row a seed, why others were left out). The newest row says which options the control has."""
+    rows = [row for row in rows if (row["profile_hash"], row["arm"], row["label"]) == (profile_hash, CONTROL, NOISE)]
+    kept, left_out, twice = {}, [], {}
+    for row in reversed(rows):
+        seed, first = row["seed"], next(iter(kept.values()), row)
+        if row["status"] != "ok":
+            if not any(other["status"] == "ok" and other["seed"] == seed for other in rows):
+                left_out.append(f"seed {seed}: ended {row['status']}, it has no value")
+        elif seed in exclude_seeds:
+            left_out.append(f"seed {seed} is one of the protocol's own: a bank needs other seeds")
+        elif other := option_differences(first, row):
+            left_out.append(f"seed {seed}: banked with other options than the newest run ({', '.join(other)})")
+        elif seed in kept:
+            same_run = row["config_hash"] == kept[seed]["config_hash"]
+            twice.setdefault("one of each" if same_run else "on other code, the newer", {})[seed] = None
+        else:
+            kept[seed] = row
+    left_out += [f"banked twice, {which} is kept: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, reversed(seeds)))}"
+                 for which, seeds in twice.items()]
+    return list(kept.values())[::-1], list(dict.fromkeys(left_out))
+
+
+def _same_target(runs, left_out) -> list[dict]:
+    declared = [row for row in runs if row["target_metric_threshold"] is not None]
+    if not declared:
+        return []
+    target = declared[-1]["target_metric_name"], declared[-1]["target_metric_threshold"]
+    same = [row for row in declared if (row["target_metric_name"], row["target_metric_threshold"]) == target]
+    left_out += [f"seed {row['seed']}: no time to this target" for row in runs if row not in same]
+    missed = [row["seed"] for row in same if row["time_to_target_sec_measured"] is None]
+    if missed:
+        raise ValueError(f"target {target[0]} {target[1]:.6g}: the banked control run on seed {missed[0]} missed it; "
+                         "declare one that every banked run reached")
+    return same

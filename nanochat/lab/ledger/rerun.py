@@ -1,0 +1,135 @@
+"""
+Run a row of the ledger again: its command, at its commit, in a worktree outside the tree, and compare.
+
+The run gets a model tag of its own, so that the artifacts of the first one stay where they are; everything else
+is the command to the letter. On a CPU, eager, with the same threads and versions, val_bpb is equal to the last bit.
+"""
+
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat.common import REPO_ROOT, read_json, to_paste, tree_hash
+from nanochat.config import flag
+from nanochat.lab.commands import RESULTS_DIR
+from nanochat.lab.ledger.workload import PROGRAM, words_of
+from nanochat.lab.profiles import PROFILES
+from nanochat.record import read_record
+
+OF_THE_FIRST_RUN = ("model_tag", "resume", "resume_from_step")
+HASH_LETTERS = 8
+
+
+@dataclass
+class Rerun:
+    row: dict
+    home: Path  # base dir that holds its data and tokenizer
+    repo: Path = REPO_ROOT
+
+    def __post_init__(self):
+        number = f"row {self.row['row']}"
+        if not self.row["command"] or not words_of(self.row):
+            raise ValueError(f"{number} has no command of {PROGRAM}: it was imported, or its run left no record")
+        if not self.row["git_commit"]:
+            raise ValueError(f"{number} has no commit: it was run outside git, and its code cannot be had again")
+
+    @property
+    def tag(self) -> str:
+        return f"{self.row['run_id']}_rerun"
+
+    def describe(self) -> str:
+        row = self.row
+        lines = [f"git checkout {row['git_commit']}" + ("  # and changes that were not committed" if row["dirty"] else "")]
+        lines += [f"git apply  # the patch {row['patch_hash']}"] if row["patch_hash"] else []
+        command = row["command"] if row["patch_hash"] else to_paste(row["command"])  # a patched tree has no .venv of its own
+        return "\n".join([*lines, f"export NANOCHAT_BASE_DIR={shlex.quote(str(self.home))}", command])
+
+    def refuse_patched(self):
+        """Raise ValueError, naming what does it instead, for a row that ran with a patch: of the patch it has only the hash."""
+        if not self.row["patch_hash"]:
+            return
+        label = self.row["label"] or "protocol"
+        path = RESULTS_DIR / f"{label}_latest.json"
+        command = protocol_of(self.row, path)
+        instead = f"\n  {to_paste(command)} --fresh" if command else \
+            f" the command of label {label}, with the same --arm and --fresh ({path}, where it would stand, is not of this run)"
+        raise ValueError(f"row {self.row['row']} ran with a patch, and a row keeps the hash of a patch "
+                         f"({self.row['patch_hash'][:HASH_LETTERS]}), not its text and not its tree: it cannot be made again from the row "
+                         f"alone. Run its protocol anew, which applies the patch:{instead}")
+
+    def argv(self) -> list[str]:
+        """The options of the command, under this run's own tag."""
+        dropped, words = tuple(map(flag, OF_THE_FIRST_RUN)), iter(words_of(self.row))
+        kept = []
+        for word in words:
+            if word.partition("=")[0] not in dropped:
+                kept.append(word)
+            elif "=" not in word and word != flag("resume"):
+                next(words, None)  # its value is the next word
+        return [*kept, f"{flag('model_tag')}={self.tag}"]
+
+    def run(self, say=print) -> dict:
+        """Run it; the new record. Raises ValueError where the code cannot be had, or the run leaves no record."""
+        self.refuse_patched()
+        with worktree(self.row["git_commit"], self.repo) as tree:
+            if self.row["tree_hash"] and tree_hash(tree) != self.row["tree_hash"]:
+                say("the code of the commit is not the code of the row, which had changes that were not committed")
+            environment = {**os.environ, "NANOCHAT_BASE_DIR": str(self.home), "OMP_NUM_THREADS": str(self.row["threads"] or 1)}
+            before = read_record(self.home, self.tag)
+            code = subprocess.run([sys.executable, "-m", PROGRAM, *self.argv()], cwd=tree, env=environment).returncode
+        record = read_record(self.home, self.tag)
+        if record is None or record == before:
+            raise ValueError(f"the run ended with exit code {code} and left no record")
+        return record
+
+    def compare(self, record: dict) -> tuple[bool, list[str]]:
+        """(whether val_bpb came out again, to the last bit; what to know about it)."""
+        old, new = self.row["val_bpb"], (record.get("results") or {}).get("val_bpb")
+        lines = [f"{name}: {self.row[name]} then, {record.get(name)} now" for name in ("dataset_id", "tokenizer_id", "threads", "tree_hash")
+                 if self.row[name] != record.get(name)]
+        versions = " ".join(f"{name}={version}" for name, version in (record.get("versions") or {}).items())
+        lines += [f"versions: {self.row['versions']} then, {versions} now"] if self.row["versions"] != versions else []
+        if record.get("status") != self.row["status"] or old is None or new is None:
+            return False, [*lines, f"not reproduced: {self.row['status']} with val_bpb {old} then, {record.get('status')} with {new} now"]
+        if old == new:
+            return True, [*lines, f"reproduced: val_bpb {new} to the last bit"]
+        return False, [*lines, f"not reproduced: val_bpb {old} then, {new} now, a difference of {new - old:+.3g}"]
+
+
+def protocol_of(row: dict, path) -> str | None:
+    """The command of the protocol whose result file is at `path`, if it is the one that the row's run belongs to."""
+    try:
+        facts = read_json(path)
+        known = {(run["run_id"], run["config_hash"]) for run in facts["runs"]}
+        return facts["settings"]["command"] if (row["run_id"], row["config_hash"]) in known else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def home_of(row: dict, base_dir) -> Path:
+    """Base dir of the row's run: its profile's, where it has one that is known here."""
+    return PROFILES[row["profile"]].home(base_dir) if row["profile"] in PROFILES else Path(base_dir).resolve()
+
+
+@contextlib.contextmanager
+def worktree(commit: str, repo=REPO_ROOT):
+    """A checkout of `commit` in a temporary folder; the repository's own tree is not touched."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
+
+    def git(*args):
+        run = subprocess.run(["git", "-C", str(repo), *args], capture_output=True, text=True, env=environment)
+        if run.returncode:
+            raise ValueError(f"git {args[0]}: {run.stderr.strip()}; is commit {commit[:12]} in {repo}? fetch it first; "
+                             "a run of another tree (--arm tree=...) is made again by its protocol")
+    with tempfile.TemporaryDirectory(prefix="nanochat-rerun-") as folder:
+        tree = Path(folder) / "tree"
+        git("worktree", "add", "--detach", str(tree), commit)
+        try:
+            yield tree
+        finally:
+            git("worktree", "remove", "--force", str(tree))

@@ -1,0 +1,120 @@
+"""
+One line that says where a protocol is: rewritten in place in a terminal, now and then in a log.
+"""
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+
+from nanochat.lab.table import format_time
+from nanochat.schedule import TIMED_FROM_STEP
+
+LOG_EVERY_SEC = 30
+
+
+@dataclass
+class Running:
+    """A cell that is being trained, by the steps that were seen."""
+    begun: float
+    first: int | None = None  # step where it was first seen: 0, or where it was resumed; None = not started to step
+    step: int | None = None
+    total: int | None = None
+    warm: tuple[int, float] | None = None  # (step, time) when a step past the first was first seen
+
+    def see(self, step: int, now: float):
+        self.first = step if self.first is None else self.first
+        self.step = step
+        if self.warm is None and step > self.first:
+            self.warm = step, now
+
+    def pace(self, now: float) -> tuple[int, float]:
+        """(steps, seconds) since it is warm."""
+        return (self.step - self.warm[0], now - self.warm[1]) if self.warm else (0, 0.0)
+
+    def start(self) -> tuple[int, float]:
+        """(steps, seconds) until it was warm: imports, building, the first validation, the first step, which may compile."""
+        return self.warm[0] - self.first, self.warm[1] - self.begun
+
+
+class Progress:
+    """ETA = for each cell left, what starting took so far, and its steps at the pace so far, over the cells that run side by side.
+
+    Both are taken over the cells of this session; validation is in the pace. `name` tells apart the cells that are running.
+    """
+
+    def __init__(self, n_cells: int, n_to_run: int, out=None, clock=time.monotonic):
+        self.out = sys.stdout if out is None else out
+        self.live = self.out.isatty()
+        self.n_cells, self.n_to_run, self.clock = n_cells, n_to_run, clock
+        self.begun, self.last_printed = clock(), -float("inf")
+        self.done_cells = 0
+        self.totals: dict[str, int] = {}  # steps of the cells seen so far: arms may be of different length
+        self.running: dict[str, Running] = {}
+        self.paces: list[tuple[int, float]] = []  # Running.pace and .start of the cells that have ended
+        self.starts: list[tuple[int, float]] = []
+
+    def begin(self, name: str):
+        self.running[name] = Running(self.clock())
+        self.show()
+
+    def update(self, name: str, step, total):
+        """step: optimizer steps of this cell that are done (None: not known yet), of `total`."""
+        cell = self.running[name]
+        if step is not None:
+            cell.see(step, self.clock())
+        if total:
+            cell.total = self.totals[name] = total
+
+    def end(self, name: str):
+        cell = self.running.pop(name)
+        if cell.warm:
+            self.paces.append(cell.pace(self.clock()))
+            self.starts.append(cell.start())
+        self.done_cells += 1
+        if self.live:
+            self.out.write("\r\x1b[2K")
+            self.out.flush()
+
+    def show(self):
+        """The moving line: in place in a terminal, now and then in a log."""
+        if self.live:
+            self.out.write("\r\x1b[2K" + self.line()[:shutil.get_terminal_size().columns - 1])
+            self.out.flush()
+        elif self.clock() - self.last_printed >= LOG_EVERY_SEC:
+            self.last_printed = self.clock()
+            print(self.line(), file=self.out, flush=True)
+
+    def say(self, text: str):
+        """A line that stays, above the one that moves."""
+        if self.live:
+            self.out.write("\r\x1b[2K")
+        print(text, file=self.out, flush=True)
+
+    def line(self) -> str:
+        eta = self.eta_sec()
+        where = [name + (" starting" if cell.step is None else f" step {cell.step}/{cell.total or '?'}")
+                 for name, cell in self.running.items()]
+        left = "" if eta is None else f", about {format_time(eta)} left"
+        done = self.n_cells - self.n_to_run + self.done_cells
+        return f"[{done}/{self.n_cells} done] {'; '.join(where)}; {format_time(self.clock() - self.begun)} so far{left}"
+
+    def eta_sec(self) -> float | None:
+        """Seconds left for all cells; None before enough steps were timed to say so."""
+        now, cells = self.clock(), list(self.running.values())
+        steps, sec = _sums([*self.paces, *(cell.pace(now) for cell in cells)])
+        usual = sum(self.totals.values()) / max(1, len(self.totals))  # of the cells that wait
+        if not usual or not steps or steps < min(TIMED_FROM_STEP, usual / 2):
+            return None
+        pace, starts = sec / steps, [*self.starts, *(cell.start() for cell in cells if cell.warm)]
+        start_steps, start_sec = (total / len(starts) for total in _sums(starts))
+        fresh = start_sec + (usual - start_steps) * pace
+        left = (self.n_to_run - self.done_cells - len(cells)) * fresh
+        for cell in cells:
+            started = (cell.first or 0) * pace + now - cell.begun
+            left += ((cell.total or usual) - cell.step) * pace if cell.warm else max(fresh - started, 0.0)
+        return left / max(1, len(cells))
+
+
+def _sums(pairs) -> tuple[int, float]:
+    return sum(steps for steps, _ in pairs), sum(sec for _, sec in pairs)

@@ -1,0 +1,235 @@
+"""
+A protocol: control and candidates over the same seeds, cell by cell, into one result file.
+
+The declaration (arms, seeds, gates, looks, what counts as noise) is on disk before the first run and is what
+the verdict is read from. `run` is everything between parsed arguments and the exit code.
+"""
+
+import contextlib
+import math
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from nanochat.common import to_paste, tree_hash
+from nanochat.config import profile_hash
+from nanochat.lab.arms import NAME, Arm, Cell, make_cells, same_options
+from nanochat.lab.commands import EXIT_FAILED_CELL, EXIT_INTERRUPTED, EXIT_OK, RESULTS_DIR
+from nanochat.lab.profiles import Profile
+from nanochat.lab.protocol.progress import Progress
+from nanochat.lab.protocol.results import Results, curve
+from nanochat.lab.protocol.runner import TRAINER, Outcome
+from nanochat.lab.protocol.session import Session
+from nanochat.lab.report.html import write_report
+from nanochat.lab.report.plots import draw_protocol
+from nanochat.lab.report.text import failure, results_table, run_line
+from nanochat.lab.trees.tree_arms import check_seeds
+from nanochat.lab.verdict import gates
+
+POLL_SEC = 0.5
+AA_OFFSET = 1_000_000  # between the seeds of a pair in an A/A protocol
+
+
+@dataclass
+class Protocol:
+    label: str
+    profile: Profile
+    arms: list[Arm]  # control first
+    seeds: list[int]
+    home: Path  # base dir of the cells
+    common_flags: list[str] = field(default_factory=list)  # of all arms, as the user gave them
+    machine_flags: list[str] = field(default_factory=list)  # of all arms, as profiles.machine_flags chose them
+    min_gain: float | None = None  # in the unit of the primary metric; the smallest gain worth having
+    primary: str = "val_bpb"
+    fallback: str | None = None  # judged where a candidate misses the target
+    target_bpb: float | None = None  # None: from the bank
+    noise: str = "bank"  # or "own": the differences alone
+    until_decided: bool = False  # seeds are added at the declared looks
+    aa: bool = False  # every candidate is the control on other seeds
+    ledger: Path | None = None  # rows go here
+    bank: Path | None = None  # the banked runs come from here; None = from the ledger
+    machine: str = ""  # name of the device; a bank is of one machine
+    fresh: bool = False
+    timeout_sec: float | None = None
+    jobs: int = 1  # cells that run side by side, each on its share of the cores
+    results_dir: Path = RESULTS_DIR
+    trainer: tuple = TRAINER
+    cells: list[Cell] = field(default_factory=list, init=False)  # made by identify
+
+    def __post_init__(self):
+        if self.label and not NAME.fullmatch(self.label):
+            raise ValueError(f"--label={self.label}: expected letters, digits, '.', '_' and '-'; it names files and folders")
+        if self.min_gain is not None and not (math.isfinite(self.min_gain) and self.min_gain > 0):
+            raise ValueError(f"--min-gain={self.min_gain}: expected bits per byte above 0")
+        if self.timeout_sec is not None and not self.timeout_sec > 0:
+            raise ValueError(f"--timeout-minutes={self.timeout_sec / 60:g}: expected minutes above 0")
+        if self.jobs < 1:
+            raise ValueError(f"--jobs={self.jobs}: expected 1 or more")
+        if self.jobs > 1 and self.arms[0].config.device_type != "cpu":
+            raise ValueError(f"--jobs={self.jobs}: cells share cores, not a {self.arms[0].config.device_type or 'device'}; leave it at 1")
+        check_seeds(self.arms, self.seeds)
+        self.results = Results(self.results_dir, self.name)  # a foreign history is refused here
+
+    def identify(self, dataset_id: str, tokenizer_id: str):
+        """Fix what the cells are computed from; their hashes follow."""
+        self.dataset_id, self.tokenizer_id, self.tree = dataset_id, tokenizer_id, tree_hash()
+        self.cells = make_cells(self.arms, self.seeds, self.label, dataset_id, tokenizer_id, self.tree, AA_OFFSET if self.aa else 0)
+        control = self.arms[0].config
+        self.profile_hash = profile_hash(control, control.device_type or "cpu", dataset_id, tokenizer_id)
+
+    @property
+    def name(self) -> str:
+        return self.label or "protocol"
+
+    def command(self, seeds=None) -> str:
+        """The public command that means this protocol, or the same with other seeds."""
+        words = ["python", "-m", "scripts.protocol", f"--profile={self.profile.name}"]
+        words += [f"--label={self.label}"] if self.label else []
+        words += ["--seeds", *map(str, seeds or self.seeds)]
+        words += [f"--flags={shlex.join(self.common_flags)}"] if self.common_flags else []
+        words += [arm.argument for arm in self.arms if arm.argument]
+        words += [f"--min-gain={self.min_gain:g}"] if self.min_gain else []
+        words += [f"--primary={self.primary}"] if self.primary != "val_bpb" else []
+        words += [f"--fallback={self.fallback}"] if self.fallback else []
+        words += [f"--target-bpb={self.target_bpb:g}"] if self.target_bpb is not None else []
+        words += [f"--noise={self.noise}"] if self.noise != "bank" else []
+        words += ["--until=decided", f"--max-seeds={len(self.seeds)}"] if self.until_decided else []
+        words += ["--aa"] if self.aa else []
+        return shlex.join(words)
+
+
+def run(protocol: Protocol, say=print) -> int:
+    """Declare, run what is missing, write and print the results. Returns the exit code."""
+    assert protocol.cells, "identify() comes first"
+    with _only_one(protocol):
+        session = Session(protocol)
+        changed = session.declare()
+        _announce(session, changed, say)
+        for cells in batches(session):
+            left = session.reuse(cells)
+            session.write()
+            _announce_cells(session, cells, left, say)
+            if run_cells(session, left):
+                session.write()
+                say(f"stopped; what was trained is saved. Go on with the same command:\n  {to_paste(protocol.command())}")
+                return EXIT_INTERRUPTED
+        facts = session.write()
+        report_results(session, facts, say)
+    return EXIT_OK if all(row["run_status"] == "ok" for row in facts["runs"]) else EXIT_FAILED_CELL
+
+
+def batches(session: Session):
+    """The cells up to each declared look, of the arms that are still undecided; a fixed protocol has one look."""
+    protocol, done = session.protocol, 0
+    for look in session.declaration["looks"]:
+        if done:
+            decided = gates.is_decided(session.declaration, session.ordered_runs())
+            if all(decided.values()):
+                return
+        skipped = [name for name, no_use in decided.items() if no_use] if done else []
+        seeds = protocol.seeds[done:look]
+        yield [cell for cell in protocol.cells if cell.seed in seeds and cell.arm.name not in skipped]
+        done = look
+
+
+def run_cells(session: Session, cells: list[Cell]) -> bool:
+    """Run `cells`, `jobs` at a time, going on after a failed one. True when the user stopped it.
+
+    Raises ValueError when the code is no longer what the cells' hashes say: arms must not run on different code.
+    """
+    runner, protocol = session.runner, session.protocol
+    progress = Progress(len(session.runs) + len(cells), len(cells))
+    waiting, running = list(cells), []
+    try:
+        while waiting or running:
+            while waiting and len(running) < protocol.jobs:
+                _check_tree(session)
+                running.append(runner.start(waiting.pop(0)))
+                progress.begin(running[-1].cell.title)
+            for attempt in list(running):
+                outcome = runner.wait(attempt, POLL_SEC / len(running))
+                progress.update(attempt.cell.title, *runner.position(attempt))
+                if outcome:
+                    running.remove(attempt)
+                    _tell(session, progress, attempt.cell, outcome)
+            progress.show()
+    except KeyboardInterrupt as e:
+        for attempt, outcome in zip(running, runner.stop(running, by=str(e) or "SIGINT")):
+            _tell(session, progress, attempt.cell, outcome)
+        return True
+    except BaseException:  # a full disk, edited code: what runs is saved before the protocol leaves
+        runner.stop(running)
+        raise
+    return False
+
+
+def _check_tree(session):
+    if tree_hash() != session.protocol.tree:
+        raise ValueError(f"nanochat/ or scripts/ changed since this protocol began ({len(session.runs)} cells are done): put the "
+                         "code back and start it again to go on, or start it again to run every cell on the new code")
+
+
+def _tell(session, progress, cell: Cell, outcome: Outcome):
+    row = session.finish(cell, outcome)
+    progress.end(cell.title)
+    done = progress.n_cells - progress.n_to_run + progress.done_cells
+    progress.say(f"[{done}/{progress.n_cells}] {run_line(row, outcome.elapsed_sec)}")
+    if outcome.status != "ok":
+        progress.say(failure(row, session.runner.log_path(cell)))
+
+
+def report_results(session: Session, facts: dict, say=print):
+    """The tables, the picture and where everything is."""
+    protocol, written = session.protocol, [session.results.latest, session.results.history]
+    say(results_table(facts))
+    curves = {(run["arm"], run["seed"]): curve(protocol.home, run["run_tag"]) for run in facts["runs"]}
+    if draw_protocol(session.results.picture, protocol.name, [arm.name for arm in protocol.arms], curves, facts["deltas"]):
+        written.append(session.results.picture)
+    if session.declaration["noise_source"] == "none":
+        more = protocol.seeds + [max(protocol.seeds) + i for i in range(1, 6 - len(protocol.seeds))]
+        say(f"to settle it without a bank, reusing these cells:\n  {to_paste(protocol.command(more))}")
+    page = session.results.logs / "report.html"
+    write_report(page, facts, curves)
+    written.append(page)
+    written = [path for path in written if path.exists()]
+    say(f"written: {', '.join(map(str, written))}; logs in {session.results.logs}")
+
+
+def _announce(session, changed, say):
+    p = session.protocol
+    say(f"protocol {p.name}: profile {p.profile.name} ({p.profile.about})")
+    if p.machine_flags + p.common_flags:
+        say(f"  every arm: {shlex.join(p.machine_flags + p.common_flags)}")
+    for arm in p.arms:
+        say(f"  {arm.name}: {arm.flags or 'the profile as it is'}")
+    for a, b in same_options(p.arms):
+        say(f"  {b} has the options of {a}: an A/A comparison, differences should be exactly 0")
+    for arm in session.declaration["arms"]:
+        if arm["profile_changes"]:
+            say(f"  {arm['name']} changes the workload ({'; '.join(arm['profile_changes'])}): it is run and shown, and gets no verdict")
+    for line in changed:
+        say(f"  new declaration, {line}")
+
+
+def _announce_cells(session, cells, left, say):
+    reused = [cell.title for cell in cells if cell not in left]
+    if reused:
+        say(f"  reused {len(reused)} of {len(cells)} cells, complete under the same hash: {', '.join(reused)} (FRESH=1 runs anew)")
+    if left:
+        say(f"  to run: {len(left)} cells, {', '.join(cell.title for cell in left)}")
+
+
+@contextlib.contextmanager
+def _only_one(protocol: Protocol):
+    """A second protocol of one name would write over the first one's results and fight for its run tags."""
+    folder = Path(protocol.results_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f".{protocol.name}.lock"
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"protocol {protocol.name} is already running here (it holds {path}); wait for it, or use another --label"
+                         ) from None

@@ -1,0 +1,147 @@
+"""
+One invocation of a protocol: its declaration, what has been run or reused so far, and the files that say so.
+
+The results file is replaced after every cell, so a reboot costs at most one cell's work since its last checkpoint.
+"""
+
+import os
+import shlex
+
+from nanochat.common import git_state
+from nanochat.lab.arms import Cell, profile_changes
+from nanochat.lab.commands import now
+from nanochat.lab.ledger import experiments
+from nanochat.lab.ledger.bank import banked_target, measure, with_target
+from nanochat.lab.protocol.results import curve, delta_rows, means, run_row
+from nanochat.lab.protocol.runner import Outcome, Runner
+from nanochat.lab.trees.tree_arms import provenance
+from nanochat.lab.verdict import gates
+from nanochat.lab.verdict.time_to_target import crossing, crossing_step
+from nanochat.record import read_metrics, record_dir
+
+
+class Session:
+    def __init__(self, protocol):
+        self.protocol = protocol
+        self.results = protocol.results
+        threads = max(1, (os.cpu_count() or 1) // protocol.jobs) if protocol.jobs > 1 else None
+        self.runner = Runner(protocol.home, self.results.logs, protocol.trainer, protocol.timeout_sec, protocol.fresh, threads)
+        self.previous = self.results.read_latest()
+        self.runs: dict[tuple, dict] = {}
+        self.provenance = {**git_state(), "tree_hash": protocol.tree, "patch_hash": None, "upstream_commit": None,
+                           "dataset_id": protocol.dataset_id, "tokenizer_id": protocol.tokenizer_id, **provenance(protocol.arms)}
+
+    # -------------------------------------------------------------------------
+    # Declaration
+
+    def declare(self) -> list[str]:
+        """Fix the declaration and write it; returns what differs from the label's last one.
+
+        A label that could decide keeps its declaration: another one, after its runs were seen, would be an undeclared look.
+        """
+        p = self.protocol
+        changes = {arm.name: profile_changes(p.arms[0], arm, p.primary) for arm in p.arms[1:]}
+        bank, target = self.read_bank()
+        self.declaration = gates.declare(
+            p.label, p.profile.name, p.arms, p.seeds, changes, now(), primary=p.primary, fallback=p.fallback, min_gain=p.min_gain,
+            until_decided=p.until_decided, source=p.noise, noise=bank, target=target)
+        self.declaration["common_flags"] = shlex.join(p.machine_flags + p.common_flags)
+        old, seen = self.previous.get("declaration"), self.previous.get("runs")
+        changed = gates.declaration_changes(old, self.declaration) if old else []
+        if old and seen and not p.fresh:
+            if not changed:
+                self.declaration = old
+            elif old.get("noise_source") != "none" and old.get("K"):
+                raise ValueError(f"label {p.name} was declared otherwise and has been run ({'; '.join(changed)}): changing it now would be "
+                                 "an undeclared look; use another --label, or the declaration it has")
+        self.write()
+        return changed
+
+    def read_bank(self) -> tuple[dict | None, dict | None]:
+        """(what is banked for this profile on this machine, the target); None without a ledger, a bank or a target.
+
+        The target is by hand, or what every banked control run reached; the bank's times are to that target.
+        """
+        p = self.protocol
+        by_hand = p.target_bpb is not None
+        target = {"metric": "val_bpb", "threshold": p.target_bpb, "source": "by hand"} if by_hand else None
+        bank = p.bank or p.ledger
+        if bank is None or p.arms[0].tree_id:  # what is banked is the noise of this repository
+            return None, target
+        kind = p.arms[0].config.device_type or "cpu"
+        rows = [row for row in experiments.read(bank, profile_hash=p.profile_hash) if row["device"] == f"{kind}: {p.machine}"]
+        runs, _ = experiments.banked_runs(rows, p.profile_hash, p.seeds)
+        if not by_hand and len(runs) > 1 and p.primary == "time_to_target":
+            target = {"metric": "val_bpb", "threshold": banked_target(rows, p.profile_hash, p.seeds), "source": "bank"}
+        if target:
+            curves = {row["run_id"]: read_metrics(record_dir(p.home, row["run_id"]) / "metrics.jsonl") for row in runs}
+            rows = with_target(rows, {tag: lines for tag, lines in curves.items() if lines}, "val_bpb", target["threshold"])
+        return measure(rows, p.profile_hash, p.seeds), target
+
+    # -------------------------------------------------------------------------
+    # Runs
+
+    def reuse(self, cells: list[Cell]) -> list[Cell]:
+        """Take over every cell that is complete; returns those that are left to run, in order."""
+        earlier = {(run.get("run_tag"), run.get("config_hash")): run for run in self.previous.get("runs", [])}
+        left = []
+        for cell in cells:
+            outcome = self.runner.reusable(cell)
+            if outcome is None:
+                left.append(cell)
+            else:
+                run = earlier.get((cell.tag, cell.config_hash), {})
+                self._keep(cell, outcome, run.get("declared_at"), run.get("timestamp"))
+        return left
+
+    def finish(self, cell: Cell, outcome: Outcome) -> dict:
+        """The row of a cell that has ended: in memory, in the history, in the ledger, in the results."""
+        run = self._keep(cell, outcome, self.declaration["declared_at"], now())
+        self.results.append(run)
+        if self.protocol.ledger and outcome.record:
+            metrics = read_metrics(record_dir(self.protocol.home, cell.tag) / "metrics.jsonl")
+            experiments.append(self.protocol.ledger, experiments.row_of_record(
+                outcome.record, metrics, label=self.protocol.label, arm=cell.arm.name, profile=self.protocol.profile.name,
+                target=self.declaration["target"], declared_at=self.declaration["declared_at"], overloaded=run["overloaded"],
+                known={"status": run["run_status"]}))
+        self.write()
+        return run
+
+    def _keep(self, cell, outcome, declared_at, timestamp) -> dict:
+        p = self.protocol
+        run = run_row(cell, outcome, p.label, p.profile.name, declared_at, timestamp)
+        goal = self.declaration["target"]
+        points = curve(p.home, cell.tag) if goal else []
+        run["time_to_target_sec"] = crossing(points, goal["threshold"]) if points else None
+        run["steps_to_target"] = crossing_step(points, goal["threshold"]) if points else None
+        self.runs[cell.arm.name, cell.seed] = run
+        return run
+
+    def ordered_runs(self) -> list[dict]:
+        cells = [(arm.name, seed) for seed in self.protocol.seeds for arm in self.protocol.arms]
+        return [self.runs[cell] for cell in cells if cell in self.runs]
+
+    # -------------------------------------------------------------------------
+    # Files
+
+    def settings(self) -> dict:
+        p = self.protocol
+        return {"label": p.label, "profile": p.profile.name, "profile_flags": list(p.profile.flags), "machine_flags": p.machine_flags,
+                "common_flags": p.common_flags, "seeds": p.seeds, "arms": [{"name": arm.name, "flags": arm.flags} for arm in p.arms],
+                "base_dir": str(p.home), "timeout_sec": p.timeout_sec, "jobs": p.jobs, "command": p.command()}
+
+    def facts(self) -> dict:
+        runs, names = self.ordered_runs(), [arm.name for arm in self.protocol.arms]
+        seeds = [seed for seed in self.protocol.seeds if any(run["seed"] == seed for run in runs)]
+        deltas = delta_rows(names, seeds, runs)
+        return {
+            "timestamp": now(), "settings": self.settings(),
+            "runs": runs, "deltas": deltas, **means(names, deltas), "verdicts": gates.judge(self.declaration, runs) if runs else [],
+            "noise": {"source": self.declaration["noise_source"], **(self.declaration["noise"] or {"metrics": {}, "left_out": []})},
+            "provenance": self.provenance, "declaration": self.declaration,
+        }
+
+    def write(self) -> dict:
+        facts = self.facts()
+        self.results.write(facts)
+        return facts

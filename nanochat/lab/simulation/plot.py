@@ -1,0 +1,83 @@
+"""
+The picture of the simulation: the chance to promote something that gains nothing, in every cell, against the 5 %
+that is promised. What keeps the promise and what breaks it stand side by side.
+"""
+
+import numpy as np
+
+from nanochat.lab.report import plots
+from nanochat.lab.simulation.made_up_runs import EQUAL, MOST_FALSE, OUTLIERS, UNLUCKY, VARIANCE
+
+PROMISED = 5.0
+HOLDS, BREAKS, QUIET = "#0072b2", "#d55e00", "#666666"
+MARKERS = {1: "o", 4: "s", 10: "^"}  # by the number of candidates
+SIZE_IN = (13, 6.5)
+
+
+def groups(rows) -> list[tuple[str, list[dict]]]:
+    """(name, rows) from left to right: first what the promise covers (data EQUAL), then where an assumption fails."""
+    ours = [row for row in rows if row["measure"] == "false_promotion" and row["table"] != "8.4"]
+    looked = [row for row in ours if "-" in row["n"]]
+    fixed = [row for row in ours if "-" not in row["n"]]
+
+    def some(rows, data, rho=None):
+        return [row for row in rows if row["data"] == data and (rho is None or row["rho"] == rho)]
+    x2, x4 = VARIANCE
+    named = [("fixed n,\nno correlation", some(fixed, EQUAL, 0)), ("fixed n,\ncorrelation 0.5", some(fixed, EQUAL, 0.5)),
+             ("fixed n,\ncorrelation 0.9", some(fixed, EQUAL, 0.9)), ("seeds added\nuntil decided", some(looked, EQUAL)),
+             ("5 % of runs with\n5x the noise", some(ours, OUTLIERS)), ("candidate has\n2x the variance", some(ours, x2)),
+             ("candidate has\n4x the variance", some(ours, x4)), ("bank at its 10th\npercentile; nu 4, 9, 19", some(ours, UNLUCKY))]
+    return [(name, found) for name, found in named if found]
+
+
+def draw_error_rates(path, rows: list[dict], protocols: int) -> bool:
+    """Write the picture of made_up_runs.check's rows; False, and no file, when none of them is a false promotion."""
+    columns = groups(rows)
+    if not columns:
+        return False
+    with plots.plt.rc_context(plots.STYLE):
+        fig, ax = plots.plt.subplots(figsize=SIZE_IN, layout="constrained")
+        top = max(max(row["found"], row["target"]) for _, found in columns for row in found)
+        for x, (_, found) in enumerate(columns):
+            _column(ax, x, found)
+            over = sum(row["found"] > MOST_FALSE for row in found)
+            ax.text(x, top * 1.04, f"{over} of {len(found)} above" if over else f"all {len(found)} within", ha="center", va="bottom",
+                    color=BREAKS if over else HOLDS, fontsize=10)
+        ax.axhline(PROMISED, color="black", lw=1)
+        ax.text(len(columns) - 0.42, PROMISED, "5 %\npromised", va="center", fontsize=10)
+        ax.set_xticks(range(len(columns)), [name for name, _ in columns], fontsize=10)
+        ax.set(xlim=(-0.5, len(columns) - 0.45), ylim=(0, top * 1.18), ylabel="protocols that promote something (%)",
+               xlabel="a dot is a cell of the table; in a column the number of seeds grows to the right")
+        _name_sides(ax, sum(found[0]["data"] == EQUAL for _, found in columns), len(columns), top * 1.11)
+        ax.set_title(f"Chance to promote a candidate that gains nothing ({protocols:,} protocols a dot)")
+        ax.grid(axis="x", visible=False)
+        _legend(ax)
+        plots._save(fig, path)
+        plots.plt.close(fig)
+    return True
+
+
+def _name_sides(ax, sound, columns, y):
+    for first, last, text in ((0, sound, "noise as the procedure assumes"), (sound, columns, "an assumption fails")):
+        if last > first:
+            ax.text((first + last - 1) / 2, y, text, ha="center", va="bottom", fontsize=11, fontweight="bold", color=QUIET)
+    if 0 < sound < columns:
+        ax.axvline(sound - 0.5, color=QUIET, lw=1, ls=(0, (2, 3)))
+
+
+def _column(ax, x, found):
+    """A dot a cell, fewer seeds to the left; open without a bank; a grey dash where the target is."""
+    order = sorted(found, key=lambda row: (len(row["n"]), row["n"], row["K"], row["nu"]))
+    for at, row in zip(x + np.linspace(-0.36, 0.36, len(order)) if len(order) > 1 else [x], order):
+        ax.plot([at - 0.02, at + 0.02], [row["target"]] * 2, color=QUIET, lw=1)
+        color = BREAKS if row["found"] > MOST_FALSE else HOLDS
+        ax.plot(at, row["found"], MARKERS[row["K"]], color=color, mfc=color if row["nu"] else "white", ms=5, alpha=0.85)
+
+
+def _legend(ax):
+    handles = [ax.plot([], [], marker, color=QUIET, ms=6, label=f"{K} candidate{'s' * (K > 1)}")[0] for K, marker in MARKERS.items()]
+    handles += [ax.plot([], [], "s", color=color, ms=7, label=label)[0] for color, label in
+                ((HOLDS, "keeps the promise"), (BREAKS, f"breaks it (above {MOST_FALSE} %)"))]
+    handles += ax.plot([], [], "o", color=QUIET, mfc="white", ms=6, label="open: own noise, no bank")
+    handles += ax.plot([], [], "_", color=QUIET, ms=6, label="target")
+    ax.legend(handles=handles, loc="upper left", frameon=False, bbox_to_anchor=(0, 0.86))

@@ -1,0 +1,110 @@
+"""
+How the verdicts fall, and what missed targets do to them, on made-up runs that gates.judge itself decides.
+
+made_up_runs.py measures the rules in bulk, protocol by protocol in arrays; here each protocol is a declaration and its runs, so that the
+table of verdicts is measured as it stands in the code. One candidate, one gate, runs of unit spread; a bank of nu + 1 runs, which lends
+its spread: that each of them reached the target, as a real bank must have, is not asked.
+Every cell of ideas/verdict_targets.csv has a generator of its own. Command line: scripts/simulate_gates.py --table verdicts, missed
+"""
+
+import csv
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from zlib import crc32
+
+import numpy as np
+from scipy.special import ndtri
+
+from nanochat.lab.arms import CONTROL, make_arms
+from nanochat.lab.metrics import METRICS
+from nanochat.lab.simulation.made_up_runs import FALSE_WITHIN, SEED
+from nanochat.lab.verdict.gates import declare, judge
+
+VERDICTS = ("promote", "reject", "inconclusive")
+MEASURES = (*VERDICTS, "seeds")
+SHARE_WITHIN = 2.0  # points beyond the target's; FALSE_WITHIN where a promotion is false
+ERRORS_WITHIN, SEEDS_WITHIN = 3.0, 0.3  # standard errors at the target; seeds
+LEVEL, SD_LOG = 100.0, 0.05  # of a made-up loss, whose sd is 1; of a made-up time in seconds, whose logarithm has this sd
+WHEN = "2026-01-01T00:00:00+00:00"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """reached: share of the control's runs that reach a target, 1 where the metric is a loss. most: seeds; peeking: looked at after
+    each. gain: in sd of a run. targets: {measure: (low, high)}, a range where it was given as one."""
+    table: str
+    reached: float
+    nu: int
+    most: int
+    peeking: bool
+    gain: float
+    targets: dict = field(compare=False)
+
+    @property
+    def name(self) -> str:
+        return f"{self.table} reached={self.reached:g} nu={self.nu} n={self.most}{' peeking' * self.peeking} gain={self.gain:g}"
+
+
+def read_targets(path) -> list[Cell]:
+    with open(path, newline="", encoding="utf-8") as f:
+        return [Cell(row["table"], float(row["reached"]), int(row["nu"]), int(row["looks"].rpartition("-")[2]), "-" in row["looks"],
+                     float(row["gain"]), {name: _range(row[name]) for name in MEASURES if row[name]}) for row in csv.DictReader(f)]
+
+
+def _range(text: str) -> tuple[float, float]:
+    low, _, high = text.partition("-")
+    return float(low), float(high or low)
+
+
+# -----------------------------------------------------------------------------
+# A protocol
+
+def declaration_of(cell: Cell, s_b: float) -> dict:
+    """As scripts.protocol declares it, with the bank's spread s_b, its floors left out: the target's figures have none."""
+    metric = "val_bpb" if cell.reached == 1 else "time_to_target"
+    scale, target = (1.0, None) if cell.reached == 1 else (SD_LOG, {"metric": "val_bpb", "threshold": LEVEL})
+    noise = {"metrics": {metric: {"s_b": scale * s_b, "nu": cell.nu}}}
+    arms = make_arms(["candidate: --matrix-lr=0.03"], [])
+    return declare("made up", "smoke-cpu", arms, list(range(cell.most)), {}, WHEN, primary=metric, min_gain=scale, noise=noise,
+                   until_decided=cell.peeking, target=target) | {"floors": []}
+
+
+def runs_of(cell: Cell, z) -> list[dict]:
+    """z: [2, most], control and candidate in sd, the gain taken off. A time above the budget is a target missed."""
+    run = {"run_status": "ok", "profile_hash": "made up", "declared_at": WHEN, "started_at": WHEN, "training_sec": 1.0}
+    if cell.reached == 1:
+        key, values = METRICS["val_bpb"].key, (LEVEL + z).tolist()
+    else:
+        run["training_sec"] = budget = math.exp(SD_LOG * float(ndtri(cell.reached)))
+        key, values = METRICS["time_to_target"].key, [[t if t <= budget else None for t in row] for row in np.exp(SD_LOG * z).tolist()]
+    return [run | {"arm": arm, "seed": seed, key: value}
+            for arm, row in zip((CONTROL, "candidate"), values) for seed, value in enumerate(row)]
+
+
+def measure(cell: Cell, protocols: int, seed: int = SEED) -> dict:
+    """{measure: value} for what the cell has targets for: shares of the verdicts in percent, mean seeds."""
+    rng, verdicts, seeds = np.random.default_rng([seed, crc32(cell.name.encode())]), Counter(), 0
+    for _ in range(protocols):
+        z, s_b = rng.standard_normal((2, cell.most)), float(rng.standard_normal(cell.nu + 1).std(ddof=1))
+        z[1] -= cell.gain
+        entry, = judge(declaration_of(cell, s_b), runs_of(cell, z))
+        verdicts[entry["verdict"]] += 1
+        seeds += entry["n"]
+    found = {name: 100 * verdicts[name] / protocols for name in VERDICTS} | {"seeds": seeds / protocols}
+    return {name: found[name] for name in cell.targets}
+
+
+def check(cell: Cell, found: dict, protocols: int) -> list[dict]:
+    """One row a measure: what was found, its target, how far outside of that it is, what is allowed, and whether it is inside."""
+    rows = []
+    for name, value in found.items():
+        low, high = cell.targets[name]
+        share = min(max(high, 1.0), 99.0) / 100
+        luck = 100 * math.sqrt(share * (1 - share) / protocols)
+        least = FALSE_WITHIN if name == "promote" and cell.gain <= 0 else SHARE_WITHIN
+        within = SEEDS_WITHIN if name == "seeds" else max(least, ERRORS_WITHIN * luck)
+        off = value - min(max(value, low), high)
+        rows.append({"table": cell.table, "cell": cell.name, "measure": name, "found": value, "target": [low, high], "difference": off,
+                     "within": within, "inside": abs(off) <= within})
+    return rows

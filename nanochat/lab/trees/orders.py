@@ -1,0 +1,61 @@
+"""
+A cell of a tree's arm: what nanochat/lab/trees/run.py, its subprocess, is told to do.
+
+The order is a file beside the records. It is also what the next attempt resumes from: the same hash, go on; another, anew.
+"""
+
+import shlex
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from nanochat.common import read_json, tree_hash, write_json
+from nanochat.config import flag, profile_hash
+from nanochat.lab.arms import Cell
+from nanochat.lab.profiles import machine_name
+
+
+def tree_command(arm, cell: Cell, runner) -> list[str]:
+    """Write the order of `cell` and return the command that carries it out. Raises ValueError when the tree was edited."""
+    if tree_hash(arm.tree.path) != arm.tree.content:
+        raise ValueError(f"arm {arm.name}: {arm.tree.path} changed since this protocol began; put it back and start the protocol again "
+                         "to go on, or start it again to run the arm on the new code")
+    path = Path(runner.home) / "tree_cells" / f"{cell.tag}.json"
+    order = make_order(arm, cell, runner.home)
+    try:
+        same = read_json(path)["facts"]["config_hash"] == cell.config_hash
+    except (OSError, ValueError, KeyError):
+        same = False
+    write_json(path, {**order, "resume": same and not runner.fresh})
+    return [sys.executable, "-m", "nanochat.lab.trees.run", str(path)]
+
+
+def make_order(arm, cell: Cell, home) -> dict:
+    config, argv = cell.config, list(arm.argv)
+    if "--seed" in arm.known:
+        argv.append(f"--seed={config.seed}")
+    argv.append(f"--model-tag={cell.tag}")
+    if arm.keeps_record:
+        saves = config.save_every
+    else:  # each validation leaves a meta file: the curve
+        saves = config.eval_every
+    if flag("save_every") in arm.known:
+        argv.append(f"{flag('save_every')}={saves}")
+    kind = config.device_type or "cpu"
+    return {
+        "home": str(home), "tag": cell.tag, "tree": str(arm.tree.path), "argv": argv, "environment": arm.environment,
+        "keeps_record": arm.keeps_record, "can_resume": "--resume" in arm.known,
+        "facts": {
+            "model_tag": cell.tag, "config": asdict(replace(config, save_every=saves)), "config_hash": cell.config_hash,
+            "dataset_id": cell.dataset_id, "tokenizer_id": cell.tokenizer_id, **arm.tree.facts(),
+            "profile_hash": profile_hash(config, kind, cell.dataset_id, cell.tokenizer_id),
+            "device": {"kind": kind, "name": machine_name(kind) or None},
+            "argv": argv, "command": _command(argv, arm.environment),
+        },
+    }
+
+
+def _command(argv, environment) -> str:
+    """As one would type it in the tree."""
+    variables = [f"{key}={value}" for key, value in environment.items() if value is not None]
+    return shlex.join([*variables, "python", "-m", "scripts.base_train", *argv])

@@ -1,0 +1,212 @@
+"""
+Arms that run another tree: any nanochat checkout, or a tree (this one too) with patches applied.
+
+    --arm "control: tree=../nanochat patch=patches/nanochat_seed.patch"
+    --arm "gate: tree=../nanochat patch=patches/nanochat_seed.patch patch=patches/x.patch flags=--symplectic-gate"
+    --arm "idea: patch=patches/idea.patch"                                  (this repository with a patch)
+
+A patched arm runs in a git worktree of its own, made from the tree's HEAD under <base dir>/lab/trees/ and kept for the next
+time; the tree itself is never touched. Every flag is checked with the tree's own --help before anything runs.
+trees/flags.py turns a profile into flags of that tree; trees/run.py runs one cell and writes its record.
+"""
+
+import re
+import shlex
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock
+
+from nanochat.common import CODE_DIRS, REPO_ROOT, git_state, hash_json, read_json, tree_hash, write_json
+from nanochat.lab.arms import CONTROL, Arm, make_arms, parse_arm, split_flags
+from nanochat.lab.trees import patches
+from nanochat.lab.trees.flags import check_values, group_words, known_flags, settle
+from nanochat.lab.trees.orders import tree_command
+from nanochat.lab.trees.patches import Patch, git, open_tree, read_patch, run_git
+
+SEED_PATCH = "patches/nanochat_seed.patch"
+
+
+@dataclass(frozen=True)
+class TreeSpec:
+    """What an arm's text says of its tree."""
+    tree: str | None  # None = this repository
+    patches: tuple[str, ...]
+    flags: str
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Code that an arm runs. `content` is the hash of what decides its numbers."""
+    path: Path  # where it runs: the checkout itself, or a worktree of it with the patches
+    source: Path
+    commit: str | None
+    dirty: bool | None
+    patches: tuple[Patch, ...]
+    content: str
+
+    def facts(self) -> dict:
+        return {"tree": str(self.source), "git_commit": self.commit, "dirty": self.dirty, "tree_hash": self.content,
+                "patch_hash": "+".join(patch.sha256 for patch in self.patches) or None,
+                "patches": [{"name": patch.name, "sha256": patch.sha256, "base": patch.base} for patch in self.patches]}
+
+
+@dataclass(frozen=True)
+class TreeArm(Arm):
+    """Arm.flags is the arm's whole text; Arm.config is what our own parser understands of it."""
+    tree: Tree | None = None
+    argv: tuple[str, ...] = ()  # of the tree's trainer, without what names or seeds a cell
+    environment: dict = field(default_factory=dict)  # what stands in for flags that the trainer lacks
+    known: frozenset = frozenset()  # flags of the tree's trainer
+
+    @property
+    def tree_id(self) -> str:
+        return hash_json({"commit": self.tree.commit, "patches": [patch.sha256 for patch in self.tree.patches],
+                          "content": self.tree.content, "argv": self.argv, "environment": self.environment})
+
+    @property
+    def argument(self) -> str:
+        return f"--arm={self.name}: {self.flags}"
+
+    @property
+    def keeps_record(self) -> bool:
+        """Whether its trainer leaves records as ours does; else they are made from its meta files."""
+        return (self.tree.path / "nanochat" / "record.py").exists()
+
+    def command(self, cell, runner, resume: bool) -> list[str]:
+        return tree_command(self, cell, runner)
+
+
+# -----------------------------------------------------------------------------
+# From text to arms
+
+def names_tree(text: str) -> bool:
+    return bool(re.match(r"\s*(tree|patch)=", text))
+
+
+def split_spec(text: str) -> TreeSpec:
+    """
+    >>> split_spec("tree=../nanochat patch=a.patch patch=b.patch flags=--symplectic-gate --depth=4")
+    TreeSpec(tree='../nanochat', patches=('a.patch', 'b.patch'), flags='--symplectic-gate --depth=4')
+    """
+    start = re.search(r"(?:^|\s)(flags=|--)", text)
+    heads, flags = (text[:start.start()], text[start.start():].strip().removeprefix("flags=")) if start else (text, "")
+    trees, paths = [], []
+    for word in split_flags("arm", heads):
+        key, _, value = word.partition("=")
+        if key not in ("tree", "patch") or not value:
+            raise ValueError(f"{word!r} is not understood; expected tree=PATH, patch=FILE... and flags=... last")
+        (trees if key == "tree" else paths).append(value)
+    if len(trees) > 1:
+        raise ValueError("an arm runs one tree; the others are arms of their own")
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"{text!r}: a patch is applied once")
+    return TreeSpec(trees[0] if trees else None, tuple(paths), flags)
+
+
+def make_all_arms(candidates, arm_texts, common, base_dir) -> list[Arm]:
+    """Control first. arm_texts: "NAME: [tree=PATH] [patch=FILE]... [flags=...]" each; an arm named control replaces ours."""
+    arms = {arm.name: arm for arm in make_arms(list(candidates), common)}
+    named = set(arms) - {CONTROL}
+    for text in arm_texts:
+        name, colon, rest = text.partition(":")
+        name, rest = name.strip(), rest.strip()
+        if not colon:
+            raise ValueError(f"--arm={text!r}: expected 'NAME: tree=PATH patch=FILE flags=...'")
+        if name in named:
+            raise ValueError(f"arm {name}: the name is taken; every arm needs its own")
+        named.add(name)
+        if names_tree(rest):
+            arms[name] = parse_tree_arm(name, rest, common, base_dir)
+        elif name == CONTROL:
+            raise ValueError(f"--arm={text!r}: the control is the profile; give it a tree= or a patch=, and flags for all arms in --flags")
+        else:
+            arms[name] = parse_arm(name, rest.removeprefix("flags="), common)
+    return list(arms.values())
+
+
+def parse_tree_arm(name, text, common, base_dir) -> TreeArm:
+    """The arm, its worktree made and its flags checked. Raises ValueError naming the arm."""
+    try:
+        spec = split_spec(text)
+        tree = prepare(spec, base_dir)
+        known = known_flags(tree.path, tree.content)
+        groups = group_words(split_flags(f"arm {name}", spec.flags))
+        own = parse_arm(name, shlex.join(word for group in groups if group.ours for word in group.words), common)
+        config, argv, environment = settle(own.config, common, groups, known)
+        check_values(tree.path, argv)
+    except ValueError as e:
+        raise ValueError(str(e) if str(e).startswith(f"arm {name}:") else f"arm {name}: {e}") from e
+    return TreeArm(name, text, config, tree, argv, environment, known)
+
+
+def check_seeds(arms: list[Arm], seeds: list[int]):
+    """Raise ValueError where several seeds would be one run under several names."""
+    for arm in arms:
+        if arm.tree_id and "--seed" not in arm.known and len(seeds) > 1:
+            raise ValueError(f"arm {arm.name}: the trainer of {arm.tree.source} has no --seed, so {len(seeds)} seeds would be the same run "
+                             f"again; give one seed, or add patch={SEED_PATCH} to EVERY arm on that tree")
+
+
+def provenance(arms: list[Arm]) -> dict:
+    """Trees and patches of a protocol's arms; empty where all run this one as it is."""
+    trees = {arm.name: arm.tree.facts() for arm in arms if arm.tree_id}
+    foreign = [arm.tree.commit for arm in arms if arm.tree_id and arm.tree.source != REPO_ROOT]
+    patch_hashes = sorted({facts["patch_hash"] for facts in trees.values() if facts["patch_hash"]})
+    return {"trees": trees, "upstream_commit": next(iter(foreign), None), "patch_hash": " ".join(patch_hashes) or None} if trees else {}
+
+
+# -----------------------------------------------------------------------------
+# Trees
+
+def prepare(spec: TreeSpec, base_dir) -> Tree:
+    """The checkout itself where there is no patch, else a worktree with the patches."""
+    source = REPO_ROOT if spec.tree is None else Path(spec.tree).expanduser().resolve()
+    if not (source / "scripts" / "base_train.py").is_file():
+        raise ValueError(f"tree={spec.tree}: no scripts/base_train.py there; `make upstream` makes a checkout and prints its path")
+    if not spec.patches:
+        state = git_state(source)
+        return Tree(source, source, state["git_commit"], state["dirty"], (), tree_hash(source))
+    return worktree(open_tree(source), tuple(read_patch(path) for path in spec.patches), base_dir)
+
+
+def worktree(source: Path, wanted: tuple[Patch, ...], base_dir) -> Tree:
+    """A worktree of source's HEAD with the patches, in order; made once for each commit and patches."""
+    if changed := git(source, "status", "--porcelain", "--", *CODE_DIRS):
+        raise ValueError(f"{source} has changes that are not committed, and a patched arm would run without them; commit or undo them, "
+                         f"or make them a patch:\n{changed}")
+    commit = patches.head(source)
+    folder = Path(base_dir).resolve() / "lab" / "trees" / hash_json([commit, [patch.sha256 for patch in wanted]])[:16]
+    note = folder.with_name(f"{folder.name}.json")  # written last: the worktree is whole
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if not (note.exists() and folder.is_dir()):
+            _discard(source, folder)
+            _make(source, commit, wanted, folder)
+            write_json(note, {"source": str(source), "commit": commit, "patches": [patch.sha256 for patch in wanted],
+                              "tree_hash": tree_hash(folder)})
+        content = tree_hash(folder)
+        if content != read_json(note)["tree_hash"]:
+            raise ValueError(f"{folder} is not what it was made as; it belongs to the protocol: delete it and {note.name}, it is made anew")
+    return Tree(folder, source, commit, False, wanted, content)
+
+
+def _make(source, commit, wanted, folder):
+    git(source, "worktree", "add", "--quiet", "--force", "--detach", str(folder), commit)
+    for patch in wanted:
+        if why := patches.applies(folder, patch.path):
+            _discard(source, folder)
+            before = [other.name for other in wanted[:wanted.index(patch)]]
+            raise ValueError(f"{patch.name} does not apply to {source} at {commit}" + (f" after {', '.join(before)}" if before else "")
+                             + f":\n{why}")
+        git(folder, "apply", "--whitespace=nowarn", str(patch.path))
+
+
+def _discard(source, folder):
+    """What an earlier, cut off attempt left."""
+    if folder.exists():
+        run_git(source, "worktree", "remove", "--force", str(folder))
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.with_name(f"{folder.name}.json").unlink(missing_ok=True)
+    run_git(source, "worktree", "prune")

@@ -1,0 +1,197 @@
+"""
+What the runs of a label show, pair by pair, or the named reason why they can show nothing.
+
+A pair is control and candidate on one seed. It is never dropped: a cell that crashed is to be run again, a cell
+that diverged is a result of its own. Runs that were not declared, or that began before their declaration, make
+the whole label unusable.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+from nanochat.lab.arms import CONTROL
+from nanochat.lab.metrics import METRICS
+from nanochat.lab.verdict.stats import MIN_PAIRS_WITHOUT_BANK
+from nanochat.lab.verdict.time_to_target import paired_differences, time_from_steps
+
+RERUN = ("crash", "oom", "timeout", "interrupted")  # says nothing about the arm
+TIMED = ("tok_per_sec", "time_to_target", "wall_time")
+
+
+class Refusal(ValueError):
+    """These runs can never give a verdict, whatever their numbers."""
+
+
+@dataclass
+class Gate:
+    metric: str
+    role: str  # primary | floor
+    margin: float
+    d: list[float] = field(default_factory=list)  # control - candidate, positive = better; one per pair
+    censored: bool = False  # some d is only a lower bound
+    missed: str | None = None  # why it cannot pass
+    note: str | None = None
+
+    @property
+    def n(self) -> int:
+        return len(self.d)
+
+
+@dataclass
+class Evidence:
+    n: int = 0  # leading pairs that are complete
+    gates: list[Gate] = field(default_factory=list)  # primary first
+    diverged: set[str] = field(default_factory=set)
+    refusal: str | None = None
+    by_steps: list[tuple | None] = field(default_factory=list)  # log(control / candidate) of (steps to target, step time), one per pair
+
+    @property
+    def stopped(self) -> str | None:
+        """Why no further seed would change anything."""
+        if self.refusal or self.diverged:
+            return self.refusal or "diverged"
+        if self.n >= 2 and not any(self.gates[0].d) and not self.gates[0].missed:
+            return "identical"
+        return None
+
+
+def gather(declaration, runs) -> dict[str, Evidence]:
+    """{candidate: Evidence}. Raises Refusal for what is wrong with the whole set of runs."""
+    refuse_undeclared(declaration, runs)
+    names = [arm["name"] for arm in declaration["arms"] if arm["name"] != CONTROL]
+    return {name: _evidence(declaration, runs, name) for name in names}
+
+
+def refuse_undeclared(declaration, runs):
+    """Duplicates, arms or seeds that were not declared, more candidates than declared, clocks that run backwards."""
+    cells = Counter((run["arm"], run["seed"]) for run in runs)
+    twice = [cell for cell, n in cells.items() if n > 1]
+    if twice:
+        raise Refusal(f"duplicate rows for {twice[0]}: one cell is one run")
+    declared = {(arm["name"], seed) for arm in declaration["arms"] for seed in declaration["seeds"]}
+    foreign = cells.keys() - declared
+    if foreign:
+        raise Refusal(f"{sorted(foreign)[0]} was not declared before the first run; use a new label")
+    if len(declaration["arms"]) - 1 != declaration["K"] or len(declaration["seeds"]) != declaration["looks"][-1]:
+        raise Refusal("the declaration contradicts itself: its arms, seeds and looks were changed after it was written")
+    for run in runs:
+        if run.get("declared_at") and run.get("started_at") and run["started_at"] < run["declared_at"]:
+            raise Refusal(f"{run['arm']} on seed {run['seed']} began at {run['started_at']}, before its declaration of "
+                          f"{run['declared_at']}: a clock ran backwards, or it was not declared")
+
+
+def _evidence(declaration, runs, name) -> Evidence:
+    try:
+        pairs = paired_runs(declaration, runs, name)
+        diverged = {run["arm"] for pair in pairs for run in pair if run["run_status"] == "diverged"}
+        gates = [] if diverged else make_gates(declaration, pairs)
+        return Evidence(len(pairs), gates, diverged, by_steps=[] if diverged else [_step_ratios(*pair) for pair in pairs])
+    except ValueError as e:
+        return Evidence(refusal=str(e))
+
+
+def paired_runs(declaration, runs, name) -> list[tuple[dict, dict]]:
+    """(control, candidate) of the leading seeds that both have run. Raises Refusal where a pair cannot be compared.
+
+    A fixed protocol has one look, at all of its seeds; with several, the seeds after the last look are not there yet.
+    """
+    changes = next(arm["profile_changes"] for arm in declaration["arms"] if arm["name"] == name)
+    if changes:
+        raise Refusal(f"{name} is another workload than the control ({'; '.join(changes)}): different profiles are not compared")
+    by_cell = {(run["arm"], run["seed"]): run for run in runs}
+    pairs, ended = [], None
+    for seed in declaration["seeds"]:
+        cells = [by_cell.get((arm, seed)) for arm in (CONTROL, name)]
+        for arm, run in zip((CONTROL, name), cells):
+            if run is not None and run["run_status"] in RERUN:
+                raise Refusal(f"{arm} on seed {seed} ended as {run['run_status']}: re-run it, the pair is never dropped")
+            if run is None and len(declaration["looks"]) == 1:
+                raise Refusal(f"{arm} on seed {seed} has not been run: control and candidate need the same seeds")
+        if cells[1] is not None and (ended is not None or cells[0] is None):
+            raise Refusal(f"{name} on seed {seed} has run, but not its pair or an earlier seed: seeds are taken in the declared order")
+        if None in cells:
+            ended = seed
+        else:
+            pairs.append(tuple(cells))
+    if len(pairs) < 2:
+        raise Refusal("fewer than 2 pairs: one seed shows one draw of the noise; add seeds")
+    same = ("device", "dataset_id", "tokenizer_id")
+    if not declaration.get("horizons_differ"):
+        same = (*same, "bound") if declaration.get("matched_budget") else ("profile_hash",)
+    profiles = {tuple(run.get(name) for name in same) for pair in pairs for run in pair}
+    if len(profiles) > 1:
+        raise Refusal(f"{name} and control differ in device, dataset or tokenizer: different profiles are not compared")
+    return pairs
+
+
+# -----------------------------------------------------------------------------
+# Differences
+
+def make_gates(declaration, pairs) -> list[Gate]:
+    """The primary gate, or its declared fallback where the candidate missed the target, then the floors."""
+    primary = make_gate(declaration, pairs, declaration["primary"], "primary", declaration["margin"])
+    if primary.missed and declaration["fallback"]:
+        note = f"fallback: {primary.missed}"
+        primary = make_gate(declaration, pairs, declaration["fallback"], "primary", -math.log(1.03))
+        primary.note = note
+    floors = [make_gate(declaration, pairs, floor["metric"], "floor", floor["margin"]) for floor in declaration["floors"]]
+    return [primary, *floors]
+
+
+def make_gate(declaration, pairs, metric, role, margin) -> Gate:
+    gate = Gate(metric, role, margin)
+    if metric in TIMED:
+        gate.note = _untimely(pairs)
+    if metric == "time_to_target":
+        times = [[run["time_to_target_sec"] for run in side] for side in zip(*pairs)]
+        budget = min(run["training_sec"] for pair in pairs for run in pair)
+        gate.d, gate.censored, gate.missed = paired_differences(*times, budget)
+        if gate.missed:
+            seed = next(run["seed"] for _, run in pairs if run["time_to_target_sec"] is None)
+            gate.missed = f"candidate missed the target on seed {seed}"
+        return gate
+    if role == "floor" and any(run.get(METRICS[metric].key) is None for pair in pairs for run in pair):
+        gate.missed = "not measured in every run"
+        return gate
+    for control, candidate in pairs:
+        difference = _value(control, metric) - _value(candidate, metric)
+        gate.d.append(METRICS[metric].sign * difference)
+    return gate
+
+
+def _value(run, metric) -> float:
+    x = run.get(METRICS[metric].key)
+    if x is None or not math.isfinite(x) or (METRICS[metric].log and x <= 0):
+        raise Refusal(f"{run['arm']} on seed {run['seed']} is {run['run_status']} with {METRICS[metric].key} {x}: not a finite number")
+    return math.log(x) if METRICS[metric].log else x
+
+
+def _step_ratios(control, candidate) -> tuple[float, float] | None:
+    ratios = [(control.get(key), candidate.get(key)) for key in ("steps_to_target", "dt_median_ms")]
+    return tuple(math.log(a / b) for a, b in ratios) if all(a and b for a, b in ratios) else None
+
+
+def time_by_steps(e: Evidence, n: int) -> dict | None:
+    """Time to target as steps x median step time over the first n pairs, shown beside the measured one, which decides: it
+    tells a better step from a faster one. None below the pairs that give the steps a spread of their own."""
+    found = e.by_steps[:n]
+    if len(found) < MIN_PAIRS_WITHOUT_BANK or None in found:
+        return None
+    steps, step_time = map(list, zip(*found))
+    try:
+        time = time_from_steps(steps, step_time)
+    except ValueError:  # equal ratios in every pair: copied, not measured
+        return None
+    return {"mean": time.mean, "lo": time.lo, "hi": time.hi, "level": time.level, "n": len(found),
+            "steps": sum(steps) / len(found), "step_time": sum(step_time) / len(found)}
+
+
+def _untimely(pairs) -> str | None:
+    """Speeds are only compared between cells that took turns on one machine."""
+    apart = [control["seed"] for control, candidate in pairs if control.get("declared_at") != candidate.get("declared_at")]
+    if apart:
+        raise Refusal(f"control and candidate of seed {apart[0]} ran under different protocols: their speeds do not compare; "
+                      "FRESH=1 runs both")
+    loaded = [f"{run['arm']} s{run['seed']}" for pair in pairs for run in pair if run.get("overloaded")]
+    return f"overloaded: {', '.join(loaded)}" if loaded else None

@@ -1,0 +1,162 @@
+"""
+The folder of the pretraining data, and its manifest.json, which says what the shards are.
+
+Shards are upstream nanochat's: the last one in sorted order is the validation split. The manifest pins
+that shard by name: without it, upstream silently validates on a training shard when the last one is
+missing, and waits for ever on one shard.
+
+shards.py reads and writes the shards themselves. Never imports torch.
+"""
+
+import contextlib
+import functools
+from pathlib import Path
+
+from nanochat.common import get_base_dir, hash_json, print0, read_json, to_paste, write_json
+
+SCHEMA_VERSION = 1
+DATA_FOLDER, OLD_DATA_FOLDER = "base_data_climbmix", "base_data"  # the second: upstream's before March 2026
+MANIFEST = "manifest.json"
+HF = "https://huggingface.co/datasets/karpathy"
+# What can be downloaded. name: (folder under the base dir, index of the validation shard = the last one, URL)
+SOURCES = {
+    "climbmix": (DATA_FOLDER, 6542, f"{HF}/climbmix-400b-shuffle/resolve/main"),
+    "fineweb-edu": (OLD_DATA_FOLDER, 1822, f"{HF}/fineweb-edu-100b-shuffle/resolve/main"),
+}
+HOW_TO_MAKE = to_paste("make some: python -m nanochat.dataset --builtin (offline), or -n 8 (downloads ClimbMix); "
+                       "--help has the rest")
+
+
+def shard_name(index: int) -> str:
+    return f"shard_{index:05d}.parquet"
+
+
+@functools.lru_cache(maxsize=None)
+def _say_once(message: str):
+    print0(message)
+
+
+# -----------------------------------------------------------------------------
+# The folder and its manifest
+
+def get_data_dir(base_dir=None) -> Path:
+    base_dir = get_base_dir() if base_dir is None else Path(base_dir)
+    path, old = base_dir / DATA_FOLDER, base_dir / OLD_DATA_FOLDER
+    if not path.exists() and old.exists():
+        _say_once(f"{path} does not exist: reading {old}, the folder of upstream's older dataset")
+        return old
+    return path
+
+
+def list_parquet_files(data_dir=None) -> list[Path]:
+    """Every shard in the folder, sorted by name. None: FileNotFoundError with the command that makes some."""
+    data_dir = get_data_dir() if data_dir is None else Path(data_dir)
+    paths = sorted(p for p in data_dir.glob("*.parquet") if not p.name.startswith("."))
+    if not paths:
+        raise FileNotFoundError(f"no shards (*.parquet) in {data_dir}; {HOW_TO_MAKE}")
+    return paths
+
+
+def read_manifest(data_dir) -> dict | None:
+    """manifest.json of a dataset folder, or None where there is none (a folder that upstream made)."""
+    path = Path(data_dir) / MANIFEST
+    try:
+        return read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as e:
+        raise ValueError(f"{path} is not valid JSON ({e}); delete it, or build the dataset again") from e
+
+
+def dataset_id(shards: list[dict], validation_shard: str, split_rule: str) -> str:
+    """Content hash of a dataset. No clock, path or machine goes in; nor, where the documents' own hash is
+    known, do the bytes of the file, which change with the version of the compressor."""
+    rows = [[s["name"], s.get("text_sha256") or s["sha256"], s["documents"], s["row_groups"]] for s in shards]
+    return hash_json(dict(shards=sorted(rows), validation_shard=validation_shard, split_rule=split_rule))
+
+
+def write_manifest(data_dir, *, shards, validation_shard, split_rule, max_doc_chars, source, **facts) -> dict:
+    """Written last, when every shard is whole: its presence says that the dataset is complete."""
+    manifest = dict(schema_version=SCHEMA_VERSION, dataset_id=dataset_id(shards, validation_shard, split_rule),
+                    source=source, max_doc_chars=max_doc_chars, split_rule=split_rule,
+                    validation_shard=validation_shard, **facts, shards=shards)
+    write_json(Path(data_dir) / MANIFEST, manifest)
+    return manifest
+
+
+def get_dataset_id(base_dir=None) -> str:
+    """The manifest's id; a folder without manifest is known by the names and sizes of its shards."""
+    data_dir = get_data_dir(base_dir)
+    if manifest := read_manifest(data_dir):
+        return manifest["dataset_id"]
+    return hash_json([[p.name, p.stat().st_size] for p in list_parquet_files(data_dir)])
+
+
+@contextlib.contextmanager
+def dataset_lock(data_dir: Path):
+    """One writer a folder. The lock lies beside the folder, because the folder itself may be replaced."""
+    from filelock import FileLock, Timeout
+    with writing(data_dir.parent):
+        data_dir.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(data_dir.parent / f".{data_dir.name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print0(f"waiting for the process that is writing {data_dir}")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def writing(path):
+    """A full disk or a read-only folder fails with an OSError that names `path`."""
+    try:
+        yield
+    except OSError as e:
+        raise OSError(e.errno, f"cannot write {path}: {e.strerror or e}; free some space, or set NANOCHAT_BASE_DIR "
+                      "to a folder that can be written") from e
+
+
+# -----------------------------------------------------------------------------
+# The shards of a split
+
+def _listed(manifest: dict, data_dir: Path) -> list[Path]:
+    """The shards of the manifest, each there in full. Others in the folder are left out, and that is said."""
+    shards = {s["name"]: s["bytes"] for s in manifest["shards"]}
+    again = f"build or download the dataset again, or delete {data_dir / MANIFEST} to read what is there"
+    names = sorted({*shards, manifest["validation_shard"]})
+    for name in names:
+        path = data_dir / name
+        kind = "validation shard" if name == manifest["validation_shard"] else "shard"
+        if not path.is_file():
+            raise FileNotFoundError(f"the {kind} {path} is missing; {again}")
+        if name in shards and path.stat().st_size != shards[name]:
+            raise ValueError(f"the {kind} {path} has {path.stat().st_size} bytes, its manifest says {shards[name]}; "
+                             f"delete that shard, then {again}")
+    extra = {p.name for p in list_parquet_files(data_dir)} - {*names}
+    if extra:
+        _say_once(f"{data_dir}: {len(extra)} shards that the manifest does not list are left out ({min(extra)} ...); "
+                  + to_paste("python -m nanochat.dataset -n N adds downloaded ones"))
+    return [data_dir / name for name in names]
+
+
+def split_paths(split: str, data_dir=None) -> list[Path]:
+    """Shards of "train" or "val", in order. The validation shard is the one that the manifest pins, else the last.
+
+    Raises FileNotFoundError or ValueError, naming the shard and the next step, when a shard is missing or
+    not whole, or when there are fewer than two.
+    """
+    assert split in ("train", "val"), split
+    data_dir = get_data_dir() if data_dir is None else Path(data_dir)
+    paths = list_parquet_files(data_dir)
+    manifest = read_manifest(data_dir)
+    if manifest:
+        paths = _listed(manifest, data_dir)
+    val = manifest["validation_shard"] if manifest else paths[-1].name
+    if len(paths) < 2:
+        raise ValueError(f"{data_dir} has one shard ({paths[0].name}): expected at least one to train on and one to "
+                         f"validate on; {HOW_TO_MAKE}")
+    return [p for p in paths if (p.name == val) == (split == "val")]
