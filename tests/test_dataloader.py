@@ -129,6 +129,14 @@ def test_one_rank_reads_the_stream_of_a_loader_that_knows_no_ranks(base_dir, sma
     assert plain.state == one.state and "world_size" not in one.state
 
 
+def test_the_order_of_a_seed_never_changes_or_old_checkpoints_would_resume_elsewhere(base_dir):
+    """References (row group, row) as they were before there were ranks."""
+    _, tokenizer = make_base(base_dir)
+    order = DataLoader(tokenizer, B=1, T=32, split="train", data_order="seed", seed=9).order
+    assert order.block(1, 0)[:6] == [(0, 58), (0, 31), (5, 19), (6, 55), (9, 42), (5, 58)]
+    assert order.block(2, 0)[:4] == [(9, 49), (4, 5), (0, 21), (0, 42)]
+
+
 def test_a_rank_resumes_its_own_stream_and_refuses_that_of_another(base_dir, small_buffer):
     _, tokenizer = make_base(base_dir)
     kwargs = dict(B=2, T=40, split="train", data_order="seed", seed=5)

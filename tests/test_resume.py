@@ -45,14 +45,14 @@ def test_a_signal_does_not_wait_for_a_long_validation_and_the_resumed_run_is_bit
     run("--model-tag=whole")
     original, seen = run_eval.evaluate_bpb, []
 
-    def interrupted(model, batches, token_bytes):
+    def interrupted(model, batches, token_bytes, ranks):
         def tell():
             for batch in batches:
                 seen.append(len(seen))
                 if r.step == 5:
                     os.kill(os.getpid(), signal.SIGINT)
                 yield batch
-        return original(model, tell(), token_bytes)
+        return original(model, tell(), token_bytes, ranks)
 
     def validate(which, last, inner=trainer.validate):
         nonlocal r

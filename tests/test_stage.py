@@ -21,10 +21,10 @@ def strings(path):
 
 
 OWNER = REPO_ROOT / "nanochat" / "stage.py"
-OTHERS = [path for path in sorted((REPO_ROOT / "nanochat").glob("*.py")) if path != OWNER]
+OTHERS = [path for path in sorted((REPO_ROOT / "nanochat").rglob("*.py")) if path != OWNER]
 
 
-@pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.relative_to(REPO_ROOT).as_posix())
 def test_folders_and_commands_of_stages_are_written_in_one_place(path):
     names = [stage.checkpoint_root for stage in STAGES.values()] + [stage.command for stage in STAGES.values()]
     found = [text for text in strings(path) if any(name in text for name in names if name)]

@@ -8,8 +8,8 @@ import io
 import shlex
 
 from nanochat.config import FIELDS, NOT_HASHED, build_parser, flag, hyphenate
+from nanochat.stage import BASE
 
-PROGRAM = "scripts.base_train"
 OF_A_CELL = ("seed", *NOT_HASHED)  # set for each run, or without a say in what it computes
 IN_THE_ROW = ("depth", "max_seq_len", "device_batch_size", "num_iterations")  # where there is no command to read
 
@@ -21,7 +21,7 @@ def words_of(row: dict) -> list[str]:
     ['--depth=4', '--no-compile']
     """
     words = shlex.split(row["command"] or "")
-    return hyphenate(words[words.index(PROGRAM) + 1:]) if PROGRAM in words else []
+    return hyphenate(words[words.index(BASE.command) + 1:]) if BASE.command in words else []
 
 
 def options_of(row: dict) -> dict:
