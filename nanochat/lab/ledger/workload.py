@@ -7,8 +7,8 @@ import shlex
 
 from nanochat.config import FIELDS, TrainConfig
 from nanochat.options import flag, hyphenate, known_options, said_once, tagged, with_role
+from nanochat.stage import BASE
 
-PROGRAM = "scripts.base_train"
 # Set for each cell, or without a say in what a run computes.
 OF_A_CELL = (*tagged(FIELDS, "cell"), *with_role(FIELDS, "run"))
 
@@ -20,7 +20,7 @@ def words_of(row: dict) -> list[str]:
     ['--depth=4', '--no-compile']
     """
     words = shlex.split(row["command"] or "")
-    return hyphenate(words[words.index(PROGRAM) + 1:]) if PROGRAM in words else []
+    return hyphenate(words[words.index(BASE.command) + 1:]) if BASE.command in words else []
 
 
 def options_of(row: dict) -> dict:

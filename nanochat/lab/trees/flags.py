@@ -17,6 +17,7 @@ from pathlib import Path
 
 from nanochat.config import FIELDS, TrainConfig, read_config
 from nanochat.options import Option, flag, hyphenate, named_in, said_once, spellings, tagged, to_argv
+from nanochat.stage import BASE
 
 CELLS_OWN = tagged(FIELDS, "cell", "tree_cell")  # set for each cell, by trees/orders.py
 HELP_SEC = 300  # a cold start of torch on a slow disk
@@ -62,10 +63,12 @@ def ask(tree: Path, argv) -> subprocess.CompletedProcess:
     """Its --help, after `argv` has been parsed."""
     env = trainer_environment({"COLUMNS": "200", "PYTHON_COLORS": "0"})
     try:
-        return subprocess.run([sys.executable, "-m", "scripts.base_train", *argv, "--help"], cwd=tree, env=env, stdin=subprocess.DEVNULL,
+        return subprocess.run([sys.executable, "-m", BASE.command, *argv, "--help"], cwd=tree, env=env,
+                              stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, timeout=HELP_SEC)
     except subprocess.TimeoutExpired:
-        raise ValueError(f"scripts.base_train --help of {tree} took longer than {HELP_SEC} s; run it by hand and see") from None
+        raise ValueError(f"{BASE.command} --help of {tree} took longer than {HELP_SEC} s; "
+                         "run it by hand and see") from None
 
 
 @functools.cache
@@ -75,7 +78,8 @@ def known_flags(tree: Path, content: str) -> frozenset:
     flags = parse_help(asked.stdout)
     if asked.returncode or "--depth" not in flags:
         said = (asked.stderr or asked.stdout).strip().splitlines()[-5:]
-        raise ValueError("\n".join([f"scripts.base_train --help of {tree} lists no flags (exit code {asked.returncode}):", *said]))
+        what = f"{BASE.command} --help of {tree} lists no flags (exit code {asked.returncode}):"
+        raise ValueError("\n".join([what, *said]))
     return flags
 
 
