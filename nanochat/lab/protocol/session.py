@@ -14,8 +14,12 @@ from nanochat.lab.ledger import experiments
 from nanochat.lab.ledger.bank import banked_target, measure, with_target
 from nanochat.lab.protocol.results import curve, delta_rows, means, run_row
 from nanochat.lab.protocol.runner import Outcome, Runner
+from nanochat.lab.report.result_file import Delta, Means, ResultFile, Settings
+from nanochat.lab.runs import RunSummary
 from nanochat.lab.trees.tree_arms import provenance
 from nanochat.lab.verdict import gates
+from nanochat.lab.verdict.declaration import Plan, declaration_changes, declare
+from nanochat.lab.verdict.facts import Declaration, Noise, Target
 from nanochat.lab.verdict.time_to_target import crossing, crossing_step
 from nanochat.record import read_metrics, record_dir
 
@@ -42,29 +46,29 @@ class Session:
         p = self.protocol
         changes = {arm.name: profile_changes(p.arms[0], arm, p.primary) for arm in p.arms[1:]}
         bank, target = self.read_bank()
-        self.declaration = gates.declare(
-            p.label, p.profile.name, p.arms, p.seeds, changes, now(), primary=p.primary, fallback=p.fallback, min_gain=p.min_gain,
-            until_decided=p.until_decided, source=p.noise, noise=bank, target=target)
-        self.declaration["common_flags"] = shlex.join(p.machine_flags + p.common_flags)
+        plan = Plan(p.label, p.profile.name, p.arms, p.seeds, p.primary, p.fallback, p.min_gain, p.until_decided, p.noise,
+                    target, shlex.join(p.machine_flags + p.common_flags))
+        self.declaration = declare(plan, changes, bank, now())
         old, seen = self.previous.get("declaration"), self.previous.get("runs")
-        changed = gates.declaration_changes(old, self.declaration) if old else []
+        old = Declaration.from_json(old) if old else None
+        changed = declaration_changes(old, self.declaration) if old else []
         if old and seen and not p.fresh:
             if not changed:
                 self.declaration = old
-            elif old.get("noise_source") != "none" and old.get("K"):
+            elif old.noise_source != "none" and old.K:
                 raise ValueError(f"label {p.name} was declared otherwise and has been run ({'; '.join(changed)}): changing it now would be "
                                  "an undeclared look; use another --label, or the declaration it has")
         self.write()
         return changed
 
-    def read_bank(self) -> tuple[dict | None, dict | None]:
+    def read_bank(self) -> tuple[Noise | None, Target | None]:
         """(what is banked for this profile on this machine, the target); None without a ledger, a bank or a target.
 
         The target is by hand, or what every banked control run reached; the bank's times are to that target.
         """
         p = self.protocol
         by_hand = p.target_bpb is not None
-        target = {"metric": "val_bpb", "threshold": p.target_bpb, "source": "by hand"} if by_hand else None
+        target = Target("val_bpb", p.target_bpb, "by hand") if by_hand else None
         bank = p.bank or p.ledger
         if bank is None or p.arms[0].tree_id:  # what is banked is the noise of this repository
             return None, target
@@ -72,11 +76,11 @@ class Session:
         rows = [row for row in experiments.read(bank, profile_hash=p.profile_hash) if row["device"] == f"{kind}: {p.machine}"]
         runs, _ = experiments.banked_runs(rows, p.profile_hash, p.seeds)
         if not by_hand and len(runs) > 1 and p.primary == "time_to_target":
-            target = {"metric": "val_bpb", "threshold": banked_target(rows, p.profile_hash, p.seeds), "source": "bank"}
+            target = Target("val_bpb", banked_target(rows, p.profile_hash, p.seeds), "bank")
         if target:
             curves = {row["run_id"]: read_metrics(record_dir(p.home, row["run_id"]) / "metrics.jsonl") for row in runs}
-            rows = with_target(rows, {tag: lines for tag, lines in curves.items() if lines}, "val_bpb", target["threshold"])
-        return measure(rows, p.profile_hash, p.seeds), target
+            rows = with_target(rows, {tag: lines for tag, lines in curves.items() if lines}, "val_bpb", target.threshold)
+        return Noise.from_json(measure(rows, p.profile_hash, p.seeds)), target
 
     # -------------------------------------------------------------------------
     # Runs
@@ -96,13 +100,14 @@ class Session:
 
     def finish(self, cell: Cell, outcome: Outcome) -> dict:
         """The row of a cell that has ended: in memory, in the history, in the ledger, in the results."""
-        run = self._keep(cell, outcome, self.declaration["declared_at"], now())
+        run = self._keep(cell, outcome, self.declaration.declared_at, now())
         self.results.append(run)
         if self.protocol.ledger and outcome.record:
             metrics = read_metrics(record_dir(self.protocol.home, cell.tag) / "metrics.jsonl")
             experiments.append(self.protocol.ledger, experiments.row_of_record(
                 outcome.record, metrics, label=self.protocol.label, arm=cell.arm.name, profile=self.protocol.profile.name,
-                target=self.declaration["target"], declared_at=self.declaration["declared_at"], overloaded=run["overloaded"],
+                target=self.declaration.target and self.declaration.target.to_json(),
+                declared_at=self.declaration.declared_at, overloaded=run["overloaded"],
                 known={"status": run["run_status"]}))
         self.write()
         return run
@@ -110,10 +115,10 @@ class Session:
     def _keep(self, cell, outcome, declared_at, timestamp) -> dict:
         p = self.protocol
         run = run_row(cell, outcome, p.label, p.profile.name, declared_at, timestamp)
-        goal = self.declaration["target"]
+        goal = self.declaration.target
         points = curve(p.home, cell.tag) if goal else []
-        run["time_to_target_sec"] = crossing(points, goal["threshold"]) if points else None
-        run["steps_to_target"] = crossing_step(points, goal["threshold"]) if points else None
+        run["time_to_target_sec"] = crossing(points, goal.threshold) if points else None
+        run["steps_to_target"] = crossing_step(points, goal.threshold) if points else None
         self.runs[cell.arm.name, cell.seed] = run
         return run
 
@@ -124,24 +129,24 @@ class Session:
     # -------------------------------------------------------------------------
     # Files
 
-    def settings(self) -> dict:
+    def settings(self) -> Settings:
         p = self.protocol
-        return {"label": p.label, "profile": p.profile.name, "profile_flags": list(p.profile.flags), "machine_flags": p.machine_flags,
-                "common_flags": p.common_flags, "seeds": p.seeds, "arms": [{"name": arm.name, "flags": arm.flags} for arm in p.arms],
-                "base_dir": str(p.home), "timeout_sec": p.timeout_sec, "jobs": p.jobs, "command": p.command()}
+        return Settings(
+            p.label, p.profile.name, list(p.profile.flags), p.machine_flags, p.common_flags, p.seeds,
+            [{"name": arm.name, "flags": arm.flags} for arm in p.arms], str(p.home), p.timeout_sec, p.jobs, p.command())
 
-    def facts(self) -> dict:
+    def facts(self) -> ResultFile:
         runs, names = self.ordered_runs(), [arm.name for arm in self.protocol.arms]
         seeds = [seed for seed in self.protocol.seeds if any(run["seed"] == seed for run in runs)]
         deltas = delta_rows(names, seeds, runs)
-        return {
-            "timestamp": now(), "settings": self.settings(),
-            "runs": runs, "deltas": deltas, **means(names, deltas), "verdicts": gates.judge(self.declaration, runs) if runs else [],
-            "noise": {"source": self.declaration["noise_source"], **(self.declaration["noise"] or {"metrics": {}, "left_out": []})},
-            "provenance": self.provenance, "declaration": self.declaration,
-        }
+        summaries = [RunSummary.from_json(run) for run in runs]
+        return ResultFile(
+            now(), self.settings(), summaries, [Delta.from_json(row) for row in deltas],
+            {name: Means.from_json(mean) for name, mean in means(names, deltas)["by_candidate"].items()},
+            gates.judge(self.declaration, summaries) if runs else [],
+            self.declaration.noise or Noise(self.declaration.noise_source), self.provenance, self.declaration)
 
-    def write(self) -> dict:
+    def write(self) -> ResultFile:
         facts = self.facts()
-        self.results.write(facts)
+        self.results.write(facts.to_json())
         return facts
