@@ -2,8 +2,8 @@
 Results of made-up protocols for the tests of what is printed from them: gates and noise come from lab/verdict/stats.py,
 verdicts are set by hand.
 
-five_candidates(): promote, optional, reject, inconclusive and a diverged cell; unbanked(): two seeds, nothing to lean on;
-peeking(): three candidates in the middle of declared looks, with missed targets and missing cells.
+five_candidates(): promote, optional, reject, inconclusive and a diverged cell; unbanked(): two seeds, nothing to lean
+on; peeking(): three candidates in the middle of declared looks, with missed targets and missing cells.
 """
 
 import math
@@ -87,8 +87,9 @@ def make_verdict(candidate, verdict, reason, runs, k, primary="val_bpb", diverge
     floors = [gate_of("floor", floor.metric, floor.margin, runs, candidate, level) for floor in FLOORS]
     s_b, nu, _ = BANK[primary]
     return replace(
-        found, n=first.n, mean_gain=first.mean, se=0.0006, df=nu + first.n - 1, p=max(gate.p for gate in (first, *floors)),
-        lo=first.lo, hi=first.hi, level=level, noise_source=first.noise_source,
+        found, n=first.n, mean_gain=first.mean, se=0.0006, df=nu + first.n - 1,
+        p=max(gate.p for gate in (first, *floors)), lo=first.lo, hi=first.hi, level=level,
+        noise_source=first.noise_source,
         chance_at_max=0.41 if verdict == "inconclusive" else None, smallest_gain=smallest_gain(first.n, s_b, nu, level),
         seeds_needed=seeds_needed(s_b, s_b, nu, level), min_gain=s_b, sign_flip_p=0.03125,
         gates=[first, *floors, stability_gate(0)])
@@ -101,14 +102,16 @@ def make_results(label, arms, seeds, verdicts, flags=None, status=None, looks=No
     diverged = {arm: sum(how == "diverged" for (a, _), how in (status or {}).items() if a == arm) for arm in arms}
     flags = {arm: "" if arm == "control" else f"--{arm}=0.03" for arm in arms} | (flags or {})
     deltas = delta_rows(list(arms), list(seeds), [run.to_json() for run in runs])
-    bank = {metric: MetricNoise(s, nu, s * 0.729, s * 1.645, nu + 1, median) for metric, (s, nu, median) in BANK.items()}
+    bank = {metric: MetricNoise(s, nu, s * 0.729, s * 1.645, nu + 1, median)
+            for metric, (s, nu, median) in BANK.items()}
     command = f"python -m scripts.protocol --profile=smoke-cpu --label={label} --seeds {' '.join(map(str, seeds))}"
     settings = Settings(label, "smoke-cpu", ["--depth=4"], [], [], list(seeds),
                         [{"name": arm, "flags": flags[arm]} for arm in arms], "base", None, 2, command)
     looks = looks or [len(seeds)]
     declaration = Declaration(
         WHEN, label, "smoke-cpu", primary, 0.0, None, list(FLOORS), target, 0.05, BANK[primary][0], list(seeds), looks,
-        looks[-1], K=k, noise_source="bank", noise=Noise(metrics=bank), arms=[DeclaredArm(arm, flags[arm]) for arm in arms])
+        looks[-1], K=k, noise_source="bank", noise=Noise(metrics=bank),
+        arms=[DeclaredArm(arm, flags[arm]) for arm in arms])
     return ResultFile(
         "2026-03-04T06:07:08+00:00", settings, runs, [Delta.from_json(row) for row in deltas],
         {name: Means.from_json(mean) for name, mean in means(list(arms), deltas)["by_candidate"].items()},
@@ -123,12 +126,13 @@ def five_candidates() -> ResultFile:
     arms = {"control": (0, 1), "lr003": (0.006, 1.0), "gate005": (0.005, 0.955), "gate015": (-0.006, 0.96),
             "wd014": (0.0009, 1.0), "hot": (0, 1)}
     verdicts = {"lr003": ("promote", "better by 0.006 bpb (at least 0.004); every floor holds"),
-                "gate005": ("optional", "better by 0.005 bpb (at least 0.003), at a price in tok_per_sec inside its floor"),
+                "gate005": ("optional",
+                            "better by 0.005 bpb (at least 0.003), at a price in tok_per_sec inside its floor"),
                 "gate015": ("reject", "worse by 0.006 bpb (at least 0.0048)"),
                 "wd014": ("inconclusive", "the gain lies in [-0.0010, 0.0028] bpb; about 12 seeds would settle it"),
                 "hot": ("reject", "a candidate run diverged where the control did not")}
-    return make_results("mix", arms, [1, 2, 3, 4, 5], verdicts, {"gate005": "--symplectic-gate --symplectic-gate-mix=0.05"},
-                        {("hot", 3): "diverged"})
+    flags = {"gate005": "--symplectic-gate --symplectic-gate-mix=0.05"}
+    return make_results("mix", arms, [1, 2, 3, 4, 5], verdicts, flags, {("hot", 3): "diverged"})
 
 
 def unbanked() -> ResultFile:
@@ -137,13 +141,15 @@ def unbanked() -> ResultFile:
     results = make_results("smoke", {"control": (0, 1), "gate": (-0.001, 0.97)}, [1337, 2026], {})
     stored = results.to_json()
     for run in stored["runs"]:
-        for key in ("final_train_loss", "tok_per_sec_median", "time_to_target_sec", "steps_to_target", "device", "threads"):
+        for key in ("final_train_loss", "tok_per_sec_median", "time_to_target_sec", "steps_to_target", "device",
+                    "threads"):
             del run[key]
     reason = "2 seeds without banked noise cannot tell a gain from luck: run `make noise SEEDS=8`"
     mean = -float(np.mean([delta.candidate_minus_control_bpb for delta in results.deltas]))
-    stored["verdicts"] = [{"candidate": "gate", "verdict": "inconclusive", "text": "inconclusive (2 seeds, no noise bank)",
-                           "reason": reason, "metric": "val_bpb", "n": 2, "mean_gain": mean, "se": None, "df": 0, "p": 1.0,
-                           "level": 0.05, "lo": None, "hi": None, "noise_source": "none", "smallest_gain": None}]
+    stored["verdicts"] = [{
+        "candidate": "gate", "verdict": "inconclusive", "text": "inconclusive (2 seeds, no noise bank)",
+        "reason": reason, "metric": "val_bpb", "n": 2, "mean_gain": mean, "se": None, "df": 0, "p": 1.0, "level": 0.05,
+        "lo": None, "hi": None, "noise_source": "none", "smallest_gain": None}]
     stored["noise"] = {"source": "none", "s_b": None, "nu": 0}
     stored["declaration"]["noise_source"] = "none"
     stored["declaration"]["primary_metric"] = stored["declaration"].pop("primary")
@@ -155,8 +161,9 @@ def peeking() -> ResultFile:
     verdicts = {"lr003": ("promote", "better by 0.07 (at least 0.05); every floor holds"),
                 "gate005": ("inconclusive", "the gain lies in [-0.02, 0.02]: add seeds"),
                 "gate015": (None, "control on seed 4 ended as timeout: re-run it")}
-    return make_results("peek", arms, [1, 2, 3, 4], verdicts, status={("control", 4): "timeout"}, looks=list(range(2, 13)),
-                        primary="time_to_target", target=Target("val_bpb", 1.12, "bank: worst final + 1 sigma"))
+    target = Target("val_bpb", 1.12, "bank: worst final + 1 sigma")
+    return make_results("peek", arms, [1, 2, 3, 4], verdicts, status={("control", 4): "timeout"},
+                        looks=list(range(2, 13)), primary="time_to_target", target=target)
 
 
 def make_curves(results: ResultFile) -> dict:
@@ -164,7 +171,8 @@ def make_curves(results: ResultFile) -> dict:
     curves = {}
     for run in results.runs:
         end, pace = run.val_bpb or 1.15, run.duration_sec / 60
-        points = [(step, max(0, step - 11) * pace, end + 1.6 * math.exp(-step / 9)) for step in range(0, run.steps + 1, 5)]
+        points = [(step, max(0, step - 11) * pace, end + 1.6 * math.exp(-step / 9))
+                  for step in range(0, run.steps + 1, 5)]
         curves[run.arm, run.seed] = points
         if run.run_status == "diverged":
             points[-2:] = [(25, 40.0, 9.5), (30, 50.0, float("nan"))]

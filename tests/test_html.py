@@ -95,7 +95,8 @@ def test_headline_of_a_promotion_quotes_the_lower_bound():
     results, reader, _ = read_case(five_candidates)
     gate = results.verdicts[0].gates[0]
     text = "".join(reader.text)
-    assert f"promote lr003: at least {gain_text('val_bpb', gate.lo)} (measured: {gain_text('val_bpb', gate.mean)}, 5 seeds)" in text
+    lo, mean = gain_text("val_bpb", gate.lo), gain_text("val_bpb", gate.mean)
+    assert f"promote lr003: at least {lo} (measured: {mean}, 5 seeds)" in text
     assert "reject gate015: worse by 0.006 bpb (at least 0.0048)" in text
 
 
@@ -112,10 +113,12 @@ def test_noise_and_its_smallest_gains_are_shown_and_no_noise_is_said():
 def test_curves_have_a_line_a_run_and_a_mean_an_arm(make):
     results, reader, _ = read_case(make)
     classes = [value for tag, name, value in reader.attributes if tag == "polyline" and name == "class"]
-    arms, runs, timed = len(results.declaration.arms), len(results.runs), len(results.runs) - 1  # one curve has no clock
+    arms, runs = len(results.declaration.arms), len(results.runs)
+    timed = runs - 1  # one curve has no clock
     late = sum(run.steps == 60 for run in results.runs)
     assert sum(c.startswith("thin") for c in classes) == runs + timed + late
-    assert sum(c.startswith("thick") for c in classes) == (2 + 1 + 1) * arms, "over step, over time, the later half; and the legend"
+    thick = sum(c.startswith("thick") for c in classes)
+    assert thick == (2 + 1 + 1) * arms, "over step, over time, the later half; and the legend"
     assert {value for tag, name, value in reader.attributes if name == "points" and "nan" in value} == set()
 
 
@@ -125,12 +128,14 @@ def test_curve_is_drawn_where_its_numbers_are():
     drawn = re.search(r'class="thin c0" points="([^"]*)"', html).group(1).split()
     xs, ys = zip(*(map(float, point.split(",")) for point in drawn))
     assert np.allclose(np.diff(xs), (svg.WIDTH - svg.LEFT - svg.RIGHT) / 3, atol=0.02)
-    assert np.allclose((ys[1] - ys[0]) / (ys[3] - ys[2]), (3 - 2) / (1.5 - 1.25), rtol=1e-2), "equal steps in bpb are equal in pixels"
+    steps = (ys[1] - ys[0]) / (ys[3] - ys[2])
+    assert np.allclose(steps, (3 - 2) / (1.5 - 1.25), rtol=1e-2), "equal steps in bpb are equal in pixels"
     assert ys[3] > ys[0], "lower is further down"
 
 
 def test_gain_chart_puts_seeds_mean_bounds_and_floor_on_one_scale():
-    row = {"name": "a", "color": 1, "gains": [(1, -0.002), (2, 0.006)], "mean": 0.002, "lo": -0.001, "hi": 0.005, "value": ""}
+    row = {"name": "a", "color": 1, "gains": [(1, -0.002), (2, 0.006)], "mean": 0.002, "lo": -0.001, "hi": 0.005,
+           "value": ""}
     html = svg.gain_chart("x", [row], 0.004)
     dots = [float(x) for x in re.findall(r'<circle[^>]*cx="([\d.]+)"', html)]
     mean = float(re.search(r'class="mean c1" d="M([\d.]+)', html).group(1))
@@ -148,7 +153,8 @@ def test_unbounded_interval_and_no_pairs_are_drawn():
     assert re.search(rf'class="bar c1" x1="{svg.LEFT}" y1="\d+" x2="{svg.WIDTH - svg.RIGHT}"', html)
 
 
-@pytest.mark.parametrize("lo, hi", [(0, 1), (2.61, 2.83), (-0.0049, 0.0021), (0, 60), (1e-7, 3e-7), (-3.2, 1e4), (1.1, 1.1000001)])
+@pytest.mark.parametrize("lo, hi", [
+    (0, 1), (2.61, 2.83), (-0.0049, 0.0021), (0, 60), (1e-7, 3e-7), (-3.2, 1e4), (1.1, 1.1000001)])
 def test_ticks_are_few_round_and_told_apart(lo, hi):
     found = svg.ticks(lo, hi)
     assert 2 <= len(found) <= 6 and len({name for _, name in found}) == len(found)
@@ -158,7 +164,8 @@ def test_ticks_are_few_round_and_told_apart(lo, hi):
 
 
 def test_pair_gains_are_positive_where_the_candidate_is_better():
-    control = RunSummary(arm="control", seed=1, run_status="ok", val_bpb=1.2, tok_per_sec_median=100.0, time_to_target_sec=50.0)
+    control = RunSummary(arm="control", seed=1, run_status="ok", val_bpb=1.2, tok_per_sec_median=100.0,
+                         time_to_target_sec=50.0)
     a = RunSummary(arm="a", seed=1, run_status="ok", val_bpb=1.1, tok_per_sec_median=110.0, time_to_target_sec=40.0)
     runs = [control, a, replace(control, seed=2),
             RunSummary(arm="a", seed=2, run_status="diverged", tok_per_sec_median=90.0)]
@@ -172,7 +179,8 @@ def test_pair_gains_are_positive_where_the_candidate_is_better():
 def test_mean_curve_is_that_of_the_runs_that_ended_ok():
     points = {seed: np.array([(0, 0.0, 2.0), (10, 1.0, bpb)]) for seed, bpb in ((1, 1.0), (2, 1.2), (3, 1.9))}
     curves = {("control", seed): p for seed, p in points.items()}
-    html = svg.curve_chart(["control"], curves, 0, "step", {key: curves[key] for key in (("control", 1), ("control", 2))})
+    ok = {key: curves[key] for key in (("control", 1), ("control", 2))}
+    html = svg.curve_chart(["control"], curves, 0, "step", ok)
     first, second, _ = [float(points.split(",")[-1]) for points in re.findall('class="thin c0" points="([^"]*)"', html)]
     mean, = [float(points.split(",")[-1]) for points in re.findall('class="thick c0" points="([^"]*)"', html)]
     assert mean == pytest.approx((first + second) / 2, abs=0.02)
@@ -209,4 +217,5 @@ def test_same_facts_give_the_same_file(tmp_path):
     results = five_candidates()
     for name in ("a.html", "b.html"):
         write_report(tmp_path / "new" / name, results, make_curves(results))
-    assert (tmp_path / "new/a.html").read_bytes() == (tmp_path / "new/b.html").read_bytes() and len(list((tmp_path / "new").iterdir())) == 2
+    assert (tmp_path / "new/a.html").read_bytes() == (tmp_path / "new/b.html").read_bytes()
+    assert len(list((tmp_path / "new").iterdir())) == 2

@@ -27,7 +27,8 @@ LOOKS = (2, 3, 4)
 
 def made_up_pool(R, rng, spread=1.0):
     """A slow floor that fails now and then, and a candidate that is better by luck now and then."""
-    return {"val_bpb": 2.6 + 0.003 * spread * rng.normal(size=R), "final_train_loss": math.log(7) + 0.004 * rng.normal(size=R),
+    return {"val_bpb": 2.6 + 0.003 * spread * rng.normal(size=R),
+            "final_train_loss": math.log(7) + 0.004 * rng.normal(size=R),
             "tok_per_sec": math.log(6000) + 0.05 * rng.normal(size=R)}
 
 
@@ -60,8 +61,10 @@ def test_normal_noise_promotes_as_often_as_the_level_says_and_all_seeds_far_more
     values = {"val_bpb": np.random.default_rng(4).normal(size=64)}
     rate = real_runs.false_promotions(values, (2,), protocols=40_000)
     rng, n = np.random.default_rng(5), 40_000
-    fresh = moderated_t(rng.normal(size=(n, 2)) * math.sqrt(2), np.sqrt(rng.chisquare(7, n) / 7), 7).p  # runs that no protocol shares
-    assert rate.primary == rate.all_gates == pytest.approx(np.mean(fresh <= 0.05), abs=3 * math.sqrt(2 * 0.05 * 0.95 / n))
+    # Runs that no protocol shares.
+    fresh = moderated_t(rng.normal(size=(n, 2)) * math.sqrt(2), np.sqrt(rng.chisquare(7, n) / 7), 7).p
+    luck = math.sqrt(2 * 0.05 * 0.95 / n)
+    assert rate.primary == rate.all_gates == pytest.approx(np.mean(fresh <= 0.05), abs=3 * luck)
     assert rate.lo < rate.primary < rate.hi < rate.lo + 0.02
     assert rate.all_seeds == pytest.approx(0.25, abs=0.01)
 
@@ -78,4 +81,5 @@ def test_pool_needs_24_banked_runs_and_says_how_to_get_them():
     with pytest.raises(ValueError, match="23 banked runs .* make noise SEEDS=24"):
         describe_rates(rows[:23], record()["profile_hash"])
     text = describe_rates(rows, record()["profile_hash"], protocols=2000)
-    assert "drawn from 25 banked runs" in text and "2 to 8" in text and "all gates: val_bpb, final_train_loss, tok_per_sec" in text
+    assert "drawn from 25 banked runs" in text and "2 to 8" in text
+    assert "all gates: val_bpb, final_train_loss, tok_per_sec" in text

@@ -52,7 +52,8 @@ def test_label_lines_say_what_the_verdicts_rest_on():
     assert "left out of the bank: seed 1337: a seed of this protocol" in lines
     shown, = [line for line in lines if line.startswith("smallest gain")]
     assert shown.endswith(", ".join(f"n={n} {smallest_gain(n, 0.0013, 9, 0.01):.4g}" for n in (2, 3, 5, 8, 12)))
-    assert [line.split(":")[0] for line in lines[-3:]] == ["gate005", "gate015", "wd014"], "not beside a promotion, nor without a test"
+    named = [line.split(":")[0] for line in lines[-3:]]
+    assert named == ["gate005", "gate015", "wd014"], "not beside a promotion, nor without a test"
     assert report.label_lines(peeking())[0].startswith("3 candidates, looks at 2 to 12 seeds")
 
 
@@ -73,7 +74,8 @@ def test_verdicts_end_with_the_label_and_name_every_candidate(make):
     for entry in results.verdicts:
         assert f"verdict {entry.candidate}: {entry.text}\n  {entry.reason}" in text
         assert report.gates_table(entry) in text
-    assert text.splitlines()[-1] == report.basis_lines(results)[-1] == report.label_lines(replace(results, verdicts=[]))[-1]
+    alone = replace(results, verdicts=[])
+    assert text.splitlines()[-1] == report.basis_lines(results)[-1] == report.label_lines(alone)[-1]
     assert report.results_table(results)
 
 

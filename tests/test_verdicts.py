@@ -28,7 +28,8 @@ def test_targets_are_whole():
     shares = [cell for cell in CELLS if cell.table == "verdicts"]
     assert len(shares) == 20 and len(CELLS) == len({cell.name for cell in CELLS}) == 32
     for cell in shares:
-        assert 99 <= sum(cell.targets[name][0] for name in MEASURES[:3]) <= 101, "three shares of one hundred, each rounded"
+        total = sum(cell.targets[name][0] for name in MEASURES[:3])
+        assert 99 <= total <= 101, "three shares of one hundred, each rounded"
     assert {cell.targets["promote"] for cell in CELLS if cell.table == "missed"} == {(0.0, 0.9), (1.2, 3.0), (4.0, 4.5)}
 
 
@@ -47,15 +48,19 @@ def test_verdicts_fall_as_their_targets_say(name):
 def test_another_rule_is_told_apart(monkeypatch):
     """Every bound at four times its level."""
     honest = gates.compare_gate
-    monkeypatch.setattr(gates, "compare_gate", lambda declaration, gate, n, level: honest(declaration, gate, n, min(0.49, 4 * level)))
+    def lenient(declaration, gate, n, level):
+        return honest(declaration, gate, n, min(0.49, 4 * level))
+    monkeypatch.setattr(gates, "compare_gate", lenient)
     assert outside([cell("verdicts reached=1 nu=9 n=3 gain=0")], 400)
 
 
 def test_a_false_promotion_has_less_room_than_another_share():
-    """At many protocols, where luck is small; twice a share of at most 0.9 % is outside, and two points of power are not."""
+    """At many protocols, where luck is small: twice a share of 0.9 % is outside, and two points of power are not."""
     missed, gain = cell("missed reached=0.5 nu=9 n=3 gain=0"), cell("verdicts reached=1 nu=9 n=3 gain=1")
-    assert [check(missed, {"promote": found}, 4000)[0]["inside"] for found in (0.0, 1.3, 1.8, 2.8)] == [True, True, False, False]
-    assert [check(gain, {"promote": found}, 4000)[0]["inside"] for found in (26.0, 27.0, 31.0, 32.0)] == [False, True, True, False]
+    def insides(cell, *shares):
+        return [check(cell, {"promote": found}, 4000)[0]["inside"] for found in shares]
+    assert insides(missed, 0.0, 1.3, 1.8, 2.8) == [True, True, False, False]
+    assert insides(gain, 26.0, 27.0, 31.0, 32.0) == [False, True, True, False]
 
 
 @pytest.mark.slow

@@ -77,8 +77,9 @@ def check_matched(results: dict[int, ResultFile]) -> list[str]:
         differ = [f"{name}: {first.get(name)} -> {conditions.get(name)}" for name in {**first, **conditions}
                   if first.get(name) != conditions.get(name)]
         if differ:
-            raise ValueError(f"depth {depth} is not matched with depth {first_depth} ({'; '.join(differ)}): expected the same "
-                             "candidates, gates and options at every depth; run it again under another label")
+            raise ValueError(f"depth {depth} is not matched with depth {first_depth} ({'; '.join(differ)}): "
+                             "expected the same candidates, gates and options at every depth; "
+                             "run it again under another label")
     return list(first["candidates"])
 
 
@@ -190,8 +191,9 @@ def results_table(verdicts: list[Robustness], alpha: float) -> str:
         lines += [f"  rollback to default-off: {v.rollback}"] if v.rollback else []
     n = max(len(v.depths) for v in verdicts)
     if n > 1:
-        lines.append(f"A change that does nothing passes {n} depths in up to {100 * false_promotion(n, alpha):.0f} % of "
-                     "cases: this confirms what another label has promoted, and promotes nothing by itself")
+        percent = 100 * false_promotion(n, alpha)
+        lines.append(f"A change that does nothing passes {n} depths in up to {percent:.0f} % of cases: "
+                     "this confirms what another label has promoted, and promotes nothing by itself")
     return "\n".join(lines)
 
 

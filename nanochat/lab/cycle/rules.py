@@ -1,5 +1,5 @@
 """
-The rules of a cycle, as pure functions over what result files and the ledger say; cycle/walk.py goes through the phases.
+The rules of a cycle, as pure functions of result files and the ledger; cycle/walk.py goes through the phases.
 
     0 noise   1 theory slice   2 sweeps around the winner   3 shape and fusion   4 miniseries   5 promotion
 
@@ -123,10 +123,11 @@ def winner(verdicts: list[Verdict]) -> Verdict | None:
 
 
 def common_winner(statuses: list[Status], labels: list[ResultFile]) -> Winner | None:
-    """The candidate that every label promotes (lengths of a horizon), with its worst verdict; None where there is none."""
+    """The candidate that every label (lengths of a horizon) promotes, with its worst verdict; None without one."""
     if not all(status.winner for status in statuses):
         return None
-    by_label = [{found.candidate: found for found in results.verdicts if found.verdict == "promote"} for results in labels]
+    by_label = [{found.candidate: found for found in results.verdicts if found.verdict == "promote"}
+                for results in labels]
     names = [name for name in by_label[0] if all(name in promoted for promoted in by_label)]
     worst = [min((promoted[name] for promoted in by_label), key=lambda found: found.lo) for name in names]
     best = winner(worst)
@@ -150,7 +151,8 @@ def banked_seeds(rows: list[dict], profile: Profile, flags: str) -> set[int]:
     """Seeds of the control runs that the ledger has for this profile with these flags."""
     wanted = vars(parse_arm(CONTROL, "", [*profile.flags, *shlex.split(flags)]).config)
     names = [name for name in FIELDS if name not in (*OF_A_CELL, *tagged(FIELDS, "machine"))]
-    return {row["seed"] for row in rows if (row["label"], row["arm"], row["status"], row["profile"]) == (NOISE, CONTROL, "ok", profile.name)
+    own = NOISE, CONTROL, "ok", profile.name
+    return {row["seed"] for row in rows if (row["label"], row["arm"], row["status"], row["profile"]) == own
             and (found := options_of(row)) and all(found[name] == wanted[name] for name in names)}
 
 

@@ -34,8 +34,8 @@ from nanochat.lab.profiles import Profile
 from nanochat.lab.report.result_file import ResultFile, path_of, read_results
 
 FUSION_FLAGS = ("fused_rmsnorm", "chunked_ce")
-NEXT = ("make the accepted flags the default (nanochat/config.py), results checked", "write the entry: python -m scripts.gates --log-entry "
-        "--label={label}", "make leaderboard")
+NEXT = ("make the accepted flags the default (nanochat/config.py), results checked",
+        "write the entry: python -m scripts.gates --log-entry --label={label}", "make leaderboard")
 
 
 class Stop(Exception):
@@ -78,7 +78,10 @@ class Cycle:
 
 
 def walk(cycle: Cycle, call, say=print) -> CycleRecord:
-    """Run what is left, phase by phase; returns what results/<label>_cycle.json says. call(command, env) -> exit code."""
+    """Run what is left, phase by phase; writes and returns results/<label>_cycle.json.
+
+    call(command, env) -> exit code.
+    """
     stopped, decided = None, True
     phases = dict(enumerate((_noise, _slice, _sweeps, _shape_and_fusion, _miniseries, _promotion)))
     try:
@@ -119,7 +122,8 @@ def _template(cycle, call, say, phase: int, name: str, labels: list[str], **env)
     statuses = [label_status(cycle.results(label), flags) for label in labels]
     if not all(status.finished for status in statuses):
         command = ["bash", f"runs/{name}.sh"]
-        _run(cycle, call, say, command, {"LABEL": f"{cycle.label}_{name}", "PROFILE": cycle.profile.name, "FLAGS": flags, **env})
+        env = {"LABEL": f"{cycle.label}_{name}", "PROFILE": cycle.profile.name, "FLAGS": flags, **env}
+        _run(cycle, call, say, command, env)
         statuses = [label_status(cycle.results(label), flags) for label in labels]
     for label, status in zip(labels, statuses):
         cycle.note(phase, label, "done" if status.finished else "open", status.why, say)
@@ -142,9 +146,9 @@ def _accept(cycle: Cycle, label: str, winner: Winner, say):
 def _earlier(cycle: Cycle, label: str) -> list[Past]:
     """Verdicts of the other labels here: what was rejected, with which flags, on which seeds."""
     files = [read_results(path) for path in sorted(cycle.results_dir.glob("*_latest.json"))]
-    return [Past(results.declaration.label, flags_of(results, found.candidate), results.declaration.seeds, found.verdict)
-            for results in files if results.declaration and results.declaration.label != label
-            for found in results.verdicts]
+    others = [results for results in files if results.declaration and results.declaration.label != label]
+    return [Past(results.declaration.label, flags_of(results, found.candidate), results.declaration.seeds,
+                 found.verdict) for results in others for found in results.verdicts]
 
 
 # -----------------------------------------------------------------------------
@@ -155,9 +159,11 @@ def _noise(cycle, call, say):
         return len(banked_seeds(experiments.read(cycle.ledger, label=experiments.NOISE), cycle.profile, cycle.flags))
     if banked() < cycle.noise_seeds:
         words = ["--run", f"--seeds={cycle.noise_seeds}", f"--profile={cycle.profile.name}", f"--ledger={cycle.ledger}"]
-        _run(cycle, call, say, module_command("scripts.noise", *words, *([f"--flags={cycle.flags}"] if cycle.flags else [])))
+        words += [f"--flags={cycle.flags}"] if cycle.flags else []
+        _run(cycle, call, say, module_command("scripts.noise", *words))
     done = banked() >= cycle.noise_seeds
-    cycle.note(0, PHASES[0], "done" if done else "open", f"{banked()} of {cycle.noise_seeds} control runs in {cycle.ledger}", say)
+    why = f"{banked()} of {cycle.noise_seeds} control runs in {cycle.ledger}"
+    cycle.note(0, PHASES[0], "done" if done else "open", why, say)
     if not done and not cycle.dry_run:
         raise Stop(f"{banked()} control runs are banked, expected {cycle.noise_seeds}: see `make noise`")
 
@@ -177,16 +183,18 @@ def _sweeps(cycle, call, say):
         if name == "batch" and (refusal := _batch_refusal(cycle, config.batch_multiplier)):
             cycle.note(2, f"{cycle.label}_batch", "skipped", refusal, say)
             continue
-        labels = [f"{cycle.label}_{name}"] if name != "horizon" else [f"{cycle.label}_horizon_r{ratio}" for ratio in cycle.ratios]
-        statuses = _template(cycle, call, say, 2, name, labels, BATCH=f"{config.batch_multiplier:g}", LR=f"{config.lr_multiplier:g}",
-                             WD=f"{config.wd_multiplier:g}", RATIOS=" ".join(cycle.ratios))
+        lengths = [f"_r{ratio}" for ratio in cycle.ratios] if name == "horizon" else [""]
+        labels = [f"{cycle.label}_{name}{length}" for length in lengths]
+        statuses = _template(cycle, call, say, 2, name, labels, BATCH=f"{config.batch_multiplier:g}",
+                             LR=f"{config.lr_multiplier:g}", WD=f"{config.wd_multiplier:g}",
+                             RATIOS=" ".join(cycle.ratios))
         best = None if cycle.dry_run else common_winner(statuses, [cycle.results(label) for label in labels])
         if best:
             _accept(cycle, labels[0], best, say)
 
 
 def _batch_refusal(cycle, centre: float) -> str | None:
-    """On a small profile 0.7 x the batch may round to the batch: the trainer refuses such an arm, and the sweep is left out."""
+    """Why the sweep is left out: on a small profile 0.7 x the batch may round to the batch, which is refused."""
     common = [*cycle.profile.flags, *shlex.split(cycle.base())]
     try:
         for factor in (1.0, 0.7, 1.4):
@@ -213,7 +221,8 @@ def _shape_and_fusion(cycle, call, say):
 
 def _miniseries(cycle, call, say):
     label, depths = f"{cycle.label}_miniseries", cycle.depths
-    words = [f"--label={label}", "--depths", *depths, f"--profile={cycle.profile.name}", f"--noise-seeds={cycle.noise_seeds}"]
+    words = [f"--label={label}", "--depths", *depths, f"--profile={cycle.profile.name}",
+             f"--noise-seeds={cycle.noise_seeds}"]
     words += [f"--flags={cycle.flags}"] if cycle.flags else []
     if not all(_is_finished(cycle, miniseries.label_of(label, depth)) for depth in depths):
         candidate = " ".join(cycle.accepted) or "(what is accepted)"

@@ -205,7 +205,8 @@ def cells(place: int, entry: Entry, target) -> list[str]:
     row = entry.runs[-1]
     commit = text_of(row, "git_commit")[:7] + ("+" if text_of(row, "dirty").lower() in ("true", "1") else "")
     return [str(place), entry.arm, str(len(entry.ok)), " ".join(text_of(run, "seed") for run in entry.ok),
-            time_cell(entry, target), extrapolated_cell(entry, target), number(mean(bpb) if bpb else None, ".5f"), spread(bpb, ".5f"),
+            time_cell(entry, target), extrapolated_cell(entry, target), number(mean(bpb) if bpb else None, ".5f"),
+            spread(bpb, ".5f"),
             number(mean(speed) if speed else None, ",.0f"),
             ", ".join(f"{failed.count(how)} {how}" for how in sorted(set(failed))), entry.verdict, commit]
 

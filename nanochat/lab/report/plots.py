@@ -27,7 +27,8 @@ COLORS = ("#4d4d4d", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56
 DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))  # overlapping means stay visible
 SIZE_IN, DPI = (15, 5), 100
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-         "grid.color": "#e6e6e6", "axes.axisbelow": True, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left"}
+         "grid.color": "#e6e6e6", "axes.axisbelow": True, "axes.titlesize": 12, "axes.titleweight": "bold",
+         "axes.titlelocation": "left"}
 
 
 def draw_protocol(path, name: str, arms: list[str], curves: dict, deltas: list[Delta]) -> bool:

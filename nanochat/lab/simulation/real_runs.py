@@ -1,9 +1,11 @@
 """
-How often a verdict promotes a change that is none, on real runs: a pool of control runs is cut at random into A/A protocols.
+How often a verdict promotes a change that is none, on real runs: a pool of control runs is cut at random into A/A
+protocols.
 
 Every protocol takes runs of its own from the pool, each of them once: a bank, controls, and as many controls again that
-play the candidate. It goes through the functions that decide (stats.moderated_t on every gate, looks.replay), so what it
-promotes is a false promotion. The simulation (simulation/made_up_runs.py) assumes normal noise; this asks the noise there is.
+play the candidate. It goes through the functions that decide (stats.moderated_t on every gate, looks.replay), so what
+it promotes is a false promotion. The simulation (simulation/made_up_runs.py) assumes normal noise; this asks the noise
+there is.
 """
 
 from typing import NamedTuple
@@ -25,7 +27,7 @@ CONFIDENCE = 0.90
 
 
 class Rate(NamedTuple):
-    """looks; share of protocols that the primary gate alone promotes, and its interval; share that every gate lets pass;
+    """looks; share of protocols that the primary gate alone promotes, and its interval; share that every gate passes;
     share of the rule "better on every seed" (at the last look). A floor can only make a promotion rarer."""
     looks: tuple[int, ...]
     primary: float
@@ -36,7 +38,10 @@ class Rate(NamedTuple):
 
 
 def pool_values(rows, profile_hash: str) -> dict[str, np.ndarray]:
-    """{metric: its values in the order of the seeds, as gates compare them} of the banked runs. Raises ValueError below FEWEST."""
+    """{metric: its values in the order of the seeds, as gates compare them} of the banked runs.
+
+    Raises ValueError below FEWEST.
+    """
     runs, _ = banked_runs(rows, profile_hash)
     values = {metric: [value_of(row, metric) for row in runs] for metric in ("val_bpb", *FLOORS)}
     values = {metric: np.array(x) for metric, x in values.items() if x and None not in x}
@@ -54,25 +59,30 @@ def runs_of(looks) -> int:
 def false_promotions(values: dict, looks, protocols: int = PROTOCOLS, seed: int = SEED) -> Rate:
     """The share of A/A protocols drawn from a pool that promote, with one candidate and a bank of BANK_SEEDS runs.
 
-    The interval is a jackknife over RUNS (Efron & Stein 1981, Ann. Stat. 9:586): protocols of one pool share its runs, so
-    their number says little of how well the rate is known. What the number of protocols adds to it is taken out of the jackknife,
-    which would count it once a run, and put back once.
+    The interval is a jackknife over RUNS (Efron & Stein 1981, Ann. Stat. 9:586): protocols of one pool share its runs,
+    so their number says little of how well the rate is known. What the number of protocols adds to it is taken out of
+    the jackknife, which would count it once a run, and put back once.
     """
     R = len(values["val_bpb"])
     if runs_of(looks) >= R:  # without a run left out there is no telling how much the pool's own make-up matters
         raise ValueError(f"a pool of {R} runs: {looks[-1]} pairs and a bank of {BANK_SEEDS} need {runs_of(looks) + 1}")
-    drawn = np.random.default_rng([seed, *looks]).permuted(np.tile(np.arange(R), (protocols, 1)), axis=1)[:, :runs_of(looks)]
+    pools = np.tile(np.arange(R), (protocols, 1))
+    drawn = np.random.default_rng([seed, *looks]).permuted(pools, axis=1)[:, :runs_of(looks)]
     found = promoted({"val_bpb": values["val_bpb"]}, drawn, looks)
     better = (_differences(values["val_bpb"][drawn], looks[-1]) > 0).all(axis=1)
     share, half = found.mean(), ndtri(0.5 + CONFIDENCE / 2) * _jackknife(found, drawn, R)
-    return Rate(tuple(looks), float(share), max(0.0, share - half), min(1.0, share + half), float(promoted(values, drawn, looks).mean()),
-                float(better.mean()))
+    return Rate(tuple(looks), float(share), max(0.0, share - half), min(1.0, share + half),
+                float(promoted(values, drawn, looks).mean()), float(better.mean()))
 
 
 def promoted(values: dict, drawn, looks) -> np.ndarray:
-    """Which protocols promote. drawn [protocols, runs_of(looks)]: positions in the pool, first the bank, then controls, then candidates."""
-    gates = [("val_bpb", PRIMARY["val_bpb"])] + [(metric, margin) for metric, margin in FLOORS.items() if metric != "val_bpb"]
-    p = np.array([_p_values(values[metric][drawn], metric, looks, margin) for metric, margin in gates if metric in values])
+    """Which protocols promote.
+
+    drawn [protocols, runs_of(looks)]: positions in the pool, first the bank, then controls, then candidates.
+    """
+    margins = {"val_bpb": PRIMARY["val_bpb"]} | {metric: x for metric, x in FLOORS.items() if metric != "val_bpb"}
+    p = np.array([_p_values(values[metric][drawn], metric, looks, margin)
+                  for metric, margin in margins.items() if metric in values])
     found = replay(p.max(axis=0)[..., None], looks, BANK_SEEDS - 1, ALPHA, primary=p[0][..., None], stop_futile=True)
     return found.promoted_at[:, 0] > 0
 
@@ -100,14 +110,18 @@ def _jackknife(found, drawn, R) -> float:
 
 
 def describe_rates(rows, profile_hash: str, protocols: int = PROTOCOLS) -> str:
-    """How often A/A protocols drawn from the banked runs promote, for a few plans. Raises ValueError for a small """
+    """How often A/A protocols drawn from the banked runs promote, for a few plans.
+
+    Raises ValueError for a small pool.
+    """
     values = pool_values(rows, profile_hash)
     n = len(values["val_bpb"])
     found = [false_promotions(values, looks, protocols) for looks in LOOKS if runs_of(looks) < n]
     def percent(x):
         return f"{100 * x:.2f}"
-    lines = [[looks_text(list(rate.looks)), percent(rate.primary), f"[{percent(rate.lo)}, {percent(rate.hi)}]", percent(rate.all_gates),
-              percent(rate.all_seeds)] for rate in found]
-    return (f"false promotions in percent, {protocols:,} A/A protocols drawn from {n} banked runs, {BANK_SEEDS} of them its bank\n"
-            f"asked for: {100 * ALPHA:g} at most; all gates: {', '.join(values)}\n"
-            + table(["looks at seeds", "val_bpb alone", f"{CONFIDENCE:.0%} interval", "all gates", "better on every seed"], lines))
+    lines = [[looks_text(list(rate.looks)), percent(rate.primary), f"[{percent(rate.lo)}, {percent(rate.hi)}]",
+              percent(rate.all_gates), percent(rate.all_seeds)] for rate in found]
+    header = ["looks at seeds", "val_bpb alone", f"{CONFIDENCE:.0%} interval", "all gates", "better on every seed"]
+    return (f"false promotions in percent, {protocols:,} A/A protocols drawn from {n} banked runs, "
+            f"{BANK_SEEDS} of them its bank\nasked for: {100 * ALPHA:g} at most; all gates: {', '.join(values)}\n"
+            + table(header, lines))

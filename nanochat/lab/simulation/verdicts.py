@@ -1,10 +1,11 @@
 """
 How the verdicts fall, and what missed targets do to them, on made-up runs that gates.judge itself decides.
 
-made_up_runs.py measures the rules in bulk, protocol by protocol in arrays; here each protocol is a declaration and its runs, so that the
-table of verdicts is measured as it stands in the code. One candidate, one gate, runs of unit spread; a bank of nu + 1 runs, which lends
-its spread: that each of them reached the target, as a real bank must have, is not asked.
-Every cell of ideas/verdict_targets.csv has a generator of its own. Command line: scripts/simulate_gates.py --table verdicts, missed
+made_up_runs.py measures the rules in bulk, protocol by protocol in arrays; here each protocol is a declaration and its
+runs, so that the table of verdicts is measured as it stands in the code. One candidate, one gate, runs of unit spread;
+a bank of nu + 1 runs, which lends its spread: that each of them reached the target, as a real bank must have, is not
+asked. Every cell of ideas/verdict_targets.csv has a generator of its own. Command line: scripts/simulate_gates.py
+--table verdicts, missed
 """
 
 import csv
@@ -28,14 +29,14 @@ VERDICTS = ("promote", "reject", "inconclusive")
 MEASURES = (*VERDICTS, "seeds")
 SHARE_WITHIN = 2.0  # points beyond the target's; FALSE_WITHIN where a promotion is false
 ERRORS_WITHIN, SEEDS_WITHIN = 3.0, 0.3  # standard errors at the target; seeds
-LEVEL, SD_LOG = 100.0, 0.05  # of a made-up loss, whose sd is 1; of a made-up time in seconds, whose logarithm has this sd
+LEVEL, SD_LOG = 100.0, 0.05  # of a made-up loss, whose sd is 1; sd of the logarithm of a made-up time in seconds
 WHEN = "2026-01-01T00:00:00+00:00"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """reached: share of the control's runs that reach a target, 1 where the metric is a loss. most: seeds; peeking: looked at after
-    each. gain: in sd of a run. targets: {measure: (low, high)}, a range where it was given as one."""
+    """reached: share of the control's runs that reach a target, 1 where the metric is a loss. most: seeds; peeking:
+    looked at after each. gain: in sd of a run. targets: {measure: (low, high)}, a range where it was given as one."""
     table: str
     reached: float
     nu: int
@@ -46,13 +47,16 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.table} reached={self.reached:g} nu={self.nu} n={self.most}{' peeking' * self.peeking} gain={self.gain:g}"
+        peeking = " peeking" * self.peeking
+        return f"{self.table} reached={self.reached:g} nu={self.nu} n={self.most}{peeking} gain={self.gain:g}"
 
 
 def read_targets(path) -> list[Cell]:
     with open(path, newline="", encoding="utf-8") as f:
-        return [Cell(row["table"], float(row["reached"]), int(row["nu"]), int(row["looks"].rpartition("-")[2]), "-" in row["looks"],
-                     float(row["gain"]), {name: _range(row[name]) for name in MEASURES if row[name]}) for row in csv.DictReader(f)]
+        return [Cell(row["table"], float(row["reached"]), int(row["nu"]), int(row["looks"].rpartition("-")[2]),
+                     "-" in row["looks"], float(row["gain"]),
+                     {name: _range(row[name]) for name in MEASURES if row[name]})
+                for row in csv.DictReader(f)]
 
 
 def _range(text: str) -> tuple[float, float]:
@@ -100,7 +104,7 @@ def measure(cell: Cell, protocols: int, seed: int = SEED) -> dict:
 
 
 def check(cell: Cell, found: dict, protocols: int) -> list[dict]:
-    """One row a measure: what was found, its target, how far outside of that it is, what is allowed, and whether it is inside."""
+    """One row a measure: what was found, its target, how far outside it is, what is allowed, whether it is inside."""
     rows = []
     for name, value in found.items():
         low, high = cell.targets[name]
@@ -109,6 +113,6 @@ def check(cell: Cell, found: dict, protocols: int) -> list[dict]:
         least = FALSE_WITHIN if name == "promote" and cell.gain <= 0 else SHARE_WITHIN
         within = SEEDS_WITHIN if name == "seeds" else max(least, ERRORS_WITHIN * luck)
         off = value - min(max(value, low), high)
-        rows.append({"table": cell.table, "cell": cell.name, "measure": name, "found": value, "target": [low, high], "difference": off,
-                     "within": within, "inside": abs(off) <= within})
+        rows.append({"table": cell.table, "cell": cell.name, "measure": name, "found": value, "target": [low, high],
+                     "difference": off, "within": within, "inside": abs(off) <= within})
     return rows

@@ -47,8 +47,8 @@ class Plan:
         if self.until_decided and len(self.seeds) > looks_module.MAX_SEEDS:
             raise ValueError(f"--max-seeds={len(self.seeds)}: expected at most {looks_module.MAX_SEEDS}")
         if self.horizons_differ and self.fallback:
-            raise ValueError(f"--fallback={self.fallback}: arms of different lengths have different wall times by design; "
-                             "leave it out")
+            raise ValueError(f"--fallback={self.fallback}: arms of different lengths have different wall times by "
+                             "design; leave it out")
 
     @property
     def horizons_differ(self) -> bool:
@@ -70,10 +70,10 @@ def declare(plan: Plan, changes: dict, noise: Noise | None, declared_at: str) ->
     looks = looks_module.declared_looks(nu if banked else 0, n) if plan.until_decided else [n]
     min_gain = plan.smallest_gain
     return Declaration(
-        declared_at, plan.label, plan.profile, plan.primary, PRIMARY[plan.primary], plan.fallback, _floors(plan), plan.target,
-        alpha=ALPHA, min_gain=s_b if min_gain is None and banked else min_gain, seeds=list(plan.seeds), looks=looks,
-        max_seeds=n, matched_budget=matched_budget(plan.arms[0].config), horizons_differ=plan.horizons_differ,
-        K=len(plan.arms) - 1, noise=noise if banked else None, common_flags=plan.common_flags,
+        declared_at, plan.label, plan.profile, plan.primary, PRIMARY[plan.primary], plan.fallback, _floors(plan),
+        plan.target, alpha=ALPHA, min_gain=s_b if min_gain is None and banked else min_gain, seeds=list(plan.seeds),
+        looks=looks, max_seeds=n, matched_budget=matched_budget(plan.arms[0].config),
+        horizons_differ=plan.horizons_differ, K=len(plan.arms) - 1, noise=noise if banked else None, common_flags=plan.common_flags,
         noise_source="bank" if banked else "own" if looks[-1] >= MIN_PAIRS_WITHOUT_BANK else "none",
         arms=[DeclaredArm(arm.name, arm.flags, changes.get(arm.name, [])) for arm in plan.arms])
 

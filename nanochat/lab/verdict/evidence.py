@@ -122,7 +122,8 @@ def paired_runs(declaration: Declaration, runs: list[RunSummary], arm: DeclaredA
     if len(pairs) < 2:
         raise Refusal("fewer than 2 pairs: one seed shows one draw of the noise; add seeds")
     if len({_workload(declaration, run) for pair in pairs for run in pair}) > 1:
-        raise Refusal(f"{arm.name} and control differ in device, dataset or tokenizer: different profiles are not compared")
+        raise Refusal(f"{arm.name} and control differ in device, dataset or tokenizer: "
+                      "different profiles are not compared")
     return pairs
 
 

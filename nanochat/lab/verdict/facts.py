@@ -164,8 +164,8 @@ _OF_A_GATE = ("gate", "role", "metric", "unit", "threshold", "threshold_in_sd", 
 _NUMBERS = ("mean", "mean_in_sd", "lo", "hi", "level", "p")
 _TESTED = (*_OF_A_GATE, "noise_source", "result", *_NUMBERS)
 _MISSED = (*_OF_A_GATE, "result", *_NUMBERS, "noise_source")
-_COUNTED = ("gate", "role", "metric", "unit", "n", "result", "section", "note", *_NUMBERS, "threshold", "threshold_in_sd",
-            "noise_source")
+_COUNTED = ("gate", "role", "metric", "unit", "n", "result", "section", "note", *_NUMBERS, "threshold",
+            "threshold_in_sd", "noise_source")
 
 
 @dataclass(frozen=True)
@@ -243,4 +243,5 @@ class Verdict(Stored):
 
     @classmethod
     def _read(cls, entry):
-        return {"gates": read_list(GateRow, entry.get("gates")), "by_steps": read_one(TimeBySteps, entry.get("by_steps"))}
+        return {"gates": read_list(GateRow, entry.get("gates")),
+                "by_steps": read_one(TimeBySteps, entry.get("by_steps"))}

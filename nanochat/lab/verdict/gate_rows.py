@@ -43,7 +43,8 @@ def stability_row(e: Evidence) -> GateRow:
     """Gate 3: no run diverged. It counts, and tests nothing."""
     result = "pass" if not e.diverged else "cannot tell" if CONTROL in e.diverged else "fail"
     note = f"diverged: {', '.join(sorted(e.diverged))}" if e.diverged else None
-    return GateRow("no instability", "count", "run_status", unit="", n=e.n, result=result, section="7.1 gate 3", note=note)
+    return GateRow("no instability", "count", "run_status", unit="", n=e.n, result=result, section="7.1 gate 3",
+                   note=note)
 
 
 def finite(value):
