@@ -106,7 +106,7 @@ def import_run(args):
     if args.label == experiments.NOISE:
         raise ValueError(f"--label={args.label}: the bank is filled by `make noise`, whole, never by picking runs; choose another label")
     record, metrics, profile = find_run(args.import_run, get_base_dir())
-    row = experiments.row_of_record(record, metrics, label=args.label, arm=args.arm, profile=profile)
+    row = experiments.row_of_record(record, metrics, label=args.label, arm=args.arm, recipe=profile)
     for other in experiments.read(args.ledger, run_id=row["run_id"]):
         if experiments.identity(other) == experiments.identity(row):
             raise ValueError(f"{args.import_run} is in {args.ledger} already, as row {other['row']}")

@@ -26,6 +26,7 @@ from nanochat.lab.ledger import bank, experiments
 from nanochat.lab.ledger.rerun import home_of
 from nanochat.lab.protocol.protocol import Protocol, run
 from nanochat.lab.protocol.runner import stop_on_signals
+from nanochat.lab.runs import RunSummary
 from nanochat.lab.simulation.real_runs import describe_rates
 from nanochat.record import read_metrics, read_record, record_dir
 
@@ -75,7 +76,7 @@ def make_protocol(args) -> NoiseProtocol:
 def bank_runs(protocol: Protocol, ledger) -> int:
     """Append a row for every ended run of the protocol that the ledger has not; returns how many."""
     ours = {(cell.tag, cell.config_hash) for cell in protocol.cells}
-    runs = [run for run in protocol.results.read_latest().get("runs", []) if (run["run_tag"], run["config_hash"]) in ours]
+    runs = [run for run in protocol.results.read_runs() if (run.run_tag, run.config_hash) in ours]
     rows = [noise_row(protocol, run) for run in runs]
     present = {experiments.identity(row) for row in experiments.read(ledger, label=experiments.NOISE)}
     new = [row for row in rows if experiments.identity(row) not in present]
@@ -84,17 +85,16 @@ def bank_runs(protocol: Protocol, ledger) -> int:
     return len(new)
 
 
-def noise_row(protocol: Protocol, run: dict) -> dict:
-    """The ledger's row of an entry of the result file, from its record; a run that was killed may have left none."""
-    known = {"run_id": run["run_tag"], "seed": run["seed"], "config_hash": run["config_hash"], "status": run["run_status"],
-             "timestamp": run["started_at"] or run["timestamp"]}
-    record, metrics = read_record(protocol.home, run["run_tag"]) or {}, []
-    if record.get("config_hash") == run["config_hash"]:
-        metrics = read_metrics(record_dir(protocol.home, run["run_tag"]) / "metrics.jsonl")
+def noise_row(protocol: Protocol, run: RunSummary) -> dict:
+    """The ledger's row of a run of the result file, from its record; a run that was killed may have left none."""
+    record, metrics = read_record(protocol.home, run.run_tag) or {}, []
+    if record.get("config_hash") == run.config_hash:
+        metrics = read_metrics(record_dir(protocol.home, run.run_tag) / "metrics.jsonl")
     else:
         record = {}
-    return experiments.row_of_record(record, metrics, label=experiments.NOISE, arm=CONTROL, profile=protocol.profile.name,
-                                     declared_at=run["declared_at"], overloaded=run["overloaded"], known=known)
+    told = ("run_tag", "seed", "config_hash", "run_status", "started_at", "timestamp", "declared_at", "overloaded")
+    return experiments.row_of_record(record, metrics, label=experiments.NOISE, arm=CONTROL,
+                                     recipe=protocol.profile.name, **{name: getattr(run, name) for name in told})
 
 
 def run_noise(args) -> tuple[int, str]:

@@ -32,7 +32,7 @@ def open_record(config, resumed_from):
     ids = "data", "tok"
     facts = dict(config=asdict(config), command=" ".join(sys.argv), resumed_from_step=resumed_from, error=None,
                  config_hash=config_hash(config, *ids, os.environ["FAKE_TREE"]), profile_hash=profile_hash(config, "cpu", *ids),
-                 load_start=0.5, threads=os.environ.get("OMP_NUM_THREADS"), load_end=float(os.environ.get("FAKE_LOAD", 0.5)),
+                 load_start=0.5, threads=int(os.environ.get("OMP_NUM_THREADS", 0)) or None, load_end=float(os.environ.get("FAKE_LOAD", 0.5)),
                  started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"), resolved={"num_iterations": config.num_iterations})
     record = RunRecord(get_base_dir(), config.model_tag, facts)
     record.cut_back(resumed_from or 0)

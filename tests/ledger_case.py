@@ -36,5 +36,5 @@ def metrics(values=(3.0, 2.8, 2.6), every=20, sec=16.0) -> list[dict]:
 
 
 def row(seed=1, *flags, label="noise", arm="control", number=None, **options) -> dict:
-    made = row_of_record(record(seed, *flags, **options), metrics(), label=label, arm=arm, profile="smoke-cpu")
+    made = row_of_record(record(seed, *flags, **options), metrics(), label=label, arm=arm, recipe="smoke-cpu")
     return made | {"row": seed if number is None else number}

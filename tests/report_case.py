@@ -13,6 +13,7 @@ import numpy as np
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.protocol.results import delta_rows, means
 from nanochat.lab.report.gains import pair_gains
+from nanochat.lab.runs import RunSummary
 from nanochat.lab.verdict.stats import compare, seeds_needed, smallest_gain
 
 BANK = {"val_bpb": (0.0013, 9, 1.1023), "tok_per_sec": (0.012, 9, 52000.0), "final_train_loss": (0.002, 9, 3.05),
@@ -86,7 +87,7 @@ def make_facts(label, arms, seeds, verdicts, flags=None, status=None, looks=None
     diverged = {arm: sum(how == "diverged" for (a, _), how in (status or {}).items() if a == arm) for arm in arms}
     flags = {arm: "" if arm == "control" else f"--{arm}=0.03" for arm in arms} | (flags or {})
     names = [{"name": arm, "flags": flags[arm], "profile_changes": []} for arm in arms]
-    deltas = delta_rows(list(arms), list(seeds), runs)
+    deltas = delta_rows(list(arms), list(seeds), [RunSummary.from_json(run) for run in runs])
     noise = {metric: {"s_b": s, "nu": nu, "lo": s * 0.729, "hi": s * 1.645, "median": median, "n": nu + 1}
              for metric, (s, nu, median) in BANK.items()}
     return {

@@ -43,7 +43,7 @@ def test_the_columns_of_the_plan_come_first_and_the_committed_ledger_has_them():
 
 
 def test_row_has_what_the_run_did():
-    made = row_of_record(record(7), metrics(), label="t", arm="gate", profile="smoke-cpu", declared_at="2026-01-01", overloaded=False)
+    made = row_of_record(record(7), metrics(), label="t", arm="gate", recipe="smoke-cpu", declared_at="2026-01-01", overloaded=False)
     assert list(made) == schema()
     assert (made["total_batch_size"], made["effective_total_batch_size"], made["num_iterations"]) == (4096, 4096, 60)  # 2048 asked for
     assert (made["tau"], made["effective_ratio"], made["bound"], made["git_commit"]) == (36.3, 0.0293, "num_iterations", "c" * 40)
@@ -57,36 +57,37 @@ def test_row_has_what_the_run_did():
 def test_ratio_is_in_the_row_when_it_decided():
     made = record()
     made["resolved"]["horizon"] = "target_param_data_ratio"
-    assert row_of_record(made, [], label="t", arm="a", profile=None)["target_param_data_ratio"] == 12.0
+    assert row_of_record(made, [], label="t", arm="a")["target_param_data_ratio"] == 12.0
 
 
 def test_failed_runs_get_rows_and_no_final_value():
-    made = row_of_record(record(status="diverged", final_train_loss=math.nan), metrics(), label="t", arm="a", profile=None)
+    made = row_of_record(record(status="diverged", final_train_loss=math.nan), metrics(), label="t", arm="a")
     assert (made["status"], made["val_bpb"], made["final_train_loss"], made["bound"]) == ("diverged", None, None, None)
-    assert row_of_record(record(status="running"), [], label="t", arm="a", profile=None)["status"] == "crash"
-    known = {"run_id": "x", "seed": 5, "status": "oom"}
-    made = row_of_record({}, [], label="t", arm="a", profile=None, known=known)
-    assert {name: value for name, value in made.items() if value is not None} == known | {"label": "t", "arm": "a", "experiment_name": "t"}
-    assert row_of_record(record(3), [], label="t", arm="a", profile=None, known=known)["seed"] == 3
+    assert row_of_record(record(status="running"), [], label="t", arm="a")["status"] == "crash"
+    known = {"run_tag": "x", "seed": 5, "run_status": "oom"}
+    made = row_of_record({}, [], label="t", arm="a", **known)
+    assert {name: value for name, value in made.items() if value is not None} == \
+        {"run_id": "x", "seed": 5, "status": "oom", "label": "t", "arm": "a", "experiment_name": "t"}
+    assert row_of_record(record(3), [], label="t", arm="a", **known)["seed"] == 3
 
 
 def test_time_to_target_is_measured_or_guessed_never_both():
     def cells(values, threshold):
         target = {"metric": "val_bpb", "threshold": threshold}
-        made = row_of_record(record(), metrics(values), label="t", arm="a", profile=None, target=target)
+        made = row_of_record(record(), metrics(values), label="t", arm="a", target=target)
         return [made[name] for name in PLAN[11:16]]
     assert cells((3.0, 2.8, 2.6), 2.7) == ["val_bpb", 2.7, pytest.approx(24.0), None, None]
     assert cells((3.0, 2.8, 2.6), 2.5) == ["val_bpb", 2.5, None, None, None]  # too few points for a guess
     assert cells((3.0, 2.9, 2.8, 2.7, 2.6), 2.5) == ["val_bpb", 2.5, None, pytest.approx(80.0), "last-4 linear"]
     with pytest.raises(ValueError, match="expected one of val_bpb"):
-        row_of_record(record(), [], label="t", arm="a", profile=None, target={"metric": "core", "threshold": 1})
+        row_of_record(record(), [], label="t", arm="a", target={"metric": "core", "threshold": 1})
 
 
 # -----------------------------------------------------------------------------
 # The file
 
 def test_rows_come_back_as_they_were_with_their_number(path):
-    rows = [row_of_record(record(seed, dirty_cell=1), metrics(), label='a "b", c', arm="control", profile=None, overloaded=seed == 2)
+    rows = [row_of_record(record(seed, dirty_cell=1), metrics(), label='a "b", c', arm="control", overloaded=seed == 2)
             for seed in (1, 2)]
     for made in rows:
         append(path, made)

@@ -46,3 +46,13 @@ def test_value_of_another_type_is_refused_by_name_and_file(name, value):
 def test_entry_that_is_no_object_is_refused():
     with pytest.raises(ValueError, match="results/x.json: a run is 'ok'"):
         RunSummary.from_json("ok", "results/x.json")
+
+
+def test_run_of_a_record_that_says_running_has_crashed_and_has_no_final_value():
+    run = RunSummary.of_record({"status": "running", "results": {"val_bpb": 2.0, "min_val_bpb": 1.9}}, arm="gate")
+    assert (run.run_status, run.val_bpb, run.min_val_bpb, run.arm) == ("crash", None, 1.9, "gate")
+
+
+def test_what_is_told_stands_in_for_what_the_record_says():
+    run = RunSummary.of_record({"status": "ok", "error": "old", "config": {"seed": 7}}, run_status="timeout", seed=1, error=None)
+    assert (run.run_status, run.seed, run.error) == ("timeout", 1, None)

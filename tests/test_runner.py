@@ -99,7 +99,7 @@ def test_arms_side_by_side_share_the_cores_and_give_the_same_results(monkeypatch
     assert [(r["arm"], r["seed"], r["val_bpb"]) for r in together["runs"]] == [(r["arm"], r["seed"], r["val_bpb"]) for r in alone["runs"]]
     assert len(ran()) == 8
     threads = [read_record(make().home, run["run_tag"])["threads"] for run in together["runs"]]
-    assert threads == [str(max(1, os.cpu_count() // 2))] * 4
+    assert threads == [max(1, os.cpu_count() // 2)] * 4
 
 
 def test_two_arms_run_at_the_same_time(monkeypatch):

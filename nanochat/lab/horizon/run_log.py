@@ -43,7 +43,7 @@ def row_of(record: dict, metrics_rows: list[dict], facts: dict, notes: str = "")
     check_inference(facts)
     arm = _arm_of(record, facts)
     target = {"metric": facts["target_metric_name"], "threshold": facts["target_metric_threshold"]}
-    run = experiments.row_of_record(record, metrics_rows, label=None, arm=arm, profile=None, target=target)
+    run = experiments.row_of_record(record, metrics_rows, target, arm=arm)
     row = {name: facts[key] for name, key in FROM_INFERENCE.items()} | {name: run[name] for name in FROM_RUN}
     refused = (facts.get("error") or {}).get("code")
     words = [f"{arm} arm", *([f"inference: {refused}"] if refused else []), " ".join(notes.split())]

@@ -20,6 +20,7 @@ from nanochat.config import FIELDS
 from nanochat.lab.commands import RESULTS_DIR
 from nanochat.lab.ledger.workload import words_of
 from nanochat.lab.profiles import PROFILES
+from nanochat.lab.runs import RunSummary
 from nanochat.options import flag, tagged
 from nanochat.record import read_record
 from nanochat.stage import BASE
@@ -109,7 +110,8 @@ def protocol_of(row: dict, path) -> str | None:
     """The command of the protocol whose result file is at `path`, if it is the one that the row's run belongs to."""
     try:
         facts = read_json(path)
-        known = {(run["run_id"], run["config_hash"]) for run in facts["runs"]}
+        runs = [RunSummary.from_json(run, path) for run in facts["runs"]]
+        known = {(run.run_id, run.config_hash) for run in runs}
         return facts["settings"]["command"] if (row["run_id"], row["config_hash"]) in known else None
     except (OSError, ValueError, KeyError):
         return None

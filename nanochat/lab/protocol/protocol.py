@@ -126,7 +126,8 @@ def batches(session: Session):
     protocol, done = session.protocol, 0
     for look in session.declaration["looks"]:
         if done:
-            decided = gates.is_decided(session.declaration, session.ordered_runs())
+            runs = [run.to_json() for run in session.ordered_runs()]  # boundary
+            decided = gates.is_decided(session.declaration, runs)
             if all(decided.values()):
                 return
         skipped = [name for name, no_use in decided.items() if no_use] if done else []
@@ -173,7 +174,7 @@ def _check_tree(session):
 
 
 def _tell(session, progress, cell: Cell, outcome: Outcome):
-    row = session.finish(cell, outcome)
+    row = session.finish(cell, outcome).to_json()  # boundary
     progress.end(cell.title)
     done = progress.n_cells - progress.n_to_run + progress.done_cells
     progress.say(f"[{done}/{progress.n_cells}] {run_line(row, outcome.elapsed_sec)}")

@@ -12,8 +12,9 @@ from nanochat.lab.arms import Cell, profile_changes
 from nanochat.lab.commands import now
 from nanochat.lab.ledger import experiments
 from nanochat.lab.ledger.bank import banked_target, measure, with_target
-from nanochat.lab.protocol.results import curve, delta_rows, means, run_row
+from nanochat.lab.protocol.results import curve, delta_rows, means, summary_of
 from nanochat.lab.protocol.runner import Outcome, Runner
+from nanochat.lab.runs import RunSummary
 from nanochat.lab.trees.tree_arms import provenance
 from nanochat.lab.verdict import gates
 from nanochat.lab.verdict.time_to_target import crossing, crossing_step
@@ -26,8 +27,8 @@ class Session:
         self.results = protocol.results
         threads = max(1, (os.cpu_count() or 1) // protocol.jobs) if protocol.jobs > 1 else None
         self.runner = Runner(protocol.home, self.results.logs, protocol.trainer, protocol.timeout_sec, protocol.fresh, threads)
-        self.previous = self.results.read_latest()
-        self.runs: dict[tuple, dict] = {}
+        self.previous, self.earlier_runs = self.results.read_latest(), self.results.read_runs()
+        self.runs: dict[tuple, RunSummary] = {}
         self.provenance = {**git_state(), "tree_hash": protocol.tree, "patch_hash": None, "upstream_commit": None,
                            "dataset_id": protocol.dataset_id, "tokenizer_id": protocol.tokenizer_id, **provenance(protocol.arms)}
 
@@ -83,41 +84,40 @@ class Session:
 
     def reuse(self, cells: list[Cell]) -> list[Cell]:
         """Take over every cell that is complete; returns those that are left to run, in order."""
-        earlier = {(run.get("run_tag"), run.get("config_hash")): run for run in self.previous.get("runs", [])}
+        earlier = {(run.run_tag, run.config_hash): run for run in self.earlier_runs}
         left = []
         for cell in cells:
             outcome = self.runner.reusable(cell)
             if outcome is None:
                 left.append(cell)
             else:
-                run = earlier.get((cell.tag, cell.config_hash), {})
-                self._keep(cell, outcome, run.get("declared_at"), run.get("timestamp"))
+                run = earlier.get((cell.tag, cell.config_hash), RunSummary())
+                self._keep(cell, outcome, run.declared_at, run.timestamp)
         return left
 
-    def finish(self, cell: Cell, outcome: Outcome) -> dict:
-        """The row of a cell that has ended: in memory, in the history, in the ledger, in the results."""
+    def finish(self, cell: Cell, outcome: Outcome) -> RunSummary:
+        """The run of a cell that has ended: in memory, in the history, in the ledger, in the results."""
         run = self._keep(cell, outcome, self.declaration["declared_at"], now())
         self.results.append(run)
         if self.protocol.ledger and outcome.record:
             metrics = read_metrics(record_dir(self.protocol.home, cell.tag) / "metrics.jsonl")
-            experiments.append(self.protocol.ledger, experiments.row_of_record(
-                outcome.record, metrics, label=self.protocol.label, arm=cell.arm.name, profile=self.protocol.profile.name,
-                target=self.declaration["target"], declared_at=self.declaration["declared_at"], overloaded=run["overloaded"],
-                known={"status": run["run_status"]}))
+            row = experiments.row_of_run(run, outcome.record, metrics, self.declaration["target"])
+            experiments.append(self.protocol.ledger, row)
         self.write()
         return run
 
-    def _keep(self, cell, outcome, declared_at, timestamp) -> dict:
-        p = self.protocol
-        run = run_row(cell, outcome, p.label, p.profile.name, declared_at, timestamp)
-        goal = self.declaration["target"]
+    def _keep(self, cell, outcome, declared_at, timestamp) -> RunSummary:
+        """declared_at: when the protocol was declared under which the cell was run; timestamp: when it ended."""
+        p, goal = self.protocol, self.declaration["target"]
         points = curve(p.home, cell.tag) if goal else []
-        run["time_to_target_sec"] = crossing(points, goal["threshold"]) if points else None
-        run["steps_to_target"] = crossing_step(points, goal["threshold"]) if points else None
+        run = summary_of(
+            cell, outcome, label=p.label, recipe=p.profile.name, declared_at=declared_at, timestamp=timestamp,
+            time_to_target_sec=crossing(points, goal["threshold"]) if points else None,
+            steps_to_target=crossing_step(points, goal["threshold"]) if points else None)
         self.runs[cell.arm.name, cell.seed] = run
         return run
 
-    def ordered_runs(self) -> list[dict]:
+    def ordered_runs(self) -> list[RunSummary]:
         cells = [(arm.name, seed) for seed in self.protocol.seeds for arm in self.protocol.arms]
         return [self.runs[cell] for cell in cells if cell in self.runs]
 
@@ -132,11 +132,12 @@ class Session:
 
     def facts(self) -> dict:
         runs, names = self.ordered_runs(), [arm.name for arm in self.protocol.arms]
-        seeds = [seed for seed in self.protocol.seeds if any(run["seed"] == seed for run in runs)]
-        deltas = delta_rows(names, seeds, runs)
+        seeds = [seed for seed in self.protocol.seeds if any(run.seed == seed for run in runs)]
+        deltas, written = delta_rows(names, seeds, runs), [run.to_json() for run in runs]
+        verdicts = gates.judge(self.declaration, written) if runs else []  # boundary
         return {
             "timestamp": now(), "settings": self.settings(),
-            "runs": runs, "deltas": deltas, **means(names, deltas), "verdicts": gates.judge(self.declaration, runs) if runs else [],
+            "runs": written, "deltas": deltas, **means(names, deltas), "verdicts": verdicts,
             "noise": {"source": self.declaration["noise_source"], **(self.declaration["noise"] or {"metrics": {}, "left_out": []})},
             "provenance": self.provenance, "declaration": self.declaration,
         }
