@@ -30,10 +30,13 @@ def val_bpb(config, step):
 
 def open_record(config, resumed_from):
     ids = "data", "tok"
-    facts = dict(config=asdict(config), command=" ".join(sys.argv), resumed_from_step=resumed_from, error=None,
-                 config_hash=config_hash(config, *ids, os.environ["FAKE_TREE"]), profile_hash=profile_hash(config, "cpu", *ids),
-                 load_start=0.5, threads=int(os.environ.get("OMP_NUM_THREADS", 0)) or None, load_end=float(os.environ.get("FAKE_LOAD", 0.5)),
-                 started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"), resolved={"num_iterations": config.num_iterations})
+    facts = dict(
+        config=asdict(config), command=" ".join(sys.argv), resumed_from_step=resumed_from, error=None,
+        config_hash=config_hash(config, *ids, os.environ["FAKE_TREE"]), profile_hash=profile_hash(config, "cpu", *ids),
+        threads=int(os.environ.get("OMP_NUM_THREADS", 0)) or None,
+        load_start=0.5, load_end=float(os.environ.get("FAKE_LOAD", 0.5)),
+        started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        resolved={"num_iterations": config.num_iterations})
     record = RunRecord(get_base_dir(), config.model_tag, facts)
     record.cut_back(resumed_from or 0)
     record.update()

@@ -112,3 +112,9 @@ def test_value_of_another_type_in_a_result_file_is_refused_by_name(tmp_path):
     (tmp_path / "t_latest.json").write_text(json.dumps({"runs": [{"run_tag": "x", "seed": "1"}]}), encoding="utf-8")
     with pytest.raises(ValueError, match="t_latest.json: seed of a run is '1', expected int"):
         Results(tmp_path, "t").read_runs()
+
+
+def test_meta_file_that_was_cut_off_is_named(tmp_path):
+    (tmp_path / "meta_000005.json").write_text('{"step": 5, "val_', encoding="utf-8")
+    with pytest.raises(ValueError, match="meta_000005.json: expected the meta file of a checkpoint"):
+        record_of_metas(tmp_path)
