@@ -191,18 +191,18 @@ def test_killed_and_restarted_miniseries_repeats_nothing(place, monkeypatch):
 
 def kill_when_started(m, tag):
     """SIGKILL the cell's process and leave as if the machine had gone: no handler of ours runs."""
-    from nanochat.lab.protocol.runner import Runner
-    start, children = Runner.start, []
+    from nanochat.lab.protocol.executor import LocalExecutor
+    submit, children = LocalExecutor.submit, []
 
-    def start_and_die(self, cell):
-        attempt = start(self, cell)
+    def submit_and_die(self, cell):
+        attempt = submit(self, cell)
         if cell.tag == tag:
-            children.append(attempt.child)
-            attempt.child.kill()
-            attempt.child.wait()
+            children.append(attempt.job)
+            attempt.job.kill()
+            attempt.job.wait()
             raise SystemExit("power cut")
         return attempt
-    m.setattr(Runner, "start", start_and_die)
+    m.setattr(LocalExecutor, "submit", submit_and_die)
     return children
 
 

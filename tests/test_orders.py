@@ -16,8 +16,8 @@ import pytest
 from nanochat.common import REPO_ROOT, read_json
 from nanochat.lab.csv_file import read_rows
 from nanochat.lab.protocol import session
+from nanochat.lab.protocol.executor import ask_to_stop
 from nanochat.lab.protocol.protocol import run
-from nanochat.lab.protocol.runner import ask_to_stop
 from tests.lab_case import HISTORY
 from tests.tree_case import (
     BETTER,
@@ -177,13 +177,12 @@ def test_timeout_stops_the_trainer_too_and_it_goes_on_later(monkeypatch):
 def test_wrapper_that_is_killed_takes_the_trainer_with_it(monkeypatch):
     plan(monkeypatch, control_s3="wait")
     made = make(CONTROL, seeds=[3])
-    runner = session.Session(made).runner
-    attempt = runner.start(made.cells[0])
+    attempt = session.Session(made).executor.submit(made.cells[0])
     checkpoint = made.home / "base_checkpoints" / made.cells[0].tag / "optim_000010_rank0.pt"
     while not checkpoint.with_name("beat").exists():
         time.sleep(0.02)
-    attempt.child.send_signal(signal.SIGSTOP)  # it does not listen
-    ask_to_stop([attempt.child], grace_sec=0.2)
+    attempt.job.send_signal(signal.SIGSTOP)  # it does not listen
+    ask_to_stop([attempt.job], grace_sec=0.2)
     beat = checkpoint.with_name("beat").read_text()
     time.sleep(0.5)
     assert checkpoint.with_name("beat").read_text() == beat

@@ -15,7 +15,7 @@ import pytest
 
 from nanochat.common import REPO_ROOT, read_json
 from nanochat.lab.csv_file import read_rows
-from nanochat.lab.protocol import protocol, runner
+from nanochat.lab.protocol import executor, protocol
 from nanochat.lab.protocol.protocol import run
 from nanochat.record import read_record
 from tests.lab_case import HISTORY, behave, enter, make, ran
@@ -69,7 +69,7 @@ def test_timeout_stops_a_cell_that_saves_and_goes_on_later(monkeypatch):
 
 def test_child_that_does_not_listen_is_killed_after_the_grace(monkeypatch):
     behave(monkeypatch, control_s1="deaf")
-    monkeypatch.setattr(runner, "ask_to_stop", functools.partial(runner.ask_to_stop, grace_sec=0.3))
+    monkeypatch.setattr(executor, "ask_to_stop", functools.partial(executor.ask_to_stop, grace_sec=0.3))
     start = time.monotonic()
     assert run(make(seeds=[1], timeout_sec=0.5)) == 1
     assert time.monotonic() - start < 10 and read_rows(HISTORY)[0]["run_status"] == "timeout"

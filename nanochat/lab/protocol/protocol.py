@@ -8,6 +8,7 @@ the verdict is read from. `run` is everything between parsed arguments and the e
 import contextlib
 import math
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from nanochat.config import profile_hash
 from nanochat.lab.arms import NAME, Arm, Cell, make_cells, same_options
 from nanochat.lab.commands import EXIT_FAILED_CELL, EXIT_INTERRUPTED, EXIT_OK, RESULTS_DIR
 from nanochat.lab.profiles import Profile
+from nanochat.lab.protocol.executor import Executor, LocalExecutor
 from nanochat.lab.protocol.progress import Progress
 from nanochat.lab.protocol.results import Results, curve
-from nanochat.lab.protocol.runner import TRAINER, Outcome
+from nanochat.lab.protocol.runner import TRAINER, Outcome, Runner
 from nanochat.lab.protocol.session import Session
 from nanochat.lab.report.html import write_report
 from nanochat.lab.report.plots import draw_protocol
@@ -57,6 +59,7 @@ class Protocol:
     jobs: int = 1  # cells that run side by side, each on its share of the cores
     results_dir: Path = RESULTS_DIR
     trainer: tuple = TRAINER
+    executor: Callable[[Runner], Executor] = LocalExecutor  # where the cells are trained
     cells: list[Cell] = field(default_factory=list, init=False)  # made by identify
 
     def __post_init__(self):
@@ -141,28 +144,28 @@ def run_cells(session: Session, cells: list[Cell]) -> bool:
 
     Raises ValueError when the code is no longer what the cells' hashes say: arms must not run on different code.
     """
-    runner, protocol = session.runner, session.protocol
+    executor, protocol = session.executor, session.protocol
     progress = Progress(len(session.runs) + len(cells), len(cells))
     waiting, running = list(cells), []
     try:
         while waiting or running:
             while waiting and len(running) < protocol.jobs:
                 _check_tree(session)
-                running.append(runner.start(waiting.pop(0)))
+                running.append(executor.submit(waiting.pop(0)))
                 progress.begin(running[-1].cell.title)
             for attempt in list(running):
-                outcome = runner.wait(attempt, POLL_SEC / len(running))
-                progress.update(attempt.cell.title, *runner.position(attempt))
+                outcome = executor.poll(attempt, POLL_SEC / len(running))
+                progress.update(attempt.cell.title, *executor.position(attempt))
                 if outcome:
                     running.remove(attempt)
                     _tell(session, progress, attempt.cell, outcome)
             progress.show()
     except KeyboardInterrupt as e:
-        for attempt, outcome in zip(running, runner.stop(running, by=str(e) or "SIGINT")):
+        for attempt, outcome in zip(running, executor.stop(running, by=str(e) or "SIGINT")):
             _tell(session, progress, attempt.cell, outcome)
         return True
     except BaseException:  # a full disk, edited code: what runs is saved before the protocol leaves
-        runner.stop(running)
+        executor.stop(running)
         raise
     return False
 

@@ -26,7 +26,9 @@ class Session:
         self.protocol = protocol
         self.results = protocol.results
         threads = max(1, (os.cpu_count() or 1) // protocol.jobs) if protocol.jobs > 1 else None
-        self.runner = Runner(protocol.home, self.results.logs, protocol.trainer, protocol.timeout_sec, protocol.fresh, threads)
+        self.runner = Runner(protocol.home, self.results.logs, protocol.trainer, protocol.timeout_sec, protocol.fresh,
+                             threads)
+        self.executor = protocol.executor(self.runner)
         self.previous, self.earlier_runs = self.results.read_latest(), self.results.read_runs()
         self.runs: dict[tuple, RunSummary] = {}
         self.provenance = {**git_state(), "tree_hash": protocol.tree, "patch_hash": None, "upstream_commit": None,
