@@ -11,7 +11,6 @@ with the same command).
 """
 
 import argparse
-import importlib.util
 import os
 import shlex
 import sys
@@ -24,6 +23,7 @@ from nanochat.lab.arms import CONTROL, make_arms, split_flags
 from nanochat.lab.commands import EXIT_INTERRUPTED, exit_code
 from nanochat.lab.ledger import bank, experiments
 from nanochat.lab.ledger.rerun import home_of
+from nanochat.lab.protocol.build import build_protocol, choose_workload, make_data
 from nanochat.lab.protocol.protocol import Protocol, run
 from nanochat.lab.protocol.runner import stop_on_signals
 from nanochat.lab.runs import RunSummary
@@ -37,8 +37,9 @@ class NoiseProtocol(Protocol):
     """The control alone."""
 
     def command(self, seeds=None) -> str:
-        words = ["python", "-m", "scripts.noise", "--run", f"--seeds={len(seeds or self.seeds)}", f"--profile={self.profile.name}"]
-        return shlex.join(words + ([f"--flags={shlex.join(self.common_flags)}"] if self.common_flags else []))
+        words = ["python", "-m", "scripts.noise", "--run", f"--seeds={len(seeds or self.seeds)}"]
+        common = self.workload.common_flags
+        return shlex.join([*words, f"--profile={self.profile.name}", *([f"--flags={shlex.join(common)}"] if common else [])])
 
 
 def build_parser():
@@ -63,14 +64,11 @@ def build_parser():
 
 def make_protocol(args) -> NoiseProtocol:
     seeds = bank.noise_seeds(args.seeds)
-    profile, memory_mib = profiles.choose(args.profile, "protocol-16gb")
-    common = split_flags("--flags", args.flags)
-    machine = profiles.machine_flags(profile, memory_mib, has_triton=importlib.util.find_spec("triton") is not None)
-    arms = make_arms([], [*profile.flags, *machine, *common])
-    cpu = arms[0].config.device_type == "cpu"
-    jobs = min(SIDE_BY_SIDE, len(seeds), os.cpu_count() or 1) if cpu else 1
-    return NoiseProtocol(experiments.NOISE, profile, arms, seeds, profile.home(get_base_dir()), common_flags=common, machine_flags=machine,
-                         fresh=args.fresh, jobs=jobs if args.jobs is None else args.jobs)
+    workload = choose_workload(args.profile, "protocol-16gb", split_flags("--flags", args.flags))
+    arms = make_arms([], workload.flags)
+    side_by_side = min(SIDE_BY_SIDE, len(seeds), os.cpu_count() or 1) if arms[0].config.device_type == "cpu" else 1
+    return build_protocol(experiments.NOISE, workload, arms, seeds, kind=NoiseProtocol, fresh=args.fresh,
+                          jobs=side_by_side if args.jobs is None else args.jobs)
 
 
 def bank_runs(protocol: Protocol, ledger) -> int:
@@ -100,7 +98,7 @@ def noise_row(protocol: Protocol, run: RunSummary) -> dict:
 def run_noise(args) -> tuple[int, str]:
     """(exit code, profile hash). Whatever has ended is banked, also when the user stops it."""
     protocol = make_protocol(args)
-    protocol.identify(*profiles.prepare(protocol.profile, protocol.home, dataset, tokenizer, protocol.results.logs))
+    make_data(protocol, dataset, tokenizer)
     try:
         code = run(protocol)
     finally:

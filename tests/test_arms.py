@@ -11,6 +11,7 @@ import pytest
 from nanochat.config import config_hash
 from nanochat.cost import resolve
 from nanochat.lab.arms import (
+    Inputs,
     horizons_differ,
     make_arms,
     make_cells,
@@ -25,7 +26,7 @@ COMMON = ["--depth=4", "--no-compile", "--num-iterations=60"]
 
 
 def cells_of(candidates, seeds, label="x"):
-    return make_cells(make_arms(candidates, COMMON), seeds, label, "data", "tok", "tree")
+    return make_cells(make_arms(candidates, COMMON), seeds, label, Inputs("data", "tok", "tree"))
 
 
 def test_arms_take_turns_to_go_first_within_each_seed():

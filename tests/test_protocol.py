@@ -18,7 +18,8 @@ from filelock import FileLock
 from nanochat.common import REPO_ROOT, VENV_PYTHON, read_json
 from nanochat.lab.csv_file import read_rows
 from nanochat.lab.protocol import protocol
-from nanochat.lab.protocol.protocol import Protocol, run
+from nanochat.lab.protocol.build import build_protocol
+from nanochat.lab.protocol.protocol import run
 from scripts import protocol as script
 from tests.lab_case import FAKE, GATE, HISTORY, TREE, enter, make, ran
 
@@ -167,7 +168,7 @@ def test_equal_arms_other_workloads_and_overload_are_said(monkeypatch, capsys):
 @pytest.fixture
 def main(monkeypatch):
     """script.main on the stand-in, without a card, a corpus or a tokenizer."""
-    monkeypatch.setattr(script, "Protocol", functools.partial(Protocol, trainer=FAKE))
+    monkeypatch.setattr(script, "build_protocol", functools.partial(build_protocol, trainer=FAKE))
     monkeypatch.setattr(script.profiles, "prepare", lambda *args: ("data", "tok"))
     monkeypatch.setattr(script.tokenizer, "get_tokenizer", lambda home: SimpleNamespace(get_vocab_size=lambda: 4096))
     monkeypatch.setattr(script.profiles, "cuda_memory_mib", lambda: None)

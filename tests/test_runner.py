@@ -86,7 +86,7 @@ def test_code_that_changed_stops_the_protocol_before_its_next_cell(monkeypatch):
 def test_cell_that_ran_on_other_code_is_no_result(monkeypatch):
     made = make(seeds=[1])
     monkeypatch.setenv("FAKE_TREE", "edited")
-    monkeypatch.setattr(protocol, "tree_hash", lambda: made.tree)  # the edit came just after the check
+    monkeypatch.setattr(protocol, "tree_hash", lambda: made.inputs.tree_hash)  # the edit came just after the check
     assert run(made) == 1
     assert "changed while the protocol ran" in read_json("results/t_latest.json")["runs"][0]["error"]
 

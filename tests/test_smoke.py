@@ -6,6 +6,7 @@ python -m pytest tests/test_smoke.py -v
 
 import functools
 import os
+import re
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ import pytest
 from nanochat.common import REPO_ROOT, read_json
 from nanochat.lab import profiles
 from nanochat.lab.csv_file import read_rows
-from nanochat.lab.protocol import protocol
+from nanochat.lab.protocol import build, protocol
 from nanochat.lab.report import plots
 from scripts import smoke
 from tests.lab_case import FAKE, enter
@@ -30,7 +31,7 @@ def place(tmp_path, monkeypatch):
 @pytest.fixture
 def stand_in(monkeypatch):
     """No card, no corpus to build, no torch to wait for."""
-    monkeypatch.setattr(protocol, "Protocol", functools.partial(protocol.Protocol, trainer=FAKE))
+    monkeypatch.setattr(build, "build_protocol", functools.partial(build.build_protocol, trainer=FAKE))
     monkeypatch.setattr(profiles, "prepare", lambda *args: ("data", "tok"))
     monkeypatch.setattr(profiles, "cuda_memory_mib", lambda: None)
 
@@ -65,7 +66,8 @@ def test_failed_cell_makes_smoke_fail(stand_in, monkeypatch):
 def test_card_selects_the_larger_profile_with_its_batch_fitted(monkeypatch):
     monkeypatch.setattr(profiles, "cuda_memory_mib", lambda: 16 * 1024)
     made = smoke.make_protocol(None, fresh=False)
-    assert made.profile.name == "smoke-16gb" and made.machine_flags == [f"--device-batch-size={profiles.fit_device_batch(16 * 1024)}"]
+    assert made.profile.name == "smoke-16gb"
+    assert made.workload.machine_flags == [f"--device-batch-size={profiles.fit_device_batch(16 * 1024)}"]
     assert made.arms[0].config.device_type == "cuda" and "minutes" in made.profile.about  # its time is said beforehand
     assert smoke.make_protocol("smoke-cpu", fresh=False).arms[0].config.device_type == "cpu"
 
@@ -89,6 +91,12 @@ def test_failed_setup_is_the_exit_code(monkeypatch):
     monkeypatch.setattr(smoke, "missing_packages", lambda: ["torch"])
     monkeypatch.setattr(subprocess, "call", lambda command, **options: 7)
     assert smoke.main([]) == 7
+
+
+def test_packages_that_smoke_looks_for_are_those_of_the_project():
+    required = re.search(r"^dependencies = \[(.+?)^\]", (REPO_ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M | re.S)[1]
+    names = set(re.findall(r'^ *"([\w-]+)==', required, re.M))
+    assert set(smoke.PACKAGES) == names - {"wandb"}  # which is imported only where a run name asks for it
 
 
 @pytest.mark.parametrize("name", [smoke.IN_VENV, "SKIP_SETUP"])

@@ -88,7 +88,8 @@ def overloaded(load: float, cores: int | None = None) -> bool:
 def curve(home, tag: str) -> list[tuple[int, float | None, float]]:
     """(step, training seconds, val_bpb) of each validation of a run."""
     rows = read_metrics(record_dir(home, tag) / "metrics.jsonl")
-    return [(row["step"], row.get("total_training_time"), row["val/bpb"]) for row in rows if row.get("val/bpb") is not None]
+    return [(row["step"], row.get("total_training_time"), row["val/bpb"])
+            for row in rows if row.get("val/bpb") is not None]
 
 
 # -----------------------------------------------------------------------------

@@ -31,8 +31,10 @@ class Session:
         self.executor = protocol.executor(self.runner)
         self.previous, self.earlier_runs = self.results.read_latest(), self.results.read_runs()
         self.runs: dict[tuple, RunSummary] = {}
-        self.provenance = {**git_state(), "tree_hash": protocol.tree, "patch_hash": None, "upstream_commit": None,
-                           "dataset_id": protocol.dataset_id, "tokenizer_id": protocol.tokenizer_id, **provenance(protocol.arms)}
+        inputs = protocol.inputs
+        self.provenance = {**git_state(), "tree_hash": inputs.tree_hash, "patch_hash": None, "upstream_commit": None,
+                           "dataset_id": inputs.dataset_id, "tokenizer_id": inputs.tokenizer_id,
+                           **provenance(protocol.arms)}
 
     # -------------------------------------------------------------------------
     # Declaration
@@ -40,23 +42,25 @@ class Session:
     def declare(self) -> list[str]:
         """Fix the declaration and write it; returns what differs from the label's last one.
 
-        A label that could decide keeps its declaration: another one, after its runs were seen, would be an undeclared look.
+        A label that could decide keeps its declaration: another one, after its runs were seen, would be an undeclared
+        look.
         """
-        p = self.protocol
-        changes = {arm.name: profile_changes(p.arms[0], arm, p.primary) for arm in p.arms[1:]}
+        p, plan = self.protocol, self.protocol.plan
+        changes = {arm.name: profile_changes(p.arms[0], arm, plan.primary) for arm in p.arms[1:]}
         bank, target = self.read_bank()
         self.declaration = gates.declare(
-            p.label, p.profile.name, p.arms, p.seeds, changes, now(), primary=p.primary, fallback=p.fallback, min_gain=p.min_gain,
-            until_decided=p.until_decided, source=p.noise, noise=bank, target=target)
-        self.declaration["common_flags"] = shlex.join(p.machine_flags + p.common_flags)
+            p.label, p.profile.name, p.arms, p.seeds, changes, now(), primary=plan.primary, fallback=plan.fallback,
+            min_gain=plan.min_gain, until_decided=plan.until_decided, source=plan.noise, noise=bank, target=target)
+        self.declaration["common_flags"] = shlex.join(p.workload.added_flags)
         old, seen = self.previous.get("declaration"), self.previous.get("runs")
         changed = gates.declaration_changes(old, self.declaration) if old else []
         if old and seen and not p.fresh:
             if not changed:
                 self.declaration = old
             elif old.get("noise_source") != "none" and old.get("K"):
-                raise ValueError(f"label {p.name} was declared otherwise and has been run ({'; '.join(changed)}): changing it now would be "
-                                 "an undeclared look; use another --label, or the declaration it has")
+                raise ValueError(f"label {p.name} was declared otherwise and has been run ({'; '.join(changed)}): "
+                                 "changing it now would be an undeclared look; use another --label, or the declaration "
+                                 "it has")
         self.write()
         return changed
 
@@ -66,19 +70,21 @@ class Session:
         The target is by hand, or what every banked control run reached; the bank's times are to that target.
         """
         p = self.protocol
-        by_hand = p.target_bpb is not None
-        target = {"metric": "val_bpb", "threshold": p.target_bpb, "source": "by hand"} if by_hand else None
+        by_hand, target = p.plan.target_bpb is not None, None
+        if by_hand:
+            target = {"metric": "val_bpb", "threshold": p.plan.target_bpb, "source": "by hand"}
         bank = p.bank or p.ledger
         if bank is None or p.arms[0].tree_id:  # what is banked is the noise of this repository
             return None, target
         kind = p.arms[0].config.device_type or "cpu"
-        rows = [row for row in experiments.read(bank, profile_hash=p.profile_hash) if row["device"] == f"{kind}: {p.machine}"]
+        rows = experiments.read(bank, profile_hash=p.profile_hash, device=f"{kind}: {p.machine}")
         runs, _ = experiments.banked_runs(rows, p.profile_hash, p.seeds)
-        if not by_hand and len(runs) > 1 and p.primary == "time_to_target":
+        if not by_hand and len(runs) > 1 and p.plan.primary == "time_to_target":
             target = {"metric": "val_bpb", "threshold": banked_target(rows, p.profile_hash, p.seeds), "source": "bank"}
         if target:
             curves = {row["run_id"]: read_metrics(record_dir(p.home, row["run_id"]) / "metrics.jsonl") for row in runs}
-            rows = with_target(rows, {tag: lines for tag, lines in curves.items() if lines}, "val_bpb", target["threshold"])
+            curves = {tag: lines for tag, lines in curves.items() if lines}
+            rows = with_target(rows, curves, "val_bpb", target["threshold"])
         return measure(rows, p.profile_hash, p.seeds), target
 
     # -------------------------------------------------------------------------
@@ -127,20 +133,22 @@ class Session:
     # Files
 
     def settings(self) -> dict:
-        p = self.protocol
-        return {"label": p.label, "profile": p.profile.name, "profile_flags": list(p.profile.flags), "machine_flags": p.machine_flags,
-                "common_flags": p.common_flags, "seeds": p.seeds, "arms": [{"name": arm.name, "flags": arm.flags} for arm in p.arms],
-                "base_dir": str(p.home), "timeout_sec": p.timeout_sec, "jobs": p.jobs, "command": p.command()}
+        p, arms = self.protocol, [{"name": arm.name, "flags": arm.flags} for arm in self.protocol.arms]
+        return {"label": p.label, "profile": p.profile.name, "profile_flags": list(p.profile.flags),
+                "machine_flags": p.workload.machine_flags, "common_flags": p.workload.common_flags, "seeds": p.seeds,
+                "arms": arms, "base_dir": str(p.home), "timeout_sec": p.timeout_sec, "jobs": p.jobs,
+                "command": p.command()}
 
     def facts(self) -> dict:
         runs, names = self.ordered_runs(), [arm.name for arm in self.protocol.arms]
         seeds = [seed for seed in self.protocol.seeds if any(run.seed == seed for run in runs)]
         deltas, written = delta_rows(names, seeds, runs), [run.to_json() for run in runs]
         verdicts = gates.judge(self.declaration, written) if runs else []  # boundary
+        noise = self.declaration["noise"] or {"metrics": {}, "left_out": []}
         return {
             "timestamp": now(), "settings": self.settings(),
             "runs": written, "deltas": deltas, **means(names, deltas), "verdicts": verdicts,
-            "noise": {"source": self.declaration["noise_source"], **(self.declaration["noise"] or {"metrics": {}, "left_out": []})},
+            "noise": {"source": self.declaration["noise_source"], **noise},
             "provenance": self.provenance, "declaration": self.declaration,
         }
 
