@@ -37,10 +37,13 @@ def build_parser():
     parser = argparse.ArgumentParser(prog="python -m scripts.ledger", allow_abbrev=False,
                                      description="Look at the ledger, add a run to it, run a row again.")
     parser.add_argument("--where", action="append", default=[], metavar="CONDITION",
-                        help="rows to show: column=value, column<value or column>value (an empty value: an empty cell); repeat for more")
+                        help="rows to show: column=value, column<value or column>value "
+                             "(an empty value: an empty cell); repeat for more")
     parser.add_argument("--last", type=int, metavar="N", help="show only the newest N rows")
-    parser.add_argument("--columns", nargs="+", metavar="COLUMN", help=f"columns to show, or all (default: {' '.join(COLUMNS)})")
-    parser.add_argument("--import", dest="import_run", metavar="RUN", help="add the run of this id, or of this path to its folder")
+    parser.add_argument("--columns", nargs="+", metavar="COLUMN",
+                        help=f"columns to show, or all (default: {' '.join(COLUMNS)})")
+    parser.add_argument("--import", dest="import_run", metavar="RUN",
+                        help="add the run of this id, or of this path to its folder")
     parser.add_argument("--label", metavar="LABEL", help="label of the imported run")
     parser.add_argument("--arm", metavar="ARM", help="arm of the imported run")
     parser.add_argument("--rerun", type=int, metavar="ROW", help="print what it takes to run a row again")
@@ -56,7 +59,8 @@ def known_column(name: str) -> str:
     columns = ["row", *experiments.schema()]
     if name not in columns:
         near = difflib.get_close_matches(name, columns, n=1)
-        raise ValueError(f"{name!r} is no column of the ledger" + (f"; did you mean {near[0]}?" if near else f": {', '.join(columns)}"))
+        hint = f"; did you mean {near[0]}?" if near else f": {', '.join(columns)}"
+        raise ValueError(f"{name!r} is no column of the ledger{hint}")
     return name
 
 
@@ -77,7 +81,9 @@ def parse_condition(text: str) -> tuple:
 def show(args):
     if args.last is not None and args.last < 1:
         raise ValueError(f"--last={args.last}: expected 1 or more")
-    columns = [known_column(name) for name in args.columns or COLUMNS] if args.columns != ["all"] else ["row", *experiments.schema()]
+    columns = ["row", *experiments.schema()]
+    if args.columns != ["all"]:
+        columns = [known_column(name) for name in args.columns or COLUMNS]
     rows = experiments.read(args.ledger, where=[parse_condition(text) for text in args.where], last=args.last)
     if rows:
         print(table(columns, [[cell(name, row[name]) for name in columns] for row in rows]))
@@ -104,7 +110,8 @@ def import_run(args):
         if value is not None and not NAME.fullmatch(value):
             raise ValueError(f"{flag}={value}: expected letters, digits, '.', '_' and '-'")
     if args.label == experiments.NOISE:
-        raise ValueError(f"--label={args.label}: the bank is filled by `make noise`, whole, never by picking runs; choose another label")
+        raise ValueError(f"--label={args.label}: the bank is filled by `make noise`, whole, never by picking runs; "
+                         "choose another label")
     record, metrics, profile = find_run(args.import_run, get_base_dir())
     row = experiments.row_of_record(record, metrics, label=args.label, arm=args.arm, recipe=profile)
     for other in experiments.read(args.ledger, run_id=row["run_id"]):

@@ -3,7 +3,7 @@ How much the control varies by itself. First bank some runs of it, then read wha
 
     python -m scripts.noise --run --seeds=8        (= make noise SEEDS=8)
     python -m scripts.noise
-    python -m scripts.noise --aa-rate              # how often A/A protocols drawn from 24 banked runs or more would promote
+    python -m scripts.noise --aa-rate              # how often A/A protocols drawn from 24 banked runs or more promote
 
 Banked runs are on seeds that protocols do not use; complete ones are reused, so that 10 after 8 trains two more.
 Rows go to dev/ledger/experiments.csv. Exit code: 0 ok, 1 some run failed, 2 bad input, 130 interrupted (go on
@@ -39,21 +39,28 @@ class NoiseProtocol(Protocol):
     def command(self, seeds=None) -> str:
         words = ["python", "-m", "scripts.noise", "--run", f"--seeds={len(seeds or self.seeds)}"]
         common = self.workload.common_flags
-        return shlex.join([*words, f"--profile={self.profile.name}", *([f"--flags={shlex.join(common)}"] if common else [])])
+        words += [f"--profile={self.profile.name}", *([f"--flags={shlex.join(common)}"] if common else [])]
+        return shlex.join(words)
 
 
 def build_parser():
     parser = argparse.ArgumentParser(prog="python -m scripts.noise", allow_abbrev=False,
-                                     description="Bank runs of the control alone, and say what their spread lets a protocol see.")
+                                     description="Bank runs of the control alone, and say what their spread lets a "
+                                                 "protocol see.")
     parser.add_argument("--run", action="store_true", help="train what the bank lacks first")
     parser.add_argument("--seeds", type=int, default=8, metavar="N", help="how many banked runs (default: %(default)s)")
-    parser.add_argument("--profile", choices=list(profiles.PROFILES), help="the workload to bank (default: as scripts.protocol)")
-    parser.add_argument("--flags", default="", metavar="FLAGS", help="more training flags, as in --flags='--num-iterations=30'")
-    parser.add_argument("--jobs", type=int, metavar="N", help=f"runs side by side (default: on a CPU {SIDE_BY_SIDE}, else 1)")
+    parser.add_argument("--profile", choices=list(profiles.PROFILES),
+                        help="the workload to bank (default: as scripts.protocol)")
+    parser.add_argument("--flags", default="", metavar="FLAGS",
+                        help="more training flags, as in --flags='--num-iterations=30'")
+    parser.add_argument("--jobs", type=int, metavar="N",
+                        help=f"runs side by side (default: on a CPU {SIDE_BY_SIDE}, else 1)")
     parser.add_argument("--fresh", action="store_true", default=os.environ.get("FRESH", "") not in ("", "0"),
                         help="run every seed anew (also FRESH=1)")
-    parser.add_argument("--profile-hash", default="", metavar="HASH", help="show this profile (its first letters; default: the newest)")
-    parser.add_argument("--aa-rate", action="store_true", help="also draw A/A protocols from the banked runs and show how many promote")
+    parser.add_argument("--profile-hash", default="", metavar="HASH",
+                        help="show this profile (its first letters; default: the newest)")
+    parser.add_argument("--aa-rate", action="store_true",
+                        help="also draw A/A protocols from the banked runs and show how many promote")
     parser.add_argument("--label", help="show the profile of this label's newest row")
     parser.add_argument("--ledger", type=Path, default=experiments.LEDGER, metavar="PATH", help="default: %(default)s")
     return parser
@@ -115,8 +122,9 @@ def choose_profile(rows, args) -> str:
     if args.profile_hash:
         found = {row["profile_hash"] for row in rows if (row["profile_hash"] or "").startswith(args.profile_hash)}
         if len(found) != 1:
-            raise ValueError(f"--profile-hash={args.profile_hash}: {len(found)} profiles in the ledger begin so, expected one; "
-                             f"there are {', '.join(row['profile_hash'][:8] for row in bank.profiles_present(rows)) or 'none'}")
+            present = ", ".join(row["profile_hash"][:8] for row in bank.profiles_present(rows))
+            raise ValueError(f"--profile-hash={args.profile_hash}: {len(found)} profiles in the ledger begin so, "
+                             f"expected one; there are {present or 'none'}")
         return found.pop()
     wanted = [row for row in rows if row["profile_hash"] and row["label"] == (args.label or experiments.NOISE)]
     if not wanted and args.label:

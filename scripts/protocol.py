@@ -43,7 +43,8 @@ def build_parser():
     parser.add_argument("--candidate", action="append", metavar="'[NAME:] FLAGS'",
                         help=f"what a candidate adds to the control; repeat for more (default: {DEFAULT_CANDIDATE})")
     parser.add_argument("--arm", action="append", default=[], metavar="'NAME: tree=PATH patch=FILE flags=...'",
-                        help="an arm on another checkout, or with patches (lab/trees/); named control it replaces the control")
+                        help="an arm on another checkout, or with patches (lab/trees/); "
+                             "named control it replaces the control")
     parser.add_argument("--profile", choices=list(profiles.PROFILES),
                         help="the workload (default: protocol-16gb with a CUDA device, else smoke-cpu)")
     parser.add_argument("--num-iterations", type=int, help="optimizer steps, instead of the profile's")
@@ -63,7 +64,8 @@ def build_parser():
     parser.add_argument("--max-seeds", type=int, metavar="N",
                         help=f"the most that --until may run (default: {MAX_SEEDS})")
     parser.add_argument("--aa", action="store_true", default=os.environ.get("AA", "") not in ("", "0"),
-                        help="candidates are the control on other seeds: what is promoted is a false promotion (also AA=1)")
+                        help="candidates are the control on other seeds: what is promoted is a false promotion "
+                             "(also AA=1)")
     parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH",
                         help="rows and bank (default: dev/ledger/experiments.csv, or NANOCHAT_LEDGER)")
     parser.add_argument("--jobs", type=int, metavar="N",

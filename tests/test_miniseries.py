@@ -17,7 +17,7 @@ from nanochat.common import read_json, to_paste, write_json
 from nanochat.lab.csv_file import read_rows
 from nanochat.lab.cycle import miniseries
 from nanochat.lab.cycle.miniseries import check_matched, judge, read_depths
-from nanochat.lab.protocol.protocol import Protocol
+from nanochat.lab.protocol.build import build_protocol
 from scripts import miniseries as script
 from scripts import protocol as protocol_script
 from tests.lab_case import FAKE, enter
@@ -149,7 +149,7 @@ def test_device_batch_may_shrink_with_depth():
 def place(tmp_path, monkeypatch, base_dir):
     """Here the miniseries runs protocols in this process, on the stand-in of the trainer; returns (main, commands so far)."""
     enter(tmp_path, monkeypatch)
-    monkeypatch.setattr(protocol_script, "Protocol", functools.partial(Protocol, trainer=FAKE))
+    monkeypatch.setattr(protocol_script, "build_protocol", functools.partial(build_protocol, trainer=FAKE))
     monkeypatch.setattr(protocol_script.profiles, "prepare", lambda *args, **kw: ("data", "tok"))
     monkeypatch.setattr(protocol_script.tokenizer, "get_tokenizer", lambda home: SimpleNamespace(get_vocab_size=lambda: 4096))
     called = []

@@ -34,8 +34,9 @@ def run_of(case) -> RunSummary:
     cell, told = SimpleNamespace(**case["cell"]), case["protocol"]
     cell.arm = SimpleNamespace(name=cell.arm, flags=cell.flags)
     cell.config = SimpleNamespace(num_iterations=cell.num_iterations, window_pattern=cell.window_pattern)
-    return summary_of(cell, Outcome(record=case["record"], **case["outcome"]), label=told["label"], recipe=told["profile"],
-                      declared_at=told["declared_at"], timestamp=told["timestamp"])
+    outcome = Outcome(record=case["record"], **case["outcome"])
+    return summary_of(cell, outcome, label=told["label"], recipe=told["profile"], declared_at=told["declared_at"],
+                      timestamp=told["timestamp"])
 
 
 def line_of(folder, append) -> str:
@@ -70,8 +71,9 @@ def test_line_of_a_banked_run_is_what_it_was(case, tmp_path):
     if case["record"]:
         folder = home / "records" / run.run_tag
         folder.mkdir(parents=True)
+        lines = "".join(json.dumps(row) + "\n" for row in GOLDEN["metrics"])
         (folder / "run.json").write_text(json.dumps(case["record"]), encoding="utf-8")
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in GOLDEN["metrics"]), encoding="utf-8")
+        (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
     protocol = SimpleNamespace(home=home, profile=SimpleNamespace(name=case["protocol"]["profile"]))
     row = noise_row(protocol, RunSummary.from_json(json.loads(json.dumps(run.to_json()))))
     assert line_of(tmp_path, partial(experiments.append, row=row)) == case["lines"]["of_bank"]

@@ -40,12 +40,14 @@ def test_smoke_compares_prints_and_leaves_its_three_files(stand_in, monkeypatch,
     monkeypatch.setattr(protocol, "draw_protocol", plots.draw_protocol)
     assert smoke.main([]) == 0
     out = capsys.readouterr().out
-    assert "verdict gate: inconclusive (2 seeds, no noise bank)" in out and out.strip().splitlines()[-1].startswith("total 0:")
-    assert sorted(os.listdir("results")) == sorted(["smoke", "smoke.png", "smoke_history.csv", "smoke_latest.json", ".smoke.lock",
-                                                    ".smoke_history.csv.lock", "smoke_experiments.csv",
-                                                    ".smoke_experiments.csv.lock"])
+    assert "verdict gate: inconclusive (2 seeds, no noise bank)" in out
+    assert out.strip().splitlines()[-1].startswith("total 0:")
+    assert sorted(os.listdir("results")) == sorted([
+        "smoke", "smoke.png", "smoke_history.csv", "smoke_latest.json", ".smoke.lock", ".smoke_history.csv.lock",
+        "smoke_experiments.csv", ".smoke_experiments.csv.lock"])
     facts = read_json("results/smoke_latest.json")
-    assert [row["seed"] for row in facts["runs"]] == [1337, 1337, 2026, 2026] and facts["settings"]["profile"] == "smoke-cpu"
+    assert [row["seed"] for row in facts["runs"]] == [1337, 1337, 2026, 2026]
+    assert facts["settings"]["profile"] == "smoke-cpu"
     assert facts["runs"][1]["candidate"] == "--symplectic-gate --symplectic-gate-mix=0.15"
     assert os.listdir(base_dir) == ["lab"]  # nothing beside the user's own artifacts
 
@@ -82,9 +84,10 @@ def test_bare_python_makes_the_environment_and_goes_on_there(monkeypatch):
     calls = []
     monkeypatch.setattr(smoke, "missing_packages", lambda: ["torch"])
     monkeypatch.setattr(subprocess, "call", lambda command, **options: calls.append(command) or 0)
-    monkeypatch.setattr(os, "execve", lambda path, command, environment: calls.append((command, environment[smoke.IN_VENV])))
+    monkeypatch.setattr(os, "execve", lambda path, command, env: calls.append((command, env[smoke.IN_VENV])))
     smoke.main(["--fresh"])
-    assert calls == [[sys.executable, "-m", "scripts.setup"], ([str(smoke.VENV_PYTHON), "-m", "scripts.smoke", "--fresh"], "1")]
+    assert calls == [[sys.executable, "-m", "scripts.setup"],
+                     ([str(smoke.VENV_PYTHON), "-m", "scripts.smoke", "--fresh"], "1")]
 
 
 def test_failed_setup_is_the_exit_code(monkeypatch):
@@ -94,7 +97,8 @@ def test_failed_setup_is_the_exit_code(monkeypatch):
 
 
 def test_packages_that_smoke_looks_for_are_those_of_the_project():
-    required = re.search(r"^dependencies = \[(.+?)^\]", (REPO_ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M | re.S)[1]
+    text = (REPO_ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    required = re.search(r"^dependencies = \[(.+?)^\]", text, re.M | re.S)[1]
     names = set(re.findall(r'^ *"([\w-]+)==', required, re.M))
     assert set(smoke.PACKAGES) == names - {"wandb"}  # which is imported only where a run name asks for it
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import get_args, get_type_hints
 
-OF_RECORD = ("resumed_from_step", "error", "config_hash", "profile_hash", "command", "started_at", "run_id", "git_commit",
-             "dirty", "threads", "dataset_id", "tokenizer_id")
-OF_RESULTS = ("trained_tokens", "min_val_bpb", "steps", "bound", "final_train_loss", "tok_per_sec_median", "dt_median_ms",
-              "peak_mem_mib")
+OF_RECORD = ("resumed_from_step", "error", "config_hash", "profile_hash", "command", "started_at", "run_id",
+             "git_commit", "dirty", "threads", "dataset_id", "tokenizer_id")
+OF_RESULTS = ("trained_tokens", "min_val_bpb", "steps", "bound", "final_train_loss", "tok_per_sec_median",
+              "dt_median_ms", "peak_mem_mib")
 
 
 @dataclass(frozen=True)

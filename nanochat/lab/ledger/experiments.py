@@ -31,11 +31,13 @@ BOOLS = ("dirty", "overloaded")
 INTEGERS = ("seed", "depth", "max_seq_len", "device_batch_size", "total_batch_size", "threads", "num_iterations",
             "effective_total_batch_size", "trained_tokens")
 FLOATS = ("target_param_data_ratio", "warmdown_ratio", "target_metric_threshold", "time_to_target_sec_measured",
-          "time_to_target_sec_extrapolated", "tok_per_sec_median", "dt_median_ms", "wall_time_sec", "final_train_loss", "min_val_bpb",
-          "peak_mem_mib", "load", "effective_ratio", "tau", "compile_sec", "eval_sec", "val_bpb", "training_sec")
-OF_RUN = ("git_commit", "profile_hash", "dirty", "threads", "dataset_id", "tokenizer_id", "command", "tok_per_sec_median",
-          "dt_median_ms", "final_train_loss", "min_val_bpb", "peak_mem_mib", "trained_tokens", "training_sec", "val_bpb",
-          "load", "overloaded", "arm", "label", "declared_at")  # columns that are fields of RunSummary by the same name
+          "time_to_target_sec_extrapolated", "tok_per_sec_median", "dt_median_ms", "wall_time_sec", "final_train_loss",
+          "min_val_bpb", "peak_mem_mib", "load", "effective_ratio", "tau", "compile_sec", "eval_sec", "val_bpb",
+          "training_sec")
+# Columns that are fields of RunSummary by the same name.
+OF_RUN = ("git_commit", "profile_hash", "dirty", "threads", "dataset_id", "tokenizer_id", "command",
+          "tok_per_sec_median", "dt_median_ms", "final_train_loss", "min_val_bpb", "peak_mem_mib", "trained_tokens",
+          "training_sec", "val_bpb", "load", "overloaded", "arm", "label", "declared_at")
 CURVES = {"val_bpb": "val/bpb", "train_loss": "train/smooth_loss"}  # target metric -> key in metrics.jsonl
 
 
@@ -47,14 +49,15 @@ def schema() -> list[str]:
 # Writing
 
 def row_of_record(record: dict, metrics_rows, target=None, **told) -> dict:
-    """row_of_run of a record alone. told: fields of RunSummary that a record does not have, as arm, label and recipe."""
+    """row_of_run of a record alone. told: fields of RunSummary that a record does not have, such as arm and label."""
     return row_of_run(RunSummary.of_record(record, **told), record, metrics_rows, target)
 
 
 def row_of_run(run: RunSummary, record: dict, metrics_rows, target=None) -> dict:
     """The row of a run, in schema order: the columns that `run` has, and what its record says beyond them.
 
-    record: the run.json that `run` was made of, or {}; metrics_rows: its metrics.jsonl. target: {"metric", "threshold"}.
+    record: the run.json that `run` was made of, or {}; metrics_rows: its metrics.jsonl.
+    target: {"metric", "threshold"}. Raises ValueError for a metric that has no curve.
     """
     config, done, clocks = (record.get(key) or {} for key in ("config", "resolved", "clocks"))
     row = dict.fromkeys(schema())
@@ -71,8 +74,8 @@ def row_of_run(run: RunSummary, record: dict, metrics_rows, target=None) -> dict
         "device": _device(record.get("device") or {}), "versions": _versions(record.get("versions") or {}),
         "bound": record.get("bound") or run.bound or (done.get("horizon") if run.run_status == "ok" else None),
     }
-    # What a record does not say is known from the cell. Elsewhere the record is right: the seed of a candidate's training
-    # is not that of its pair in an A/A protocol, and code that was edited meanwhile gives another hash.
+    # What a record does not say is known from the cell. Elsewhere the record is right: in an A/A protocol the seed of a
+    # candidate's training is not that of its pair, and code that was edited meanwhile gives another hash.
     of_cell = {"run_id": run.run_tag, "seed": run.seed, "config_hash": run.config_hash,
                "timestamp": run.started_at or run.timestamp}
     row |= {name: value for name, value in of_cell.items() if row[name] is None}
@@ -129,7 +132,8 @@ def identity(row: dict) -> tuple:
 
 def is_of(record: dict | None, row: dict) -> bool:
     """Whether a stored record still is the run of `row`."""
-    return bool(record) and (record.get("config_hash"), record.get("started_at")) == (row["config_hash"], row["timestamp"])
+    key = row["config_hash"], row["timestamp"]
+    return bool(record) and (record.get("config_hash"), record.get("started_at")) == key
 
 
 # -----------------------------------------------------------------------------
@@ -155,7 +159,8 @@ def read(path, where=(), last: int | None = None, **filters) -> list[dict]:
     filters: column=value, None for an empty cell; where: more conditions, (column, "=" | "<" | ">", value); last: only
     the newest of them. Raises ValueError for another header or a cell that is no value of its column.
     """
-    return read_typed(path, schema(), parse_cell, [*((name, "=", value) for name, value in filters.items()), *where], last)
+    conditions = [*((name, "=", value) for name, value in filters.items()), *where]
+    return read_typed(path, schema(), parse_cell, conditions, last)
 
 
 # -----------------------------------------------------------------------------
@@ -180,7 +185,10 @@ def value_of(row: dict, metric: str) -> float | None:
 
 
 def bank(rows, profile_hash: str, metric: str, exclude_seeds=()) -> Bank:
-    """The banked runs of a profile. Raises ValueError for a spread of zero, and for a target that a banked run missed."""
+    """The banked runs of a profile.
+
+    Raises ValueError for a spread of zero, and for a target that a banked run missed.
+    """
     runs, left_out = banked_runs(rows, profile_hash, exclude_seeds)
     if metric == "time_to_target":
         runs = _same_target(runs, left_out)
@@ -191,8 +199,8 @@ def bank(rows, profile_hash: str, metric: str, exclude_seeds=()) -> Bank:
     if len(values) < 2:
         return Bank(values, None, 0, left_out, seeds)
     if np.ptp(values) <= 1e-12 * max(map(abs, values)):
-        raise ValueError(f"the {len(values)} banked runs of profile {profile_hash[:8]} have one and the same {metric}: they are copies; "
-                         "bank runs of different seeds")
+        raise ValueError(f"the {len(values)} banked runs of profile {profile_hash[:8]} have one and the same {metric}: "
+                         "they are copies; bank runs of different seeds")
     return Bank(values, float(np.std(values, ddof=1)), len(values) - 1, left_out, seeds)
 
 
