@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from nanochat.common import atomic_writer, fsync_dir, get_base_dir, print0, read_json, sha256_file, to_paste, write_json
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GPT, make_gpt
+from nanochat.gpt_config import GPTConfig
 from nanochat.ranks import ONE_RANK, Ranks
 from nanochat.stage import BASE, STAGES
 
@@ -135,9 +136,7 @@ def model_config_of(meta: dict) -> GPTConfig:
 
 
 def restore_model(model_state: dict, meta: dict, device, compute_dtype=torch.float32) -> GPT:
-    with torch.device("meta"):
-        model = GPT(model_config_of(meta), compute_dtype)
-    model.to_empty(device=device)
+    model = make_gpt(model_config_of(meta), compute_dtype).to_empty(device=device)
     model_state = {k: v.float() if v.dtype == torch.bfloat16 else v for k, v in model_state.items()}
     model.load_state_dict(model_state, strict=True)
     model.init_tables()

@@ -17,8 +17,7 @@ from pathlib import Path
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 VENV_PYTHON = r".venv\Scripts\python" if os.name == "nt" else ".venv/bin/python"  # as it is typed in REPO_ROOT
-CODE_DIRS = ("nanochat", "scripts")  # what decides the numbers of a run, and so its hash
-TRACKED_DIRS = (*CODE_DIRS, "patches")  # uncommitted changes here make a run "dirty"
+TRACKED_DIRS = ("nanochat", "scripts", "patches")  # uncommitted changes here make a run "dirty"
 
 
 def get_base_dir() -> Path:
@@ -123,13 +122,6 @@ def _sha256_stream(f) -> str:  # Python 3.10 has no hashlib.file_digest
 def hash_json(obj) -> str:
     """Content hash of a JSON value, the same for any key order."""
     return hashlib.sha256(json.dumps(obj, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-def tree_hash(root=REPO_ROOT) -> str:
-    """Content hash of the Python files that decide a run's numbers (CODE_DIRS under root)."""
-    root = Path(root)
-    files = sorted(p for d in CODE_DIRS for p in (root / d).rglob("*.py"))
-    return hash_json({p.relative_to(root).as_posix(): sha256_file(p) for p in files})
 
 
 def git_state(root=REPO_ROOT) -> dict:

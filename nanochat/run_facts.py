@@ -10,7 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from nanochat import device as dev
-from nanochat.common import git_state, tree_hash
+from nanochat.code_identity import tree_hash
+from nanochat.common import git_state
 from nanochat.config import config_hash, profile_hash
 from nanochat.cost import ended_by_wall_budget
 from nanochat.manifest import get_dataset_id

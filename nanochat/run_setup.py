@@ -13,11 +13,10 @@ import torch
 from nanochat import device as dev
 from nanochat.checkpoint_manager import find_last_step, load_checkpoint
 from nanochat.common import print0
-from nanochat.config import TrainConfig, hashed_options
+from nanochat.config import TrainConfig, changed_options
 from nanochat.cost import Resolved, count_params, gpt_config, meta_model, resolve
 from nanochat.dataloader import DataLoader
 from nanochat.gpt import GPT, build_model
-from nanochat.loss import stay_out_of_graphs
 from nanochat.optim import MuonAdamW, setup_optimizer
 from nanochat.ranks import Ranks
 from nanochat.record import RunRecord
@@ -117,7 +116,7 @@ def set_up(config: TrainConfig, argv: list[str], stage: Stage, base_dir: Path, t
                              if k in LoopState.__dataclass_fields__})
         print0(f"Resuming optimization from step {step}")
     if compiling:
-        stay_out_of_graphs()
+        model.loss.leave_graphs()
     compiled = torch.compile(model, dynamic=False) if compiling else model
     run = Run(config, resolved, stage, tag, ranks, device, base_dir, tokenizer, get_token_bytes(device, base_dir),
               model, compiled, optimizer, loader, state, step, started)
@@ -179,8 +178,7 @@ def _find_start(config, folder, device, tokenizer_id, ranks):
         if checkpoint[2].get("tokenizer_id", tokenizer_id) != tokenizer_id:
             raise ValueError(f"step {step} of {folder} was trained with another tokenizer; "
                              "put it back, or choose another --model-tag")
-        before = checkpoint[2]["user_config"]
-        if changed := {name for name, value in hashed_options(config).items() if before.get(name, value) != value}:
+        if changed := changed_options(config, checkpoint[2]["user_config"]):
             raise ValueError(f"step {step} of {folder} was trained with other values of {', '.join(sorted(changed))}; "
                              "a run cannot change them half-way: resume with the same command, "
                              "or choose another --model-tag")

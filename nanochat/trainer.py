@@ -53,7 +53,7 @@ def train(config: TrainConfig, argv: list[str], stage: Stage = BASE) -> dict:
 def loop(run: Run):
     config, step_at_start = run.config, run.step
     while True:
-        step, run.bound = run.step, run.ranks.broadcast(run.reached())
+        step, run.bound = run.step, run.reached()
         last = run.bound is not None
         run.model.step.fill_(step)
         if eval_due(run, last):
@@ -112,7 +112,8 @@ def train_step(run: Run, first: bool):
     run.optimizer.step()
     run.model.zero_grad(set_to_none=True)
     dev.synchronize(run.device)
-    log_step(run, StepResult(loss, norm, lrm, time.perf_counter() - t0, first))
+    dt = run.ranks.broadcast(time.perf_counter() - t0)  # one clock for all: it moves the schedule and ends the run
+    log_step(run, StepResult(loss, norm, lrm, dt, first))
 
 
 def save(run: Run):

@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from nanochat.common import get_base_dir, get_dist_info, print0, write_json
-from nanochat.config import flag, hyphenate
+from nanochat.options import flag, hyphenate
 from nanochat.stage import BASE
 
 MODES = ("core", "bpb", "sample")

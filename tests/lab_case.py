@@ -1,5 +1,5 @@
 """
-A protocol on the quick stand-in of the trainer (tests/fake_trainer.py), for test_protocol.py and test_cells.py.
+A protocol on the quick stand-in of the trainer (tests/fake_trainer.py), for test_protocol.py and test_runner.py.
 """
 
 import json

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nanochat import common
-from nanochat.common import atomic_write, atomic_writer, git_state, hash_json, read_json, sha256_file, tree_hash, write_json
+from nanochat.common import atomic_write, atomic_writer, git_state, hash_json, read_json, sha256_file, write_json
 
 posix = pytest.mark.skipif(os.name == "nt", reason="a directory cannot be fsynced there")
 
@@ -164,37 +164,14 @@ def test_hash_of_json_depends_on_content_and_not_on_order():
         hash_json(float("nan"))
 
 
+# -----------------------------------------------------------------------------
+# Git
+
 def make_tree(root):
     for name in ("nanochat/a.py", "nanochat/layers/b.py", "scripts/c.py", "tests/t.py", "nanochat/notes.txt"):
         atomic_write(root / name, f"# {name}\n")
     return root
 
-
-def test_tree_hash_follows_the_code_that_decides_numbers_and_nothing_else(tmp_path):
-    tree, copy = make_tree(tmp_path / "one"), make_tree(tmp_path / "two")
-    start = tree_hash(tree)
-    assert start == tree_hash(copy), "where a tree lies does not matter"
-    for name in ("tests/t.py", "nanochat/notes.txt", "README.md", "patches/p.py"):
-        atomic_write(tree / name, "changed")
-        assert tree_hash(tree) == start, name
-    for name in ("nanochat/a.py", "nanochat/layers/b.py", "scripts/c.py"):
-        before = tree_hash(tree)
-        atomic_write(tree / name, "changed")
-        assert tree_hash(tree) != before, name
-    before = tree_hash(tree)
-    (tree / "nanochat/a.py").rename(tree / "nanochat/z.py")
-    assert tree_hash(tree) != before, "a new name is a change"
-    (tree / "nanochat/z.py").unlink()
-    atomic_write(tree / "scripts/new.py", "")
-    assert len({tree_hash(tree), before, start}) == 3
-
-
-def test_tree_hash_of_this_repository_is_a_fact():
-    assert tree_hash() == tree_hash(common.REPO_ROOT) and len(tree_hash()) == 64
-
-
-# -----------------------------------------------------------------------------
-# Git
 
 @pytest.fixture
 def repo(tmp_path, monkeypatch):

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.common import to_paste, tree_hash, write_json
+from nanochat.code_identity import tree_hash
+from nanochat.common import to_paste, write_json
 from nanochat.lab import profiles
 from nanochat.lab.ledger import rerun
 from nanochat.lab.ledger.experiments import append, read

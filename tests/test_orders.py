@@ -213,7 +213,7 @@ def own(tmp_path, monkeypatch):
     for name in ("nanochat", "tests"):
         shutil.copytree(REPO_ROOT / name, repo / name, ignore=shutil.ignore_patterns("__pycache__", "lab", "*.json"))
     write(repo / "scripts/__init__.py", "")
-    write(repo / "scripts/base_train.py", "import os\nfrom nanochat.common import tree_hash\nos.environ['FAKE_TREE'] = tree_hash()\n"
+    write(repo / "scripts/base_train.py", "import os\nfrom nanochat.code_identity import tree_hash\nos.environ['FAKE_TREE'] = tree_hash()\n"
           "from tests import fake_trainer\n# here\nimport sys\nprint('argv', *sys.argv)\nsys.exit(fake_trainer.main())\n")
     git(repo.parent, "init", "--quiet", "own")
     commit(repo, "own")

@@ -1,5 +1,5 @@
 """
-A made-up nanochat in a git repository of its own, for test_patches.py and test_trees.py: its trainer has upstream's flags
+A made-up nanochat in a git repository of its own, for test_patches.py and test_tree_arms.py: its trainer has upstream's flags
 and leaves upstream's files, in milliseconds and without torch. TREE_PLAN in the environment is JSON, {run tag: how}:
 
     ok | a checkpoint at every --save-every      wait  | after the first one, trains until it is told to stop

@@ -14,15 +14,18 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.common import REPO_ROOT, read_json, to_paste, tree_hash
-from nanochat.config import flag
+from nanochat.code_identity import tree_hash
+from nanochat.common import REPO_ROOT, read_json, to_paste
+from nanochat.config import FIELDS
 from nanochat.lab.commands import RESULTS_DIR
 from nanochat.lab.ledger.workload import words_of
 from nanochat.lab.profiles import PROFILES
+from nanochat.options import flag, tagged
 from nanochat.record import read_record
 from nanochat.stage import BASE
 
-OF_THE_FIRST_RUN = ("model_tag", "resume", "resume_from_step")
+# What the first run was called, and from where it went on; its seed, which a cell is given too, is part of the run.
+OF_THE_FIRST_RUN = tuple(name for name in tagged(FIELDS, "cell") if FIELDS[name].role == "run")
 HASH_LETTERS = 8
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from nanochat.common import to_paste, tree_hash
+from nanochat.code_identity import tree_hash
+from nanochat.common import to_paste
 from nanochat.config import profile_hash
 from nanochat.lab.arms import NAME, Arm, Cell, make_cells, same_options
 from nanochat.lab.commands import EXIT_FAILED_CELL, EXIT_INTERRUPTED, EXIT_OK, RESULTS_DIR
@@ -167,8 +168,8 @@ def run_cells(session: Session, cells: list[Cell]) -> bool:
 
 def _check_tree(session):
     if tree_hash() != session.protocol.tree:
-        raise ValueError(f"nanochat/ or scripts/ changed since this protocol began ({len(session.runs)} cells are done): put the "
-                         "code back and start it again to go on, or start it again to run every cell on the new code")
+        raise ValueError(f"the code of the trainer changed since this protocol began ({len(session.runs)} cells are done): "
+                         "put it back and start it again to go on, or start it again to run every cell on the new code")
 
 
 def _tell(session, progress, cell: Cell, outcome: Outcome):

@@ -9,10 +9,12 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from nanochat.common import read_json, tree_hash, write_json
-from nanochat.config import flag, profile_hash
+from nanochat.code_identity import tree_hash
+from nanochat.common import read_json, write_json
+from nanochat.config import profile_hash
 from nanochat.lab.arms import Cell
 from nanochat.lab.profiles import machine_name
+from nanochat.options import flag
 from nanochat.stage import BASE
 
 

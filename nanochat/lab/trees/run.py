@@ -24,7 +24,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from zipfile import is_zipfile
 
-from nanochat.common import read_json, tree_hash, write_json
+from nanochat.code_identity import tree_hash
+from nanochat.common import read_json, write_json
 from nanochat.lab.trees.flags import trainer_environment
 from nanochat.record import (
     EMA_BETA,

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from nanochat.common import CODE_DIRS, REPO_ROOT, git_state, hash_json, read_json, tree_hash, write_json
+from nanochat.code_identity import CODE_DIRS, code_files, tree_hash
+from nanochat.common import REPO_ROOT, git_state, hash_json, read_json, write_json
 from nanochat.lab.arms import CONTROL, Arm, make_arms, parse_arm, split_flags
 from nanochat.lab.trees import patches
 from nanochat.lab.trees.flags import check_values, group_words, known_flags, settle
@@ -173,23 +174,32 @@ def prepare(spec: TreeSpec, base_dir) -> Tree:
 
 def worktree(source: Path, wanted: tuple[Patch, ...], base_dir) -> Tree:
     """A worktree of source's HEAD with the patches, in order; made once for each commit and patches."""
-    if changed := git(source, "status", "--porcelain", "--", *CODE_DIRS):
-        raise ValueError(f"{source} has changes that are not committed, and a patched arm would run without them; commit or undo them, "
-                         f"or make them a patch:\n{changed}")
+    if changed := uncommitted(source):
+        raise ValueError(f"{source} has changes that are not committed, and a patched arm would run without them; "
+                         "commit or undo them, or make them a patch:\n" + "\n".join(changed))
     commit = patches.head(source)
     folder = Path(base_dir).resolve() / "lab" / "trees" / hash_json([commit, [patch.sha256 for patch in wanted]])[:16]
     note = folder.with_name(f"{folder.name}.json")  # written last: the worktree is whole
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if not (note.exists() and folder.is_dir()):
+        if not (note.exists() and folder.is_dir() and "code_hash" in read_json(note)):
             _discard(source, folder)
             _make(source, commit, wanted, folder)
             write_json(note, {"source": str(source), "commit": commit, "patches": [patch.sha256 for patch in wanted],
-                              "tree_hash": tree_hash(folder)})
+                              "code_hash": tree_hash(folder)})
         content = tree_hash(folder)
-        if content != read_json(note)["tree_hash"]:
+        if content != read_json(note)["code_hash"]:
             raise ValueError(f"{folder} is not what it was made as; it belongs to the protocol: delete it and {note.name}, it is made anew")
     return Tree(folder, source, commit, False, wanted, content)
+
+
+def uncommitted(source: Path) -> list[str]:
+    """Files of the tree that decide a run's numbers and are not as its HEAD has them, deleted ones included."""
+    def names(*words) -> set[str]:
+        return set(filter(None, git(source, *words, "-z", "--", *CODE_DIRS).split("\0")))
+    counted = {path.relative_to(source).as_posix() for path in code_files(source)}
+    changed = names("diff", "--name-only", "--no-renames", "HEAD") | names("ls-files", "--others", "--exclude-standard")
+    return sorted(changed & counted | names("diff", "--name-only", "--no-renames", "--diff-filter=D", "HEAD"))
 
 
 def _make(source, commit, wanted, folder):
