@@ -13,7 +13,8 @@ from nanochat.run_setup import Run
 @dataclass
 class StepResult:
     """What train_step measured of one step."""
-    loss: float  # mean over the whole step, before the update
+    loss: float  # cross-entropy, mean over the whole step, before the update
+    terms: dict[str, float]  # the further terms of the training loss, unweighted, by name
     grad_norm: float
     lrm: float  # learning rate multiplier
     dt: float  # seconds
@@ -31,7 +32,8 @@ def log_step(run: Run, result: StepResult):
     row = {"step": run.step, "train/loss": result.loss, "train/smooth_loss": smooth,
            "train/grad_norm": result.grad_norm, "train/lrm": result.lrm, "train/dt": result.dt,
            "train/tok_per_sec": tok_per_sec, "train/mfu": mfu, "train/epoch": run.loader.position["epoch"],
-           "total_training_time": state.total_training_time}
+           "total_training_time": state.total_training_time,
+           **{f"train/{name}": value for name, value in result.terms.items()}}
     run.record.log(row)
     _print_step(run, row)
 

@@ -10,6 +10,7 @@ the last micro-batch).
 import gc
 import math
 import time
+from collections import Counter
 from dataclasses import asdict
 
 import torch
@@ -20,6 +21,7 @@ from nanochat import schedule
 from nanochat.checkpoint_manager import save_checkpoint
 from nanochat.common import get_base_dir, print0
 from nanochat.config import TrainConfig
+from nanochat.optim import apply_schedule
 from nanochat.ranks import Ranks
 from nanochat.run_eval import due, eval_due, sample, validate
 from nanochat.run_facts import summarize
@@ -85,11 +87,10 @@ def set_schedule(run: Run) -> float:
     at = schedule.budget_position(step, n, run.spent_sec, config.wall_budget_sec)
     lrm = schedule.lr_multiplier(step, n, config.warmup_steps, config.warmdown_ratio, config.final_lr_frac,
                                  config.warmdown_shape, at)
+    momentum = schedule.muon_momentum(step, n, config.warmdown_ratio, at)
+    decay = run.resolved.weight_decay * schedule.weight_decay_multiplier(at, n)
     for group in run.optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * lrm
-        if group["kind"] == "muon":
-            group["momentum"] = schedule.muon_momentum(step, n, config.warmdown_ratio, at)
-            group["weight_decay"] = run.resolved.weight_decay * schedule.weight_decay_multiplier(at, n)
+        apply_schedule(group, lrm, momentum=momentum, weight_decay=decay)
     return lrm
 
 
@@ -97,12 +98,13 @@ def train_step(run: Run, first: bool):
     accum = run.resolved.grad_accum_steps
     dev.synchronize(run.device)
     t0 = time.perf_counter()
-    total_loss = torch.zeros((), device=run.device)
+    total_loss, total_terms = torch.zeros((), device=run.device), Counter()
     for _ in range(accum):
         x, y = next(run.loader)
-        loss = run.compiled(x, y) / accum
-        loss.backward()
-        total_loss += loss.detach()
+        loss, terms = run.compiled(x, y, with_aux=True)
+        (run.model.objective(loss, terms) / accum).backward()
+        total_loss += loss.detach() / accum
+        total_terms.update({name: term.detach() / accum for name, term in terms.items()})
     lrm = set_schedule(run)
     params = [p for p in run.model.parameters() if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params])
@@ -113,7 +115,8 @@ def train_step(run: Run, first: bool):
     run.model.zero_grad(set_to_none=True)
     dev.synchronize(run.device)
     dt = run.ranks.broadcast(time.perf_counter() - t0)  # one clock for all: it moves the schedule and ends the run
-    log_step(run, StepResult(loss, norm, lrm, dt, first))
+    terms = {name: run.ranks.sum(term.item()) / run.ranks.world_size for name, term in total_terms.items()}
+    log_step(run, StepResult(loss, terms, norm, lrm, dt, first))
 
 
 def save(run: Run):

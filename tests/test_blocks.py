@@ -177,7 +177,7 @@ def test_mixer_without_value_embeddings_refuses_them_by_the_name_of_the_flag():
 
 @pytest.mark.parametrize("option, rows", [("mixer", MIXERS), ("mlp", MLPS), ("residual", RESIDUALS)])
 def test_unknown_row_is_refused_with_the_rows_there_are(option, rows):
-    with pytest.raises(ValueError, match=f"--{option}=nonsense: expected one of {', '.join(rows)}"):
+    with pytest.raises(ValueError, match=f"--{option}=nonsense: there is no such row; the rows are {', '.join(rows)}"):
         make_gpt(GPTConfig(**{option: "nonsense"}))
 
 

@@ -167,7 +167,7 @@ def test_every_kind_of_loss_equals_the_definition(kind):
 
 
 def test_unknown_kind_of_loss_is_refused_with_the_rows_there_are():
-    with pytest.raises(ValueError, match="--loss=nonsense: expected one of chunked, plain"):
+    with pytest.raises(ValueError, match="--loss=nonsense: there is no such row; the rows are chunked, plain"):
         CrossEntropy(50, 15.0, "nonsense")
 
 

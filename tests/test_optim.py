@@ -124,7 +124,7 @@ def test_new_kind_is_one_row(monkeypatch):
 
 
 def test_unknown_kind_is_refused_with_the_rows_there_are():
-    with pytest.raises(ValueError, match=f"--kind=nonsense: expected one of {', '.join(KINDS)}"):
+    with pytest.raises(ValueError, match=f"--kind=nonsense: there is no such row; the rows are {', '.join(KINDS)}"):
         make_group("nonsense", [], lr=0.1)
     with pytest.raises(ValueError, match="nonsense"):
         MuonAdamW([dict(kind="nonsense", params=[torch.zeros(3, requires_grad=True)], lr=0.1)])

@@ -22,7 +22,7 @@ MAX_LINES = 300
 MORE_LINES = {}  # path: (budget, reason)
 
 # A module of nanochat/ imports only modules to its left; `layers` stands for the whole folder.
-ORDER = """common ranks stage code_identity schedule options config_check config record gpt_config
+ORDER = """common code_identity ranks stage schedule options config_check config record gpt_config
     manifest shards text_files corpus download dataset tokenizer_files tokenizer
     device dataloader layers loss gpt muon optim cost vram checkpoint_manager engine loss_eval
     run_facts run_setup run_guard run_eval run_log trainer""".split()

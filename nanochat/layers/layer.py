@@ -46,7 +46,7 @@ class Layer(nn.Module):
 def row_of(rows: dict, name: str, option: str):
     """rows[name]. Raises ValueError with the rows there are where there is none of that name."""
     if name not in rows:
-        raise ValueError(f"--{option}={name}: expected one of {', '.join(rows)}")
+        raise ValueError(f"--{option}={name}: there is no such row; the rows are {', '.join(rows)}")
     return rows[name]
 
 
