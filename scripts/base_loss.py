@@ -8,9 +8,10 @@ byte leave out targets of no bytes, as everywhere (nanochat/loss_eval.py). Docum
 files. Documents of a split smaller than --split-tokens are read more than once.
 
 --per-position FILE also writes the mean loss by position over the validation split, with the means of blocks of text,
-from which lab/horizon/entropy.py takes gamma. Its chunks start at seeded random offsets and lie inside one document: behind the
-end of a document the n tokens before are not the context of what follows. A row is BOS, which starts every row
-that the model has seen and says nothing about the text, and then the chunk, so position n + 1 has n tokens of context.
+from which lab/horizon/entropy.py takes gamma. Its chunks start at seeded random offsets and lie inside one document:
+behind the end of a document the n tokens before are not the context of what follows. A row is BOS, which starts
+every row that the model has seen and says nothing about the text, and then the chunk, so position n + 1 has n tokens
+of context.
 """
 
 import argparse
@@ -33,7 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device-batch-size", type=int, default=32, help="rows per batch")
     parser.add_argument("--device-type", choices=("", "cuda", "cpu", "mps"), default="", help="empty = autodetect")
     parser.add_argument("--output-json", metavar="FILE", help="also write the results there")
-    parser.add_argument("--per-position", metavar="FILE", help="also measure the validation loss by position, and write it there")
+    parser.add_argument("--per-position", metavar="FILE",
+                        help="also measure the validation loss by position, and write it there")
     parser.add_argument("--seed", type=int, default=0, help="of the offsets of --per-position")
     return parser
 
@@ -47,7 +49,8 @@ def token_losses(model, batches):
 
 
 def summarize(losses, token_bytes) -> dict:
-    """{"loss": nats per token, "bpb": bits per byte (None where no byte was seen), "tokens", "bytes"}, summed in fp64."""
+    """{"loss": nats per token, "bpb": bits per byte (None where no byte was seen), "tokens", "bytes"}.
+    Sums are taken in fp64."""
     nats = counted_nats = 0.0
     tokens = num_bytes = 0
     for y, loss in losses:
@@ -57,14 +60,16 @@ def summarize(losses, token_bytes) -> dict:
         counted_nats += (loss * (size > 0)).sum().item()
         tokens += y.numel()
         num_bytes += int(size.sum())
-    return dict(loss=nats / tokens, bpb=counted_nats / (math.log(2) * num_bytes) if num_bytes else None, tokens=tokens, bytes=num_bytes)
+    bpb = counted_nats / (math.log(2) * num_bytes) if num_bytes else None
+    return dict(loss=nats / tokens, bpb=bpb, tokens=tokens, bytes=num_bytes)
 
 
 # -----------------------------------------------------------------------------
 # By position
 
 def read_stream(tokenizer, num_tokens: int):
-    """(tokens int32 [N], lengths of their documents): whole validation documents in file order, up to num_tokens or a little more."""
+    """(tokens int32 [N], lengths of their documents): whole validation documents in file order, up to num_tokens or a
+    little more."""
     import numpy as np
 
     from nanochat.dataset import iter_texts
@@ -91,10 +96,11 @@ def per_position(model, tokenizer, args, device) -> dict:
     stream, lengths = read_stream(tokenizer, args.split_tokens)
     width, starts = draw_chunks(lengths, model.config.sequence_len, args.split_tokens, args.seed)
     print0(f"Loss by position of {len(starts):,} chunks of {width} tokens, from {len(lengths):,} validation documents")
-    rows = (chunk_rows(stream[starts[i:i + args.device_batch_size, None] + np.arange(width)], tokenizer.get_bos_token_id(), device)
-            for i in range(0, len(starts), args.device_batch_size))
+    B, bos = args.device_batch_size, tokenizer.get_bos_token_id()
+    rows = (chunk_rows(stream[starts[i:i + B, None] + np.arange(width)], bos, device) for i in range(0, len(starts), B))
     losses = np.concatenate([loss.cpu().double().numpy() for _, loss in token_losses(model, rows)])
-    return position_facts(losses.reshape(BLOCKS, -1, width).mean(axis=1), len(losses)) | dict(split="val", seed=args.seed)
+    means = losses.reshape(BLOCKS, -1, width).mean(axis=1)
+    return position_facts(means, len(losses)) | dict(split="val", seed=args.seed)
 
 
 def check(args):
@@ -119,19 +125,23 @@ def run(args):
     B, T = args.device_batch_size, model.config.sequence_len
     steps = args.split_tokens // (B * T)
     if steps == 0:
-        raise ValueError(f"--split-tokens={args.split_tokens} is less than one batch of --device-batch-size {B} x {T} = {B * T} tokens; "
-                         "raise it, or lower --device-batch-size")
-    loaders = {split: DataLoader(tokenizer, B, T, split, device) for split in ("train", "val") if args.split in (split, "both")}
+        raise ValueError(f"--split-tokens={args.split_tokens} is less than one batch of --device-batch-size "
+                         f"{B} x {T} = {B * T} tokens; raise it, or lower --device-batch-size")
+    splits = ("train", "val") if args.split == "both" else (args.split,)
+    loaders = {split: DataLoader(tokenizer, B, T, split, device) for split in splits}
     print0(f"Loss of step {meta['step']} of {tag}, over {steps * B * T:,} tokens a split")
     token_bytes = get_token_bytes(device)
-    results = dict(model_tag=tag, step=meta["step"], dtype=str(dtype).removeprefix("torch."), device=device.type, max_seq_len=T,
-                   device_batch_size=B, tokenizer_id=get_tokenizer_id(), dataset_id=get_dataset_id(), train=None, val=None)
+    results = dict(model_tag=tag, step=meta["step"], dtype=str(dtype).removeprefix("torch."), device=device.type,
+                   max_seq_len=T, device_batch_size=B, tokenizer_id=get_tokenizer_id(), dataset_id=get_dataset_id(),
+                   train=None, val=None)
     if args.per_position:
         measured = ("model_tag", "step", "dtype", "device", "tokenizer_id", "dataset_id")
-        write_json(args.per_position, per_position(model, tokenizer, args, device) | {key: results[key] for key in measured})
+        found = per_position(model, tokenizer, args, device)
+        write_json(args.per_position, found | {key: results[key] for key in measured})
         print0(f"Losses by position written to: {args.per_position}")
     for split, loader in loaders.items():
-        results[split] = found = summarize(token_losses(model, (batch for _, batch in zip(range(steps), loader))), token_bytes)
+        batches = (batch for _, batch in zip(range(steps), loader))
+        results[split] = found = summarize(token_losses(model, batches), token_bytes)
         print0(f"{split} loss: {found['loss']:.6f}")
         print0(f"{split} bpb: {'not measured, no bytes' if found['bpb'] is None else format(found['bpb'], '.6f')}")
     if args.output_json:
