@@ -6,11 +6,11 @@ Parameters are counted on the real modules, built on the meta device: the calcul
 
 from dataclasses import asdict, dataclass, replace
 
-import torch
-import torch.nn as nn
-
-from nanochat.config import TrainConfig, model_shape
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.config import TrainConfig, model_options
+from nanochat.config_check import model_shape
+from nanochat.gpt import GPT, make_gpt
+from nanochat.gpt_config import GPTConfig
+from nanochat.layers.layer import roles_of
 from nanochat.schedule import Scaled, ema_time_scale, scale_run
 
 
@@ -20,38 +20,40 @@ def gpt_config(config: TrainConfig, vocab_size: int, depth: int | None = None) -
     if depth is not None:  # the reference has the shape that depth alone gives, whatever --model-dim says
         n_embd = -(-depth * config.aspect_ratio // config.head_dim) * config.head_dim
         n_head = n_kv_head = n_embd // config.head_dim
-    gate = {name: getattr(config, name) for name in vars(config) if name.startswith("symplectic_gate_")}
-    return GPTConfig(sequence_len=config.max_seq_len, vocab_size=vocab_size, n_layer=depth or config.depth, n_head=n_head,
-                     n_kv_head=n_kv_head, n_embd=n_embd, window_pattern=config.window_pattern,
-                     **(dict(residual="symplectic", **gate) if config.symplectic_gate else {}))
+    return GPTConfig(sequence_len=config.max_seq_len, vocab_size=vocab_size, n_layer=depth or config.depth,
+                     n_head=n_head, n_kv_head=n_kv_head, n_embd=n_embd, **model_options(config))
 
 
 def meta_model(config: GPTConfig) -> GPT:
-    with torch.device("meta"):
-        return GPT(config)
+    return make_gpt(config)
+
+
+# Upstream's name of a kind of parameters -> the roles that it has here. What remains is called scalars.
+KINDS_OF_PARAMS = dict(wte=("embedding",), value_embeds=("value_embedding",), lm_head=("head",),
+                       transformer_matrices=("matrix", "value_gate", "router"))
+
+
+def params_of_roles(model: GPT, *roles: str) -> int:
+    named = dict(model.named_parameters())
+    return sum(named[name].numel() for name, role in roles_of(model).items() if role in roles)
 
 
 def count_params(model: GPT) -> dict[str, int]:
     """Parameters by kind, under upstream's names; they add up to all of them."""
-    kinds = {"wte": "transformer.wte.", "value_embeds": "value_embeds.", "lm_head": "lm_head.", "transformer_matrices": "transformer.h."}
-    counts = {kind: sum(p.numel() for name, p in model.named_parameters() if name.startswith(prefix)) for kind, prefix in kinds.items()}
+    counts = {kind: params_of_roles(model, *roles) for kind, roles in KINDS_OF_PARAMS.items()}
     total = sum(p.numel() for p in model.parameters())
     return {**counts, "scalars": total - sum(counts.values()), "total": total}
 
 
 def scaling_params(model: GPT) -> int:
-    """What the scaling laws call N: the matrices of the blocks and lm_head."""
-    counts = count_params(model)
-    return counts["transformer_matrices"] + counts["lm_head"]
+    """What the scaling laws call N: the matrices that a token passes in the blocks, and lm_head."""
+    return sum(block.active_params() for block in model.transformer.h) + model.lm_head.weight.numel()
 
 
 def flops_per_token(model: GPT) -> int:
-    """Forward and backward: 6 per weight of every matmul, plus 12 H D min(window, T) per layer of attention
-    (causality not halved; arXiv:2204.02311, appendix B)."""
-    config = model.config
-    matmul = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-    attention = sum(12 * config.n_embd * min(config.window(i), config.sequence_len) for i in range(config.n_layer))
-    return 6 * matmul + attention
+    """Forward and backward in a full context: what each block says, and 6 per weight of the matrices around them."""
+    around = model.lm_head.weight.numel() + params_of_roles(model, "smear_gate")
+    return 6 * around + sum(block.flops_per_token(model.config.sequence_len) for block in model.transformer.h)
 
 
 @dataclass(kw_only=True)
@@ -68,22 +70,25 @@ class Resolved(Scaled):
     compile: bool
 
 
-def resolve(config: TrainConfig, vocab_size: int, world_size: int = 1, dtype: str = "float32", compile: bool = False) -> Resolved:
+def resolve(config: TrainConfig, vocab_size: int, world_size: int = 1, dtype: str = "float32",
+            compile: bool = False) -> Resolved:
     """Replace every -1 by upstream's rules. Raises ValueError where what results cannot be run."""
     model_config = gpt_config(config, vocab_size)
     model = meta_model(model_config)
     n, flops = scaling_params(model), flops_per_token(model)
     n_ref = scaling_params(meta_model(gpt_config(config, vocab_size, depth=12)))
     return Resolved(
-        vocab_size=vocab_size, n_embd=model_config.n_embd, n_head=model_config.n_head, n_kv_head=model_config.n_kv_head,
-        num_params=count_params(model)["total"], num_scaling_params=n, flops_per_token=flops, dtype=dtype, compile=compile,
+        vocab_size=vocab_size, n_embd=model_config.n_embd, n_head=model_config.n_head,
+        n_kv_head=model_config.n_kv_head, num_params=count_params(model)["total"], num_scaling_params=n,
+        flops_per_token=flops, dtype=dtype, compile=compile,
         **asdict(scale_run(config, n, n_ref, flops, world_size)))
 
 
 def ended_by_wall_budget(r: Resolved, steps: int) -> Resolved:
     """What a run did that its wall budget ended: the horizon it was resolved to was only a bound."""
     tokens = r.total_batch_size * steps
-    return replace(r, num_iterations=steps, horizon="wall_budget_sec", total_tokens=tokens, effective_ratio=tokens / r.num_scaling_params,
+    return replace(r, num_iterations=steps, horizon="wall_budget_sec", total_tokens=tokens,
+                   effective_ratio=tokens / r.num_scaling_params,
                    tau=ema_time_scale(r.total_batch_size, r.matrix_lr, r.weight_decay, tokens))
 
 
@@ -94,7 +99,8 @@ def count_plain(model: GPT) -> dict[str, int]:
     4 layers, 512 wide, a vocabulary of 24,576: 12,582,912 each, 37,748,736 plain.
     """
     counts = count_params(model)
-    gates = sum(p.numel() for name, p in model.transformer.h.named_parameters() if ".ve_gate." in name)
+    gates = params_of_roles(model, "value_gate")
     matrices = counts["transformer_matrices"] - gates
-    return dict(wte=counts["wte"], matrices=matrices, lm_head=counts["lm_head"], plain=counts["wte"] + matrices + counts["lm_head"],
-                value_embeds=counts["value_embeds"], gates=gates, scalars=counts["scalars"], all=counts["total"])
+    return dict(wte=counts["wte"], matrices=matrices, lm_head=counts["lm_head"],
+                plain=counts["wte"] + matrices + counts["lm_head"], value_embeds=counts["value_embeds"], gates=gates,
+                scalars=counts["scalars"], all=counts["total"])

@@ -9,6 +9,9 @@ Order of documents. "file": upstream's stream, to the last token. "seed": per ep
 permuted and read in blocks, and the documents of a block are permuted; both permutations are functions of
 (seed, epoch, block), so that a position is three numbers and not a history.
 
+Several ranks: each reads its own row groups, every world_size-th of a file from its rank on, as upstream does. Together
+they read every document of an epoch once.
+
 Resume: the state names the position in the order and the documents that wait in the buffer. They are read
 and tokenized again; nothing is skipped and nothing is seen twice.
 """
@@ -21,11 +24,25 @@ import torch
 
 from nanochat.common import to_paste
 from nanochat.manifest import split_paths
+from nanochat.ranks import ONE_RANK, Ranks
 from nanochat.shards import read_row_group, row_groups
 
 BUFFER_DOCUMENTS = 1000
 CHUNK_DOCUMENTS = 128  # documents tokenized at a time
 BLOCK_ROW_GROUPS = 16  # row groups whose documents are shuffled together in "seed" order
+
+
+def dealt(groups, ranks: Ranks) -> list:
+    """The row groups (path, index in file, rows) that this rank reads. Raises ValueError where there is none for it.
+
+    >>> dealt([("a", 0, 9), ("a", 1, 9), ("a", 2, 5), ("b", 0, 9), ("b", 1, 4)], Ranks(rank=1, world_size=2))
+    [('a', 1, 9), ('b', 1, 4)]
+    """
+    mine = [group for group in groups if group[1] % ranks.world_size == ranks.rank]
+    if groups and not mine:
+        raise ValueError(f"rank {ranks.rank} of {ranks.world_size} has no documents: the largest file has "
+                         f"{1 + max(index for _, index, _ in groups)} row groups; start at most that many ranks")
+    return mine
 
 
 class DocumentOrder:
@@ -66,12 +83,14 @@ class DataLoader:
     `state` describes the stream right AFTER the batch returned last; give it to a new loader to go on from there.
     """
 
-    def __init__(self, tokenizer, B: int, T: int, split: str, device="cpu", data_order="file", seed=0, state=None, data_dir=None):
+    # ten parameters, each a fact that decides the batches: a record of them would be made for this one call
+    def __init__(self, tokenizer, B: int, T: int, split: str, device="cpu", data_order="file", seed=0, state=None,
+                 data_dir=None, ranks: Ranks = ONE_RANK):
         assert data_order in ("file", "seed"), data_order
         self.tokenizer, self.B, self.T = tokenizer, B, T
         self.device = torch.device(device)
         self.shards = split_paths(split, data_dir)
-        self.groups = row_groups(self.shards)
+        self.groups, self.ranks = dealt(row_groups(self.shards), ranks), ranks
         self.order = DocumentOrder(self.groups, data_order, seed)
         self.bos = tokenizer.get_bos_token_id()
         self.chunk, self.low_water = CHUNK_DOCUMENTS, BUFFER_DOCUMENTS
@@ -118,7 +137,8 @@ class DataLoader:
     # -- rows
 
     def _take(self, room: int) -> list[int]:
-        """Tokens for at most `room` places: the largest document that fits, else the shortest, cropped. First come, first served."""
+        """Tokens for at most `room` places: the largest document that fits, else the shortest, cropped.
+        Of documents of one length, the one that came first."""
         while len(self.buffer) < self.low_water:
             self._refill()
         i = bisect.bisect_right(self.buffer, (room, float("inf")))
@@ -137,7 +157,8 @@ class DataLoader:
             while len(row) <= self.T:
                 row += self._take(self.T + 1 - len(row))
             rows.append(row)
-        batch = torch.tensor(rows, dtype=torch.long, pin_memory=self.device.type == "cuda")  # a new one: the last may still be copied
+        # a new tensor each time: the last one may still be on its way to the device
+        batch = torch.tensor(rows, dtype=torch.long, pin_memory=self.device.type == "cuda")
         batch = batch.to(self.device, non_blocking=True)
         return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
 
@@ -155,18 +176,29 @@ class DataLoader:
         """JSON-able. The order of arrival breaks ties in the buffer, so it is part of the state."""
         waiting = sorted(self.buffer, key=lambda entry: entry[1])
         return dict(**self.position, block=self.block, offset=self.offset,
-                    buffer=[list(ref) for _, _, ref, _ in waiting], data_order=self.order.data_order, seed=self.order.seed)
+                    buffer=[list(ref) for _, _, ref, _ in waiting], data_order=self.order.data_order,
+                    seed=self.order.seed, **self._share)
+
+    @property
+    def _share(self) -> dict:
+        """Part of the state where there are several ranks: a position counts in the row groups of its rank."""
+        one = self.ranks.world_size == 1
+        return {} if one else dict(rank=self.ranks.rank, world_size=self.ranks.world_size)
 
     def _restore(self, state):
         if "buffer" not in state:
-            raise ValueError("this checkpoint's data position is upstream's (a row group, no buffer): an exact resume is not "
-                             "possible; load its weights under a new --model-tag instead")
-        for name in ("data_order", "seed"):
-            if state[name] != getattr(self.order, name):
-                raise ValueError(f"the checkpoint was trained with {name} {state[name]}, this run asks for {getattr(self.order, name)}; "
+            raise ValueError("this checkpoint's data position is upstream's (a row group, no buffer): an exact resume "
+                             "is not possible; load its weights under a new --model-tag instead")
+        ours = dict(data_order=self.order.data_order, seed=self.order.seed, rank=self.ranks.rank,
+                    world_size=self.ranks.world_size)
+        for name, value in ours.items():
+            stored = state.get(name, {"rank": 0, "world_size": 1}.get(name))
+            if stored != value:
+                raise ValueError(f"the checkpoint was trained with {name} {stored}, this run asks for {value}; "
                                  "resume with the same value")
         self.epoch, self.block, self.offset = state["epoch"], state["block"], state["offset"]
-        by_group = sorted(range(len(state["buffer"])), key=lambda i: state["buffer"][i])  # each row group is read once
+        # each row group is read once
+        by_group = sorted(range(len(state["buffer"])), key=lambda i: state["buffer"][i])
         texts = {i: self._text(tuple(state["buffer"][i])) for i in by_group}
         refs = [tuple(ref) for ref in state["buffer"]]
         tokens = self.tokenizer.encode([texts[i] for i in range(len(refs))], prepend=self.bos) if refs else []

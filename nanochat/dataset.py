@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 
 from nanochat.common import get_base_dir
-from nanochat.config import hyphenate
 from nanochat.manifest import DATA_FOLDER, SOURCES, get_data_dir, get_dataset_id, list_parquet_files, shard_name
+from nanochat.options import hyphenate
 from nanochat.shards import MAX_DOC_CHARS, iter_texts
 
 __all__ = ["build_builtin", "get_data_dir", "get_dataset_id", "iter_texts", "list_parquet_files"]

@@ -4,23 +4,25 @@ The model: Block and GPT, one page.
 By default it is upstream's model: the same names and shapes in the state dict, the same function. Each
 of upstream's extras is a field of GPTConfig; switched off, it owns no parameter, and with all of them off
 what is left is a plain pre-norm transformer. What may be swapped inside a block is chosen by dict lookup
-from MIXERS, MLPS and RESIDUALS.
+from MIXERS, MLPS and RESIDUALS; what their rows have in common is layers/layer.py.
 
 B batch, T tokens, C channels, V vocabulary.
 """
 
-from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 
+from nanochat.gpt_config import GPTConfig
 from nanochat.layers.attention import CausalSelfAttention, rotary_table
 from nanochat.layers.cache import DecodeCache
-from nanochat.layers.linear import Linear, norm
+from nanochat.layers.layer import row_of
+from nanochat.layers.linear import Embedding, Linear
 from nanochat.layers.mlp import ReluSquaredMLP
+from nanochat.layers.norm import Norm
 from nanochat.layers.residual import PlainResidual, SymplecticGate
-from nanochat.loss import cross_entropy, softcap
+from nanochat.loss import CrossEntropy, softcap
 
 MIXERS = {"attention": CausalSelfAttention}
 MLPS = {"relu_squared": ReluSquaredMLP}
@@ -31,61 +33,9 @@ SMEAR_CHANNELS = 24
 ROTARY_REACH = 10  # the rotary table reaches this many times the training context
 
 
-# What a checkpoint's "model_config" holds, exactly.
-UPSTREAM_KEYS = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "window_pattern")
-
-
-@dataclass
-class GPTConfig:
-    # size: UPSTREAM_KEYS
-    n_layer: int = 12
-    n_embd: int = 768
-    n_head: int = 6
-    n_kv_head: int = 6
-    vocab_size: int = 32768
-    sequence_len: int = 2048
-    window_pattern: str = "SSSL"
-    # ours: what a checkpoint's "variant" holds where it is not the default
-    mixer: str = "attention"
-    mlp: str = "relu_squared"
-    residual: str = "plain"
-    symplectic_gate_mix: float = 0.15
-    symplectic_gate_eps: float = 1e-6
-    symplectic_gate_layers: str = "all"
-    symplectic_gate_ramp_start: int = 0
-    symplectic_gate_ramp_steps: int = 0
-    value_embeds: bool = True
-    smear: bool = True
-    lambdas: bool = True  # per-layer scalars on the residual stream and on x0
-    backout: bool = True
-    qk_norm: bool = True
-    logit_softcap: float = 15.0  # 0 = off
-    rope_base: float = 100000.0
-
-    def has_ve(self, layer_idx: int) -> bool:
-        """Value embeddings sit on every other layer, the last included."""
-        return self.value_embeds and layer_idx % 2 == (self.n_layer - 1) % 2
-
-    def window(self, layer_idx: int) -> int:
-        """How many tokens back a layer sees. S is a quarter of the context, rounded up to whole tiles of 128."""
-        letter = self.window_pattern.upper()[layer_idx % len(self.window_pattern)]
-        if letter == "L" or layer_idx == self.n_layer - 1:
-            return self.sequence_len
-        return -(-self.sequence_len // 4 // 128) * 128
-
-    def upstream_dict(self) -> dict:
-        return {name: getattr(self, name) for name in UPSTREAM_KEYS}
-
-    def variant_dict(self) -> dict:
-        """Our fields that are not at their default: empty where the checkpoint is upstream's model."""
-        return {f.name: getattr(self, f.name) for f in fields(self)
-                if f.name not in UPSTREAM_KEYS and getattr(self, f.name) != f.default}
-
-
 class Context(NamedTuple):
     """What a sublayer may need beside its input."""
     cos_sin: tuple  # rotary table at these positions
-    window: int
     ve: torch.Tensor | None  # value embedding [B, T, kv_dim]
     cache: DecodeCache | None
     step: torch.Tensor  # optimizer step, 0-dim
@@ -94,26 +44,59 @@ class Context(NamedTuple):
 class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer_idx: int):
         super().__init__()
-        self.attn = MIXERS[config.mixer](config, layer_idx)
-        self.mlp = MLPS[config.mlp](config, layer_idx)
-        self.attn_res = RESIDUALS[config.residual](config, layer_idx)
-        self.mlp_res = RESIDUALS[config.residual](config, layer_idx)
+        residual = row_of(RESIDUALS, config.residual, "residual")
+        self.attn = row_of(MIXERS, config.mixer_of(layer_idx), "mixer")(config, layer_idx)
+        self.mlp = row_of(MLPS, config.mlp, "mlp")(config, layer_idx)
+        self.attn_res, self.mlp_res = (residual(config, 2 * layer_idx + i) for i in range(2))
+        self.attn_norm, self.mlp_norm = (Norm(config.n_embd) for _ in range(2))
+
+    @property
+    def layers(self):
+        """The rows of the dicts that this block is made of."""
+        return self.attn, self.mlp, self.attn_res, self.mlp_res
 
     def init_weights(self):
-        self.attn.init_weights()
-        self.mlp.init_weights()
+        for part in (*self.layers, self.attn_norm, self.mlp_norm):
+            part.init_weights()
+
+    def active_params(self) -> int:
+        return sum(layer.active_params() for layer in self.layers)
+
+    def flops_per_token(self, T: int) -> int:
+        return sum(layer.flops_per_token(T) for layer in self.layers)
 
     def forward(self, s, ctx: Context):
-        for sublayer, res in ((self.attn, self.attn_res), (self.mlp, self.mlp_res)):
+        """(what leaves on the residual stream, {name: loss term, unweighted, a scalar})."""
+        terms = {}
+        for sublayer, norm, res in ((self.attn, self.attn_norm, self.attn_res),
+                                    (self.mlp, self.mlp_norm, self.mlp_res)):
             x, carry = res.read(s, ctx)
             x = norm(x)
-            y, _ = sublayer(x, ctx)
+            y, aux = sublayer(x, ctx)
             s = res.write(s, x, y, carry, ctx)
-        return s
+            terms = add_terms(terms, aux)
+        return s, terms
+
+
+def add_terms(a: dict, b: dict) -> dict:
+    """Terms of one name are summed."""
+    return {**a, **{name: a[name] + term if name in a else term for name, term in b.items()}}
+
+
+def check_together(config: GPTConfig, layers):
+    """Raise ValueError where a layer is asked to work with an extra that it refuses."""
+    for layer in layers:
+        for name in layer.refuses:
+            if getattr(config, name):
+                raise ValueError(f"{type(layer).__name__} does not work with {name}={getattr(config, name)}; "
+                                 f"add --no-{name.replace('_', '-')}, or choose another mixer, mlp or residual")
 
 
 class GPT(nn.Module):
-    """Build under torch.device("meta"), then to_empty(device), then init_weights(): see build_model."""
+    """Built by make_gpt without storage; build_model and restore_model give it storage and weights."""
+
+    roles = dict(resid_lambdas="resid_scalar", x0_lambdas="x0_scalar", smear_lambda="smear_scalar",
+                 backout_lambda="smear_scalar")
 
     def __init__(self, config: GPTConfig, compute_dtype=torch.float32):
         super().__init__()
@@ -121,23 +104,31 @@ class GPT(nn.Module):
         self.compute_dtype = compute_dtype
         padded_vocab = -(-config.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         self.transformer = nn.ModuleDict(dict(
-            wte=nn.Embedding(padded_vocab, config.n_embd),
+            wte=Embedding(padded_vocab, config.n_embd, role="embedding"),
             h=nn.ModuleList(Block(config, i) for i in range(config.n_layer))))
-        self.lm_head = Linear(config.n_embd, padded_vocab)
+        self.lm_head = Linear(config.n_embd, padded_vocab, role="head")
         if config.lambdas:
             self.resid_lambdas = nn.Parameter(torch.empty(config.n_layer))
             self.x0_lambdas = nn.Parameter(torch.empty(config.n_layer))
         if config.smear:
-            self.smear_gate = Linear(SMEAR_CHANNELS, 1)
+            self.smear_gate = Linear(SMEAR_CHANNELS, 1, role="smear_gate")
             self.smear_lambda = nn.Parameter(torch.empty(1))
         if config.backout:
             self.backout_lambda = nn.Parameter(torch.empty(1))
-        kv_dim = config.n_kv_head * (config.n_embd // config.n_head)
-        self.value_embeds = nn.ModuleDict({
-            str(i): nn.Embedding(padded_vocab, kv_dim) for i in range(config.n_layer) if config.has_ve(i)})
+        kv_dim = config.n_kv_head * config.head_dim
+        self.value_embeds = nn.ModuleDict({str(i): Embedding(padded_vocab, kv_dim, role="value_embedding")
+                                           for i in range(config.n_layer) if config.has_ve(i)})
+        self.embed_norm, self.final_norm = (Norm(config.n_embd) for _ in range(2))
+        self.loss = CrossEntropy(config.vocab_size, config.logit_softcap)
         self.register_buffer("cos", torch.empty(0), persistent=False)
         self.register_buffer("sin", torch.empty(0), persistent=False)
         self.register_buffer("step", torch.zeros(()), persistent=False)  # set by the trainer: ramps read it
+        layers = [layer for block in self.transformer.h for layer in block.layers]
+        check_together(config, layers)
+        self.aux_weights = {}
+        for layer in layers:
+            for name, weight in layer.aux_weights.items():
+                assert self.aux_weights.setdefault(name, weight) == weight, f"two weights for the loss term {name}"
 
     @torch.no_grad()
     def init_weights(self):
@@ -160,7 +151,10 @@ class GPT(nn.Module):
         for ve in self.value_embeds.values():
             ve.weight.uniform_(-bound, bound)
         for block in self.transformer.h:
-            block.attn.init_gate()
+            for layer in block.layers:
+                layer.init_gate()
+        self.embed_norm.init_weights()
+        self.final_norm.init_weights()
         self.step.zero_()
         self.init_tables()
 
@@ -168,49 +162,60 @@ class GPT(nn.Module):
     def init_tables(self):
         """What is no weight: the rotary table, and embeddings kept in the compute dtype."""
         config, device = self.config, self.get_device()
-        self.cos, self.sin = rotary_table(ROTARY_REACH * config.sequence_len, config.n_embd // config.n_head,
-                                          config.rope_base, device, self.compute_dtype)
+        self.cos, self.sin = rotary_table(ROTARY_REACH * config.sequence_len, config.head_dim, config.rope_base,
+                                          device, self.compute_dtype)
         for embedding in (self.transformer.wte, *self.value_embeds.values()):
             embedding.to(dtype=self.compute_dtype)
 
     def get_device(self):
         return self.transformer.wte.weight.device
 
-    def forward(self, idx, targets=None, cache: DecodeCache | None = None, loss_reduction="mean"):
+    def forward(self, idx, targets=None, cache: DecodeCache | None = None, loss_reduction="mean", with_aux=False):
         """idx [B,T] -> logits [B,T,V] in fp32; with targets [B,T] (-1 = ignored) the cross-entropy in nats,
-        a scalar for "mean", [B*T] for "none". With a cache, idx continues what the cache has seen."""
-        x = self.trunk(idx, cache)
+        a scalar for "mean", [B*T] for "none". With a cache, idx continues what the cache has seen.
+        with_aux: (that, {name: loss term of the layers, unweighted, a scalar}); see `objective`."""
+        x, terms = self.trunk(idx, cache)
         if targets is None:
-            logits = self.lm_head(x)[..., :self.config.vocab_size].float()
-            return softcap(logits, self.config.logit_softcap)
-        return cross_entropy(x, self.lm_head.weight, targets, self.config.vocab_size, self.config.logit_softcap, loss_reduction)
+            out = softcap(self.lm_head(x)[..., :self.config.vocab_size].float(), self.config.logit_softcap)
+        else:
+            out = self.loss(x, self.lm_head.weight, targets, loss_reduction)
+        return (out, terms) if with_aux else out
+
+    def objective(self, loss, terms: dict):
+        """What training minimises: the cross-entropy and the weighted terms, both from forward(..., with_aux=True)."""
+        for name, term in terms.items():
+            loss = loss + self.aux_weights[name] * term
+        return loss
 
     def trunk(self, idx, cache=None):
-        """Final normed hidden state [B,T,C]: everything but lm_head."""
-        config = self.config
+        """(final normed hidden state [B,T,C], loss terms): everything but lm_head. Terms of one name are summed over
+        the layers: a layer whose term is a mean over layers divides by their number."""
+        config, blocks = self.config, self.transformer.h
         start, T = (0 if cache is None else cache.pos), idx.size(1)
         if start + T > self.cos.size(1):
             raise ValueError(f"{start + T} tokens exceed the rotary table of {self.cos.size(1)}")
         cos_sin = self.cos[:, start:start + T], self.sin[:, start:start + T]
-        x = norm(self.transformer.wte(idx).to(self.compute_dtype))
+        x = self.embed_norm(self.transformer.wte(idx).to(self.compute_dtype))
         if config.smear:
             x = self._smear(x, cache)
-        x0, middle = x, None
-        for i, block in enumerate(self.transformer.h):
+        s = s0 = blocks[0].attn_res.enter(x)
+        middle, terms = None, {}
+        for i, block in enumerate(blocks):
             if config.lambdas:
-                x = self.resid_lambdas[i] * x + self.x0_lambdas[i] * x0
+                s = self.resid_lambdas[i] * s + self.x0_lambdas[i] * s0
             ve = self.value_embeds[str(i)](idx).to(x.dtype) if config.has_ve(i) else None
-            x = block(x, Context(cos_sin, config.window(i), ve, cache, self.step))
+            s, aux = block(s, Context(cos_sin, ve, cache, self.step))
+            terms = add_terms(terms, aux)
             if i == config.n_layer // 2:
-                middle = x
+                middle = s
         if cache is not None:
             cache.pos += T
         if config.backout:
-            x = x - self.backout_lambda.to(x.dtype) * middle
-        return norm(x)
+            s = s - self.backout_lambda.to(s.dtype) * middle
+        return self.final_norm(blocks[-1].mlp_res.leave(s)), terms
 
     def _smear(self, x, cache):
-        """x_t += lambda sigmoid(W x_t[:24]) x_{t-1}: a little of the previous embedding, nothing at a sequence start."""
+        """x_t += lambda sigmoid(W x_t[:24]) x_{t-1}: a little of the previous embedding, nothing at the start."""
         state = None if cache is None else cache.of(self)
         if state:
             previous, current = torch.cat([state["x"], x[:, :-1]], dim=1), x
@@ -223,11 +228,17 @@ class GPT(nn.Module):
         return smeared if current is x else torch.cat([x[:, :1], smeared], dim=1)
 
 
-def build_model(config: GPTConfig, device, compute_dtype=torch.float32, seed: int | None = None) -> GPT:
-    """A model with initialised weights on `device`. seed None draws from torch's present generator."""
+def make_gpt(config: GPTConfig, compute_dtype=torch.float32) -> GPT:
+    """The model on the meta device: modules and shapes, no storage. Everything that needs a model starts here, so a
+    pass that swaps modules (another kind of Linear) belongs between the two lines and reaches all of it."""
     with torch.device("meta"):
         model = GPT(config, compute_dtype)
-    model.to_empty(device=device)
+    return model
+
+
+def build_model(config: GPTConfig, device, compute_dtype=torch.float32, seed: int | None = None) -> GPT:
+    """A model with initialised weights on `device`. seed None draws from torch's present generator."""
+    model = make_gpt(config, compute_dtype).to_empty(device=device)
     if seed is not None:
         torch.manual_seed(seed)
     model.init_weights()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from nanochat.layers.layer import row_of
 from nanochat.layers.linear import widened
 
 LARGEST_SAFE_CAP = 60.0  # exp(60) times a million tokens still is a float32
@@ -30,8 +31,8 @@ def plain_cross_entropy(x, weight, targets, cap: float, reduction: str):
 
 
 def _chunk_losses(z, targets, cap: float, spare):
-    """Logits z [n,V] fp32, overwritten, as is `spare` [n,V] -> (losses [n], 0 where ignored; e [n,V] and its row sums [n],
-    whose quotient is the softmax; tanh(z/cap) [n,V] or None)."""
+    """Logits z [n,V] fp32, overwritten, as is `spare` [n,V] -> (losses [n], 0 where ignored; e [n,V] and its row
+    sums [n], whose quotient is the softmax; tanh(z/cap) [n,V] or None)."""
     t = z.div_(cap).tanh_() if cap else None
     picked = z.gather(1, targets.clamp_min(0)[:, None])[:, 0] * (cap or 1.0)  # z is t by now where there is a cap
     if cap:  # capped logits cannot overflow exp, so no maximum is subtracted
@@ -57,7 +58,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         wide = torch.float32 if widened(x) else dtype  # of the products; their results are rounded to dtype
         x, w = x.to(wide), weight.to(dtype).to(wide)
         losses = torch.empty(x.size(0), device=x.device)
-        logits, spare = x.new_empty(rows, w.size(0)), torch.empty(rows, w.size(0), device=x.device)  # one pair for all chunks
+        logits = x.new_empty(rows, w.size(0))  # one for all chunks, as is spare
+        spare = torch.empty(rows, w.size(0), device=x.device)
         needs_grad = reduction == "mean" and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
         if needs_grad:
             grad_x, grad_w = torch.empty_like(x), torch.zeros_like(weight)
@@ -90,24 +92,33 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return grad_x * grad.to(grad_x.dtype), grad_w * grad, None, None, None
 
 
-_chunked = ChunkedCrossEntropy.apply
+LOSSES = {"chunked": ChunkedCrossEntropy.apply, "plain": plain_cross_entropy}
 
 
-def stay_out_of_graphs():
-    """On a CPU the chunks beat the compiled plain expression, so a model that is compiled leaves its graph for them.
-    Called by who compiles, not at import: it loads the compiler, two seconds of every start."""
-    global _chunked
-    _chunked = torch.compiler.disable(ChunkedCrossEntropy.apply)
+class CrossEntropy:
+    """The loss of one model: its vocabulary, its soft cap, and the kind of computation, a row of LOSSES.
 
+    For instance CrossEntropy(50304, 15.0)(x, lm_head.weight, targets, "mean").
+    """
 
-def cross_entropy(x, weight, targets, vocab_size: int, cap: float, reduction: str):
-    """Cross-entropy in nats of targets [B,T] under lm_head of x [B,T,C]; "mean" is a scalar, "none" is [B*T]."""
-    if vocab_size < weight.size(0):  # padded; a slice that cuts nothing would still cost a copy backwards
-        weight = weight[:vocab_size]
-    flat = x.reshape(-1, x.size(-1)), weight, targets.reshape(-1)
-    whole_graph = torch.compiler.is_compiling() and x.device.type != "cpu"
-    if whole_graph or cap > LARGEST_SAFE_CAP or (reduction == "none" and torch.is_grad_enabled()):
-        return plain_cross_entropy(*flat, cap, reduction)
-    if not torch.is_grad_enabled():  # parameters ask for gradients even here
-        flat = tuple(t.detach() for t in flat)
-    return _chunked(*flat, cap, reduction)
+    def __init__(self, vocab_size: int, cap: float, kind: str = "chunked"):
+        self.vocab_size, self.cap = vocab_size, cap
+        self.function = row_of(LOSSES, kind, "loss")
+
+    def leave_graphs(self):
+        """On a CPU the chunks beat the compiled plain expression, so a model that is compiled leaves its graph for
+        them. Whoever compiles the model calls this; it is not done at import, because it loads the compiler, two
+        seconds of every start."""
+        self.function = torch.compiler.disable(self.function)
+
+    def __call__(self, x, weight, targets, reduction: str):
+        """Cross-entropy in nats of targets [B,T] under lm_head of x [B,T,C]; "mean" is a scalar, "none" is [B*T]."""
+        if self.vocab_size < weight.size(0):  # padded; a slice that cuts nothing would still cost a copy backwards
+            weight = weight[:self.vocab_size]
+        flat = x.reshape(-1, x.size(-1)), weight, targets.reshape(-1)
+        whole_graph = torch.compiler.is_compiling() and x.device.type != "cpu"
+        if whole_graph or self.cap > LARGEST_SAFE_CAP or (reduction == "none" and torch.is_grad_enabled()):
+            return plain_cross_entropy(*flat, self.cap, reduction)
+        if not torch.is_grad_enabled():  # parameters ask for gradients even here
+            flat = tuple(t.detach() for t in flat)
+        return self.function(*flat, self.cap, reduction)

@@ -18,6 +18,10 @@ from nanochat.common import atomic_write, read_json, write_json
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "diverged", "oom", "crash", "timeout", "interrupted")
+EXIT_CODES = {"ok": 0, "crash": 1, "diverged": 3, "oom": 4, "interrupted": 130}  # of the trainer; 2 is bad input
+# Smoothing of the loss that is shown and recorded as final_train_loss. Upstream's is the same; its meta files hold the
+# average before the weight of the 0 that it started from is divided out.
+EMA_BETA = 0.9
 
 
 def record_dir(base_dir, run_id) -> Path:

@@ -1,7 +1,6 @@
 """What run.json says of a run: where it came from, what it ran on, and its results."""
 
 import platform
-import shlex
 import statistics
 import sys
 from dataclasses import asdict
@@ -32,22 +31,25 @@ def versions() -> dict:
     return found
 
 
-def open_record(config, argv, base_dir, run_id, resolved, device, tokenizer_id, resumed_from) -> RunRecord:
+def open_record(run, argv: list[str], tokenizer_id: str, resumed_from: int | None) -> RunRecord:
     """A started record: run.json written, metrics cut back to the step the run goes on from."""
-    dataset_id, tree = get_dataset_id(base_dir), tree_hash()
+    config, device = run.config, run.device
+    dataset_id, tree = get_dataset_id(run.base_dir), tree_hash()
     facts = dict(
-        model_tag=run_id, config=asdict(config), argv=argv, command=shlex.join(["python", "-m", "scripts.base_train", *argv]),
-        config_hash=config_hash(config, dataset_id, tokenizer_id, tree), dataset_id=dataset_id, tokenizer_id=tokenizer_id,
-        profile_hash=profile_hash(config, device.type, dataset_id, tokenizer_id), tree_hash=tree, **git_state(), versions=versions(),
-        device={"kind": device.type, "name": dev.device_name(device)}, threads=torch.get_num_threads(), load_start=dev.load_average(),
-        load_end=None, started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"), resumed_from_step=resumed_from,
-        error=None, resolved=asdict(resolved))
+        model_tag=run.tag, config=asdict(config), argv=argv, command=run.stage.command_line(argv),
+        config_hash=config_hash(config, dataset_id, tokenizer_id, tree), dataset_id=dataset_id,
+        tokenizer_id=tokenizer_id, profile_hash=profile_hash(config, device.type, dataset_id, tokenizer_id),
+        tree_hash=tree, **git_state(), versions=versions(),
+        device={"kind": device.type, "name": dev.device_name(device)}, threads=torch.get_num_threads(),
+        load_start=dev.load_average(), load_end=None,
+        started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"), resumed_from_step=resumed_from,
+        error=None, resolved=asdict(run.resolved))
     sinks = []
     if config.run != "dummy":
         sinks.append(WandbSink(config.run, asdict(config)))
     if config.tensorboard:
-        sinks.append(TensorBoardSink(record_dir(base_dir, run_id) / "tensorboard"))
-    record = RunRecord(base_dir, run_id, facts, sinks)
+        sinks.append(TensorBoardSink(record_dir(run.base_dir, run.tag) / "tensorboard"))
+    record = RunRecord(run.base_dir, run.tag, facts, sinks)
     record.cut_back(resumed_from or 0)
     record.update()
     return record
@@ -60,13 +62,15 @@ def summarize(run) -> dict:
     timed = [row["train/dt"] for row in rows if row["step"] >= TIMED_FROM_STEP]
     dt = statistics.median(timed) if timed else None
     results = dict(
-        val_bpb=state.val_bpb, min_val_bpb=state.min_val_bpb, final_train_loss=rows[-1]["train/smooth_loss"] if rows else None,
+        val_bpb=state.val_bpb, min_val_bpb=state.min_val_bpb,
+        final_train_loss=rows[-1]["train/smooth_loss"] if rows else None,
         tok_per_sec_median=tokens_per_step / dt if dt else None, dt_median_ms=1000 * dt if dt else None,
         avg_tok_per_sec=tokens_per_step * state.timed_steps / state.total_training_time if state.timed_steps else None,
         peak_mem_mib=dev.peak_memory_mib(run.device), trained_tokens=tokens_per_step * run.step, steps=run.step,
         epochs_used=run.loader.epochs_used(), bound=run.bound)
     resolved = ended_by_wall_budget(run.resolved, run.step) if run.bound == "wall" else run.resolved
-    return dict(clocks={**state.clocks, "total_training_time": state.total_training_time}, results=results, resolved=asdict(resolved))
+    return dict(clocks={**state.clocks, "total_training_time": state.total_training_time}, results=results,
+                resolved=asdict(resolved))
 
 
 def print_summary(facts: dict):

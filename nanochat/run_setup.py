@@ -13,15 +13,16 @@ import torch
 from nanochat import device as dev
 from nanochat.checkpoint_manager import find_last_step, load_checkpoint
 from nanochat.common import print0
-from nanochat.config import TrainConfig, hashed_options
+from nanochat.config import TrainConfig, changed_options
 from nanochat.cost import Resolved, count_params, gpt_config, meta_model, resolve
 from nanochat.dataloader import DataLoader
 from nanochat.gpt import GPT, build_model
-from nanochat.loss import stay_out_of_graphs
 from nanochat.optim import MuonAdamW, setup_optimizer
+from nanochat.ranks import Ranks
 from nanochat.record import RunRecord
 from nanochat.run_facts import open_record
 from nanochat.schedule import B_REF, BOUNDS, training_clock
+from nanochat.stage import Stage
 from nanochat.tokenizer import get_token_bytes, get_tokenizer, get_tokenizer_id
 
 
@@ -34,7 +35,8 @@ class LoopState:
     timed_steps: int = 0
     val_bpb: float | None = None
     last_eval_step: int | None = None
-    clocks: dict = field(default_factory=lambda: dict(setup_sec=0.0, compile_sec=None, eval_sec=0.0, save_sec=0.0, wall_time_sec=0.0))
+    clocks: dict = field(default_factory=lambda: dict(setup_sec=0.0, compile_sec=None, eval_sec=0.0, save_sec=0.0,
+                                                      wall_time_sec=0.0))
 
 
 @dataclass
@@ -42,6 +44,9 @@ class Run:
     """Everything the loop touches."""
     config: TrainConfig
     resolved: Resolved
+    stage: Stage
+    tag: str
+    ranks: Ranks
     device: torch.device
     base_dir: Path
     tokenizer: object
@@ -50,10 +55,10 @@ class Run:
     compiled: object  # the same model behind torch.compile, or the model itself
     optimizer: MuonAdamW
     loader: DataLoader
-    record: RunRecord
     state: LoopState
     step: int
     started: float
+    record: RunRecord | None = None  # None until it is opened, as the last act of set_up
     val_batches: list | None = None
     last_save: float = field(default_factory=time.monotonic)
     stop_signal: int | None = None
@@ -72,10 +77,11 @@ class Run:
 
     @property
     def checkpoint_dir(self) -> Path:
-        return self.base_dir / "base_checkpoints" / self.record.facts["run_id"]
+        return self.stage.folder(self.base_dir, self.tag)
 
 
-def set_up(config, argv, base_dir, tag, started) -> Run:
+def set_up(config: TrainConfig, argv: list[str], stage: Stage, base_dir: Path, tag: str, started: float) -> Run:
+    """started: time.monotonic() at the start of the process's work. Raises ValueError or OSError for bad input."""
     device = dev.select_device(config.device_type)
     dtype, why = dev.select_dtype(config.dtype, device)
     print0(f"COMPUTE_DTYPE: {dtype} ({why})")
@@ -88,28 +94,34 @@ def set_up(config, argv, base_dir, tag, started) -> Run:
     tokenizer, tokenizer_id = get_tokenizer(base_dir), get_tokenizer_id(base_dir)
     resolved = resolve(config, tokenizer.get_vocab_size(), dtype=str(dtype).removeprefix("torch."), compile=compiling)
     _announce(config, resolved)
-    folder = base_dir / "base_checkpoints" / tag
+    ranks = Ranks.from_environment()
+    folder = stage.folder(base_dir, tag)
     _check_space(folder, resolved.num_params)
-    step, checkpoint = _find_start(config, folder, device, tokenizer_id)
-    loader = DataLoader(tokenizer, config.device_batch_size, config.max_seq_len, "train", device, config.data_order, config.seed,
-                        state=checkpoint[2]["dataloader_state_dict"] if checkpoint else None)
+    step, checkpoint = _find_start(config, folder, device, tokenizer_id, ranks)
+    loader = DataLoader(tokenizer, config.device_batch_size, config.max_seq_len, "train", device, config.data_order,
+                        config.seed, state=checkpoint[2]["dataloader_state_dict"] if checkpoint else None,
+                        ranks=ranks)
 
     model = build_model(gpt_config(config, resolved.vocab_size), device, dtype, config.seed)
     scale = resolved.batch_lr_scale * config.lr_multiplier
-    optimizer = setup_optimizer(model, unembedding_lr=config.unembedding_lr * scale, embedding_lr=config.embedding_lr * scale,
+    optimizer = setup_optimizer(model, unembedding_lr=config.unembedding_lr * scale,
+                                embedding_lr=config.embedding_lr * scale,
                                 matrix_lr=config.matrix_lr * scale, scalar_lr=config.scalar_lr * scale,
                                 weight_decay=resolved.weight_decay, polar_dtype=dtype, compile_update=compiling)
     state = LoopState()
     if checkpoint:
         model.load_state_dict(checkpoint[0], strict=True)
         optimizer.load_state_dict(checkpoint[1])
-        state = LoopState(**{k: v for k, v in checkpoint[2]["loop_state"].items() if k in LoopState.__dataclass_fields__})
+        state = LoopState(**{k: v for k, v in checkpoint[2]["loop_state"].items()
+                             if k in LoopState.__dataclass_fields__})
         print0(f"Resuming optimization from step {step}")
-    record = open_record(config, argv, base_dir, tag, resolved, device, tokenizer_id, resumed_from=step if checkpoint else None)
     if compiling:
-        stay_out_of_graphs()
-    return Run(config, resolved, device, base_dir, tokenizer, get_token_bytes(device, base_dir), model,
-               torch.compile(model, dynamic=False) if compiling else model, optimizer, loader, record, state, step, started)
+        model.loss.leave_graphs()
+    compiled = torch.compile(model, dynamic=False) if compiling else model
+    run = Run(config, resolved, stage, tag, ranks, device, base_dir, tokenizer, get_token_bytes(device, base_dir),
+              model, compiled, optimizer, loader, state, step, started)
+    run.record = open_record(run, argv, tokenizer_id, resumed_from=step if checkpoint else None)
+    return run
 
 
 def _announce(config: TrainConfig, r: Resolved):
@@ -156,18 +168,20 @@ def _check_space(folder: Path, num_params: int):
                       "free some, or set NANOCHAT_BASE_DIR")
 
 
-def _find_start(config, folder, device, tokenizer_id):
-    """(step to start from, checkpoint or None). A fresh start moves what the tag holds aside, so that nothing is lost."""
+def _find_start(config, folder, device, tokenizer_id, ranks):
+    """(step to start from, checkpoint or None). A fresh start moves the tag's earlier run aside: nothing is lost."""
     step = config.resume_from_step
     if config.resume and step == -1:
         step = find_last_step(folder) or -1
     if step != -1:
-        checkpoint = load_checkpoint(folder, step, device, load_optimizer=True)
+        checkpoint = load_checkpoint(folder, step, device, load_optimizer=True, rank=ranks.rank)
         if checkpoint[2].get("tokenizer_id", tokenizer_id) != tokenizer_id:
-            raise ValueError(f"step {step} of {folder} was trained with another tokenizer; put it back, or choose another --model-tag")
-        if changed := {name for name, value in hashed_options(config).items() if checkpoint[2]["user_config"].get(name, value) != value}:
-            raise ValueError(f"step {step} of {folder} was trained with other values of {', '.join(sorted(changed))}; a run cannot change "
-                             "them half-way: resume with the same command, or choose another --model-tag")
+            raise ValueError(f"step {step} of {folder} was trained with another tokenizer; "
+                             "put it back, or choose another --model-tag")
+        if changed := changed_options(config, checkpoint[2]["user_config"]):
+            raise ValueError(f"step {step} of {folder} was trained with other values of {', '.join(sorted(changed))}; "
+                             "a run cannot change them half-way: resume with the same command, "
+                             "or choose another --model-tag")
         return step, checkpoint
     for path in (folder, folder.parent.parent / "records" / folder.name):
         if path.is_dir() and any(path.iterdir()):

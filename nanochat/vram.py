@@ -19,14 +19,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GPT, make_gpt
+from nanochat.gpt_config import GPTConfig
 from nanochat.loss import CHUNK_LOGITS
 from nanochat.optim import setup_optimizer
 
-# Compiled code does not take the loss in chunks. Seen in what it saves on a CPU: one [BT,V] tensor in the compute dtype,
-# the fp32 copies are fused away. Its gradient is a second one of that size, and both are alive at once.
+# Compiled code does not take the loss in chunks. Seen in what it saves on a CPU: one [BT,V] tensor in the compute
+# dtype, the fp32 copies are fused away. Its gradient is a second one of that size, and both are alive at once.
 COMPILED_LOGITS = 2
-RATES = dict(unembedding_lr=1.0, embedding_lr=1.0, matrix_lr=1.0, scalar_lr=1.0, weight_decay=1.0)  # any: no number is computed
+# Any: no number is computed.
+RATES = dict(unembedding_lr=1.0, embedding_lr=1.0, matrix_lr=1.0, scalar_lr=1.0, weight_decay=1.0)
 
 
 class MemoryTracker(TorchDispatchMode):
@@ -84,7 +86,8 @@ class FlashAttention(TorchFunctionMode):
         mask = kwargs.get("attn_mask")
         if mask is not None:  # kernels add it, so it is kept in the dtype of q
             mask = torch.zeros_like(mask, dtype=args[0].dtype).masked_fill_(~mask, float("-inf"))
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, 0.0, kwargs.get("is_causal", False), attn_mask=mask)[0]
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return flash(*args, 0.0, kwargs.get("is_causal", False), attn_mask=mask)[0]
 
 
 @dataclass
@@ -124,9 +127,9 @@ def measure(model: GPT, batch_size: int, tracker: MemoryTracker) -> Memory:
     found["optimizer"] = tracker.now - sum(found.values())
     ids = torch.zeros(batch_size, model.config.sequence_len, dtype=torch.long)
     model.transformer.h[-1].register_forward_hook(
-        lambda module, args, out: out.register_hook(lambda grad: found.update(loss_backward=phase_ends())) and None)
+        lambda module, args, out: out[0].register_hook(lambda grad: found.update(loss_backward=phase_ends())) and None)
     phase_ends()
-    loss, found["activations"] = saved_bytes(model, lambda: model(ids, ids))
+    loss, found["activations"] = saved_bytes(model, lambda: model.objective(*model(ids, ids, with_aux=True)))
     found["forward"] = phase_ends()
     loss.backward()
     found["backward"] = phase_ends()
@@ -137,7 +140,7 @@ def measure(model: GPT, batch_size: int, tracker: MemoryTracker) -> Memory:
 def predict(config: GPTConfig, dtype, batch_size: int) -> Memory:
     """`measure` on the meta device: nothing is allocated or computed."""
     with torch.device("meta"), MemoryTracker() as tracker, FlashAttention():
-        model = GPT(config, dtype)
+        model = make_gpt(config, dtype)
         model.init_tables()
         return measure(model, batch_size, tracker)
 
@@ -158,7 +161,8 @@ class Estimate:
 
     def logits(self, batch_size: int) -> int:
         """Bytes of whole logits: only compiled code has them."""
-        return self.compile * COMPILED_LOGITS * batch_size * self.config.sequence_len * self.config.vocab_size * self.dtype.itemsize
+        tokens = batch_size * self.config.sequence_len
+        return self.compile * COMPILED_LOGITS * tokens * self.config.vocab_size * self.dtype.itemsize
 
     def at(self, batch_size: int) -> Memory:
         memory = Memory(batch_size, **{f.name: self._linear(f.name, batch_size) for f in fields(Memory)[1:]})

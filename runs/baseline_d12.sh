@@ -1,9 +1,9 @@
 #!/bin/bash
-# The d12 baseline profile: what a change is measured against on one card. For benchmarking, not for quality.
+# The d12 baseline: the 12-layer run that a change is measured against on one card. For benchmarking, not for quality.
 #
-# Hardware: one NVIDIA card of 16 GB; DEVICE_BATCH_SIZE=8 or 4 for 12 or 8 GB (the same batch, accumulated).
-# Time:     24.6 M tokens, 1.8e16 FLOPs: ten minutes at 30 TFLOP/s (computed, not measured), downloads apart.
-# Expect:   0.22 tokens a parameter; validation bpb of two seeds differs by about 0.0013 (sd of 3 runs elsewhere).
+# Hardware: one NVIDIA card of 16 GB. For 12 or 8 GB DEVICE_BATCH_SIZE=8 or 4 (the same batch, accumulated).
+# Time:     24.6 M tokens, 1.8e16 FLOPs: ten minutes at 30 TFLOP/s (computed, not measured), without downloads.
+# Expect:   0.22 tokens a parameter. The validation bpb of two seeds differs by about 0.0013 (sd of 3 runs elsewhere).
 #
 #   bash runs/baseline_d12.sh                   SEED=2026 bash runs/baseline_d12.sh
 set -euo pipefail

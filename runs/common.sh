@@ -17,14 +17,14 @@ fi
 # done_already FLAGS... : true where the record of this run says that it ended ok, with these same options.
 done_already() {
     python - "$@" <<'PY'
-import dataclasses, sys
+import sys
 from nanochat.common import get_base_dir
-from nanochat.config import NOT_HASHED, parse
+from nanochat.config import config_of_record, hashed_options, parse
 from nanochat.record import read_record
 
-wanted = dataclasses.asdict(parse(sys.argv[1:]))
-record = read_record(get_base_dir(), wanted["model_tag"]) or {}
-same = all(record.get("config", {}).get(name) == value for name, value in wanted.items() if name not in NOT_HASHED)
+wanted = parse(sys.argv[1:])
+record = read_record(get_base_dir(), wanted.model_tag) or {}
+same = hashed_options(config_of_record(record.get("config", {}))) == hashed_options(wanted)
 sys.exit(0 if same and record.get("status") == "ok" else 1)
 PY
 }
@@ -38,7 +38,8 @@ train() {
     fi
 }
 
-# compare LABEL FLAGS CANDIDATE... : a protocol. FLAGS are those of every arm, each CANDIDATE is "NAME: FLAGS". Left to the caller:
+# compare LABEL FLAGS CANDIDATE... : a protocol. FLAGS are those of the control and of every candidate. Each CANDIDATE
+# is "NAME: FLAGS". The caller may set:
 #   PROFILE   FLAGS, before the template's own   PRIMARY TARGET_BPB   NOISE=bank|own
 #   SEEDS="1 2 3 4 5": these and no more; without, seeds are added until it is decided, MAX_SEEDS at most
 compare() {
@@ -66,7 +67,8 @@ product() {
 require_flags() {
     python - "$@" <<'PY'
 import sys
-from nanochat.config import FIELDS, flag
+from nanochat.config import FIELDS
+from nanochat.options import flag
 
 missing = [flag(name) for name in sys.argv[1:] if name not in FIELDS]
 sys.exit(f"error: the trainer has no {' and no '.join(missing)} yet, so nothing was run" if missing else 0)
@@ -78,7 +80,7 @@ home_of() {
     if [ -d "$NANOCHAT_BASE_DIR/lab/$1" ]; then echo "$NANOCHAT_BASE_DIR/lab/$1"; else echo "$NANOCHAT_BASE_DIR"; fi
 }
 
-# inferred_arms FILE: "NAME: FLAGS" for each arm beside the control that scripts.lane_b_infer_ratio recommends; nothing on a fallback.
+# inferred_arms FILE: "NAME: FLAGS" for each candidate that scripts.lane_b_infer_ratio recommends; a fallback has none.
 inferred_arms() {
     python - "$1" <<'PY'
 import json, os, sys

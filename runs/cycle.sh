@@ -1,8 +1,10 @@
 #!/bin/bash
-# A cycle of the plan, phase by phase as far as the gates allow: noise, theory slice, sweeps, shape, miniseries, promotion.
+# A cycle of the plan, phase by phase as far as the verdicts allow: noise, theory slice, sweeps, shape, miniseries,
+# promotion.
 #
-# Hardware: as the profile says: one NVIDIA card of 16 GB; on a CPU PROFILE=smoke-cpu, DEPTHS="2 4" and what its templates ask for.
-# Time:     the sum of its templates: days on a card; stop it any time, the same command goes on and repeats nothing.
+# Hardware: what the profile asks for: one NVIDIA card of 16 GB. On a CPU: PROFILE=smoke-cpu, DEPTHS="2 4" and what its
+#           templates ask for.
+# Time:     the sum of its templates: days on a card. Stop it any time: the same command goes on and repeats nothing.
 # Expect:   where it stopped and why, and results/<label>_cycle.json. DRY_RUN=1 prints the plan and runs nothing.
 #
 #   DRY_RUN=1 bash runs/cycle.sh                LABEL=cycle1 bash runs/cycle.sh

@@ -1,10 +1,10 @@
 #!/bin/bash
-# Template G, fusion: the same arithmetic in fewer kernels; what it buys is seconds. One day at most, then it is decided.
-# The trainer does not have these flags yet: until it does, this says so and stops before anything is run.
+# Template G, fusion: the same arithmetic in fewer kernels, to save seconds. One day at most, then it is decided.
+# The trainer does not have these flags yet. Until it has them, this script says so and stops before anything is run.
 #
-# Hardware: one NVIDIA card of 16 GB; kernels are fused for a card, a CPU says little about them.
-# Time:     4 arms, cells of the profile; FLAGS="--num-iterations=2000" shortens them.
-# Expect:   wall time at matched quality: 3 % is the gate, and val_bpb must not move.
+# Hardware: one NVIDIA card of 16 GB. Kernels are fused for a card; a CPU says little about them.
+# Time:     4 runs a seed, each as long as the profile says; FLAGS="--num-iterations=2000" shortens them.
+# Expect:   wall time at matched quality: a gain of 3 % is asked for, and val_bpb must not move.
 #
 #   bash runs/fusion.sh
 set -euo pipefail

@@ -1,10 +1,11 @@
 #!/bin/bash
-# Template E, horizon: a small band of training lengths; at each, how low the learning rate ends, with the warmdown that goes with it.
-# A length is a workload: each has its own label, control and noise. Arms are compared within a length, never across.
+# Template E, horizon: at each of a few training lengths, how low the learning rate ends, with the warmdown for it.
+# Each length is a workload with its own label, control and noise. Runs are compared within a length, never across.
 #
-# Hardware: as the profile says: one NVIDIA card of 16 GB (protocol-16gb), or any CPU with PROFILE=smoke-cpu RATIOS="0.02 0.03".
-# Time:     4 arms a length; RATIO 8 at d12 is 880 M tokens a cell, six hours at 30 TFLOP/s (computed, not measured).
-# Expect:   results/horizon_r<ratio>_latest.json; a setting is worth keeping where it holds at every length.
+# Hardware: one NVIDIA card of 16 GB (protocol-16gb), or any CPU with PROFILE=smoke-cpu RATIOS="0.02 0.03".
+# Time:     4 runs a seed and length. Ratio 8 at d12 is 880 M tokens a run: six hours at 30 TFLOP/s
+#           (computed, not measured).
+# Expect:   results/horizon_r<ratio>_latest.json. A setting is worth keeping where it holds at every length.
 #
 #   bash runs/horizon.sh                        RATIOS="0.18 0.22 0.27" bash runs/horizon.sh
 set -euo pipefail

@@ -1,12 +1,12 @@
 #!/bin/bash
 # The tiny model: 4 layers, 512 wide, 8 heads of 64, vocabulary 24576. wte, matrices and lm_head have 12,582,912
-# parameters each, 37,748,736 in all by plain counting; value embeddings and scalars come on top.
+# parameters each, 37,748,736 in all by plain counting. Value embeddings and scalars come on top.
 #
-# Hardware: one NVIDIA card of 24 GB; smaller cards: DEVICE_BATCH_SIZE=16, 8 or 4 (the same batch, accumulated).
+# Hardware: one NVIDIA card of 24 GB. Smaller cards: DEVICE_BATCH_SIZE=16, 8 or 4 (the same batch, accumulated).
 # Time:     954 x 524,288 = 500 M tokens, 1.0e17 FLOPs: an hour at 30 TFLOP/s (computed, not measured).
-# Expect:   a model that completes English text; its vocabulary needs a base dir of its own, which shares the shards.
+# Expect:   a model that completes English text. Its vocabulary needs a base dir of its own, which shares the shards.
 #
-#   bash runs/ittybitty.sh                      then:   NANOCHAT_BASE_DIR=... python -m scripts.base_complete -g ittybitty
+#   bash runs/ittybitty.sh                   then:   NANOCHAT_BASE_DIR=... python -m scripts.base_complete -g ittybitty
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 

@@ -1,10 +1,10 @@
 #!/bin/bash
-# Lane B: the training horizon inferred from the data. Three calibration runs, the control among them -> statistics of the corpus, gamma
-# from the control's losses by position -> inferred ratio and a conservative neighbour -> both against the control -> dev/ledger/lane_b.csv.
+# Lane B infers how long to train: three calibration runs (the control among them), corpus statistics, then a ratio
+# and a conservative neighbour. Both are compared with the control, and the outcome goes into dev/ledger/lane_b.csv.
 #
 # Hardware: any CPU; or PROFILE=protocol-16gb DEPTH=12 CONTEXT=1024 RATIO=12 with a TARGET_BPB of its own.
-# Time:     lane-b-small: 1 M tokens for the control's 256 steps, half of that and a quarter for the other calibration runs.
-# Expect:   results/<label>_stats and _infer (.json, .png), then a protocol's files; or a fallback with its reason, and no protocol.
+# Time:     lane-b-small: 1 M tokens for the control's 256 steps, a half and a quarter of that for the other two.
+# Expect:   results/<label>_stats and _infer (.json, .png), then a protocol's files. Or a fallback with its reason.
 #
 #   bash runs/lane_b.sh                         LABEL=mine SEEDS="1 2 3 4 5" TARGET_BPB=2.2 bash runs/lane_b.sh
 set -euo pipefail
@@ -22,8 +22,8 @@ MODEL="nc_${LABEL}_calibration_d${DEPTH:-2}_control_s${SEEDS%% *}"
 PRIMARY="" TARGET_BPB="" SEEDS="${SEEDS%% *}" compare "${LABEL}_calibration" "$HORIZON" \
     "half: --target-param-data-ratio=$(product 0.5 "$RATIO")" \
     "quarter: --target-param-data-ratio=$(product 0.25 "$RATIO")"
-HOME_DIR="$(home_of "$PROFILE")"  # what follows takes a minute and is measured anew: seed, context or code may be others than before
-POSITIONS="$HOME_DIR/lane_b/${MODEL}_positions.json"
+HOME_DIR="$(home_of "$PROFILE")"  # measured anew, in a minute: seed, context or code may differ from the last time
+POSITIONS="$HOME_DIR/lane_b/${MODEL}_positions.json"  # the control's losses by position: gamma is read off them
 NANOCHAT_BASE_DIR="$HOME_DIR" python -m scripts.base_loss \
     --model-tag="$MODEL" \
     --split=val \

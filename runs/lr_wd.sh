@@ -1,9 +1,9 @@
 #!/bin/bash
-# Template D, learning rate x weight decay: they act together (tau = B / (eta lambda D)), so they are swept together.
+# Template D, learning rate x weight decay. They act together (tau = B / (eta lambda D)), so they are swept together.
 #
-# Hardware: as the profile says: one NVIDIA card of 16 GB (protocol-16gb), or any CPU with PROFILE=smoke-cpu.
-# Time:     9 arms, cells of the profile; FLAGS="--num-iterations=2000" shortens them.
-# Expect:   8 verdicts around the control, LR x WD; multipliers act on every group's rate, and on the scaled decay.
+# Hardware: what the profile asks for: one NVIDIA card of 16 GB (protocol-16gb), or any CPU with PROFILE=smoke-cpu.
+# Time:     9 runs a seed, each as long as the profile says; FLAGS="--num-iterations=2000" shortens them.
+# Expect:   8 verdicts around the control, LR x WD. Multipliers act on every group's rate, and on the scaled decay.
 #
 #   bash runs/lr_wd.sh                          LR=1.1 WD=0.91 NOISE=own SEEDS="1 2 3 4 5" bash runs/lr_wd.sh
 set -euo pipefail

@@ -1,9 +1,11 @@
 #!/bin/bash
-# Miniseries: does a candidate hold at other depths? Control and candidate at each depth, one label a depth, then one verdict.
+# Miniseries: does a candidate hold at other depths? Control and candidate run at each depth, under a label of its own.
+# Then there is one verdict.
 #
-# Hardware: as the profile says: one NVIDIA card of 16 GB for DEPTHS="8 12 16"; on a CPU PROFILE=smoke-cpu DEPTHS="2 4".
-# Time:     two arms a depth and seed; stop it any time, the same command goes on and repeats nothing.
-# Expect:   results/<label>_d<depth>_latest.json, one table, and promote only where every depth says promote or not worse.
+# Hardware: what the profile asks for: one NVIDIA card of 16 GB for DEPTHS="8 12 16".
+#           On a CPU: PROFILE=smoke-cpu DEPTHS="2 4".
+# Time:     two runs a depth and seed. Stop it any time: the same command goes on and repeats nothing.
+# Expect:   results/<label>_d<depth>_latest.json and one table. Promote needs every depth to say promote or not worse.
 #
 #   LABEL=mix005 CANDIDATE="--symplectic-gate --symplectic-gate-mix=0.05" bash runs/miniseries.sh
 set -euo pipefail

@@ -1,9 +1,9 @@
 #!/bin/bash
-# Control against a candidate over paired seeds: edit, run, read results/$LABEL.png and the verdict.
+# Control against a candidate over paired seeds. Edit this file, run it, read results/$LABEL.png and the verdict.
 #
-# Hardware: one NVIDIA card of 16 GB (profile protocol-16gb); PROFILE=smoke-cpu runs anywhere, offline.
-# Time:     cells of 2 G tokens, one after the other, each a day or so; stop it any time, the same command goes on.
-# Expect:   a verdict from 5 seeds on; below, differences without one. Data and tokenizer are made where missing.
+# Hardware: one NVIDIA card of 16 GB (profile protocol-16gb). PROFILE=smoke-cpu runs anywhere, offline.
+# Time:     runs of 2 G tokens, one after the other, each a day or so. Stop it any time: the same command goes on.
+# Expect:   a verdict from 5 seeds on, with fewer only differences. Data and tokenizer are made where missing.
 #
 #   LABEL=mix015 NUM_ITERATIONS=64 bash runs/protocol.sh
 set -euo pipefail

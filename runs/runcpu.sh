@@ -4,7 +4,7 @@
 # Hardware: any; a Mac uses its GPU (MPS).
 # Time:     82 M tokens, 1.3e16 FLOPs. Upstream reports half an hour on an M3 Max; two CPU cores need more than a day,
 #           so try NUM_ITERATIONS=200 first. 0.9 GB of text are downloaded (OFFLINE=1: the built-in corpus instead).
-# Expect:   short, mostly grammatical English; then a prompt, which Ctrl-D leaves.
+# Expect:   short, mostly grammatical English, then a prompt. Ctrl-D leaves the prompt.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 

@@ -1,10 +1,10 @@
 #!/bin/bash
-# Template F, shape: depth, aspect ratio and head size at one budget: the same FLOPs, or with WALL_BUDGET_SEC the same training seconds.
-# The budget is what is matched: a larger model sees fewer tokens. Device, data, context and validation are the same.
+# Template F, shape: depth, aspect ratio and head size at one budget: FLOPs, or training seconds with WALL_BUDGET_SEC.
+# Only the budget is matched: a larger model sees fewer tokens. Device, data, context and validation are the same.
 #
-# Hardware: as the profile says: one NVIDIA card of 16 GB (protocol-16gb), or PROFILE=smoke-cpu DEPTH=4 TARGET_FLOPS=4e12 on any CPU.
-# Time:     4 arms; 1.8e16 FLOPs (baseline_d12) are ten minutes a cell at 30 TFLOP/s (computed, not measured).
-# Expect:   verdicts at one budget; equal FLOPs are not equal seconds, so the winner is tried with WALL_BUDGET_SEC too.
+# Hardware: one NVIDIA card of 16 GB (protocol-16gb), or any CPU with PROFILE=smoke-cpu DEPTH=4 TARGET_FLOPS=4e12.
+# Time:     4 runs a seed. 1.8e16 FLOPs (baseline_d12) are ten minutes a run at 30 TFLOP/s (computed, not measured).
+# Expect:   verdicts at one budget. Equal FLOPs are not equal seconds, so try the winner with WALL_BUDGET_SEC too.
 #
 #   bash runs/shape.sh                          LABEL=shape_wall WALL_BUDGET_SEC=600 bash runs/shape.sh
 set -euo pipefail

@@ -1,9 +1,11 @@
 #!/bin/bash
-# Template A, the theory slice: what the theory says about schedule, batch, learning rate and decay, one arm each and all at once.
+# Template A, the theory slice: what the theory says about schedule, batch, learning rate and decay. Each has its own
+# candidate, and the bundle is all of them at once.
 #
-# Hardware: as the profile says: one NVIDIA card of 16 GB (protocol-16gb), or any CPU with PROFILE=smoke-cpu.
-# Time:     5 arms, cells of the profile; FLAGS="--num-iterations=2000" shortens them. Bank noise first (make noise).
-# Expect:   verdicts at equal tokens; what is promoted is the base of the sweeps (warmdown, batch, lr_wd, horizon).
+# Hardware: what the profile asks for: one NVIDIA card of 16 GB (protocol-16gb), or any CPU with PROFILE=smoke-cpu.
+# Time:     5 runs a seed, each as long as the profile says; FLAGS="--num-iterations=2000" shortens them. Bank noise
+#           first (make noise).
+# Expect:   verdicts at equal tokens. A promoted candidate is the base of the sweeps (warmdown, batch, lr_wd, horizon).
 #
 #   bash runs/theory_slice.sh                   PROFILE=smoke-cpu BATCH=2 SEEDS="1 2" bash runs/theory_slice.sh
 set -euo pipefail

@@ -1,9 +1,9 @@
 #!/bin/bash
-# Template B, warmdown: share of the run over which the learning rate falls, times the shape of the fall.
+# Template B, warmdown: the share of the run over which the learning rate falls, times the shape of the fall.
 #
-# Hardware: as the profile says: one NVIDIA card of 16 GB (protocol-16gb), or any CPU with PROFILE=smoke-cpu.
-# Time:     9 arms, cells of the profile; FLAGS="--num-iterations=2000" shortens them.
-# Expect:   8 verdicts against the profile's own warmdown; one of 8 candidates needs a larger gain than one alone (Holm).
+# Hardware: what the profile asks for: one NVIDIA card of 16 GB (protocol-16gb), or any CPU with PROFILE=smoke-cpu.
+# Time:     9 runs a seed, each as long as the profile says; FLAGS="--num-iterations=2000" shortens them.
+# Expect:   8 verdicts against the profile's own warmdown. Each of 8 needs a larger gain than one alone (Holm).
 #
 #   bash runs/warmdown.sh                       FLAGS="--lr-multiplier=1.1" bash runs/warmdown.sh   (around a winner)
 set -euo pipefail

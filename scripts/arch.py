@@ -12,12 +12,14 @@ not in the budget; they are listed in columns of their own. A row marked * has t
 """
 
 import argparse
+import dataclasses
 import sys
 from bisect import bisect_left, bisect_right
 from functools import cache
 
 from nanochat.common import to_paste
-from nanochat.config import FIELDS, TrainConfig, flag, hyphenate, to_argv, validate
+from nanochat.config import TrainConfig, validate
+from nanochat.options import flag, hyphenate, parse_options, to_argv
 
 DEPTHS = "2,3,4,5,6,8,10,12,14,16,18,20,24,28,32"
 EXACT = 0.01  # a ratio is met when no part is further off than this share
@@ -26,7 +28,9 @@ EXACT = 0.01  # a ratio is met when no part is further off than this share
 def build_parser() -> argparse.ArgumentParser:
     from nanochat.gpt import GPTConfig
     parser = argparse.ArgumentParser(prog="arch", allow_abbrev=False,
-                                     description="Find shapes of a model for a budget of parameters.",
+                                     description="Find shapes of a model for a budget of parameters. Flags of "
+                                                 "scripts.base_train that affect the model are flags here too, like "
+                                                 "--head-dim.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     search = parser.add_mutually_exclusive_group()
     search.add_argument("--budget", type=float, help="parameters in wte, matrices and lm_head together")
@@ -38,9 +42,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--vocab-size", type=int, default=GPTConfig.vocab_size,
                         help="number of tokens in the vocabulary")
     parser.add_argument("--depths", default=DEPTHS, help="numbers of layers to try, with commas between")
-    for name in ("head_dim", "max_seq_len", "window_pattern"):
-        parser.add_argument(flag(name), type=FIELDS[name].type, default=FIELDS[name].default, help=FIELDS[name].metadata["help"])
     return parser
+
+
+def parse_args(argv):
+    """The search, with the training configuration that is searched around as `base`. Raises ValueError for bad input."""
+    args, rest = build_parser().parse_known_args(hyphenate(argv))
+    args.base = parse_options(TrainConfig, rest)
+    return args
 
 
 def parse_ratio(text: str) -> float:
@@ -65,7 +74,7 @@ def check(args) -> list[int]:
         raise ValueError(f"--depths={args.depths}: expected numbers of layers with commas between, like 4,8,12")
     for name, ok in (("budget", args.budget is None or 0 < args.budget < float("inf")),
                      ("tolerance", 0 <= args.tolerance < float("inf")),
-                     ("vocab_size", args.vocab_size > 0), ("head_dim", args.head_dim > 0)):
+                     ("vocab_size", args.vocab_size > 0)):
         if not ok:
             raise ValueError(f"{flag(name)}={getattr(args, name)}: expected a positive number")
     return depths
@@ -76,8 +85,7 @@ class Shape:
 
     def __init__(self, args, depth: int, width: int | None):
         from nanochat.cost import count_plain, flops_per_token, gpt_config, meta_model
-        self.config = TrainConfig(depth=depth, model_dim=width or -1, head_dim=args.head_dim, max_seq_len=args.max_seq_len,
-                                  window_pattern=args.window_pattern)
+        self.config = dataclasses.replace(args.base, depth=depth, model_dim=width or -1)
         validate(self.config)
         self.model = gpt_config(self.config, args.vocab_size)
         model = meta_model(self.model)
@@ -101,7 +109,7 @@ def near_budget(args, depths) -> list[Shape]:
     low, high = args.budget * (1 - args.tolerance), args.budget * (1 + args.tolerance)
     found, nearest = [], []
     for depth in depths:
-        shape_of = cache(lambda heads, depth=depth: Shape(args, depth, heads * args.head_dim))
+        shape_of = cache(lambda heads, depth=depth: Shape(args, depth, heads * args.base.head_dim))
         heads = head_counts(args, high)
         first = bisect_left(heads, low, key=lambda n: shape_of(n).counts["plain"])
         past = bisect_right(heads, high, key=lambda n: shape_of(n).counts["plain"])
@@ -118,16 +126,16 @@ def near_budget(args, depths) -> list[Shape]:
 def head_counts(args, budget: float) -> range:
     """Numbers of heads from the narrowest model on to one whose embeddings alone are over the budget."""
     from nanochat.gpt import SMEAR_CHANNELS
-    narrowest = -(-SMEAR_CHANNELS // args.head_dim)
-    return range(narrowest, max(narrowest, int(budget / (2 * args.vocab_size * args.head_dim))) + 2)
+    narrowest = -(-SMEAR_CHANNELS // args.base.head_dim)
+    return range(narrowest, max(narrowest, int(budget / (2 * args.vocab_size * args.base.head_dim))) + 2)
 
 
 def near_ratio(args, depths, ratio: float) -> list[Shape]:
     """For each depth the widths on both sides of the one that has the ratio, or that one."""
     found = []
     for depth in depths:
-        shape_of = cache(lambda heads, depth=depth: Shape(args, depth, heads * args.head_dim))
-        heads = head_counts(args, 2 * args.vocab_size * args.head_dim)
+        shape_of = cache(lambda heads, depth=depth: Shape(args, depth, heads * args.base.head_dim))
+        heads = head_counts(args, 2 * args.vocab_size * args.base.head_dim)
         while shape_of(heads[-1]).matrices_over_wte < ratio:
             heads = range(heads[0], 2 * heads[-1] + 1)
         first = bisect_left(heads, ratio, key=lambda n: shape_of(n).matrices_over_wte)
@@ -145,10 +153,9 @@ def format_table(shapes, ratio: float, ratio_text: str) -> str:
 
 
 def main(argv=None):
-    parser = build_parser()
-    args = parser.parse_args(hyphenate(sys.argv[1:] if argv is None else argv))
-    ratio_text = args.ratio or "1:1:1"
     try:
+        args = parse_args(sys.argv[1:] if argv is None else argv)
+        ratio_text = args.ratio or "1:1:1"
         depths, ratio = check(args), parse_ratio(ratio_text)
         if args.budget:
             shapes = near_budget(args, depths)
@@ -157,7 +164,8 @@ def main(argv=None):
         else:
             shapes = [Shape(args, depth, None) for depth in depths]
     except ValueError as e:
-        parser.exit(2, f"arch: error: {e}\n")
+        print(f"arch: error: {e}", file=sys.stderr)
+        sys.exit(2)
     print(format_table(shapes, ratio, ratio_text))
     print(f"\n* wte : matrices : lm_head = {ratio_text}. plain = wte + matrices + lm_head; "
           "embeddings = share of wte and lm_head in it.")

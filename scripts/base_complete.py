@@ -14,7 +14,8 @@ import contextlib
 import io
 import sys
 
-from nanochat.config import hyphenate
+from nanochat.options import hyphenate
+from nanochat.stage import BASE
 
 GRAY, RESET = "\033[90m", "\033[0m"
 
@@ -70,14 +71,14 @@ class Completer:
     """A loaded model and what to sample from it."""
 
     def __init__(self, args):
-        from nanochat.checkpoint_manager import SOURCES, find_largest_model, load_model
+        from nanochat.checkpoint_manager import find_largest_model, load_model
         from nanochat.common import get_base_dir
         from nanochat.device import select_device, select_dtype
         from nanochat.engine import Engine
         device = select_device(args.device_type)
         dtype, why = select_dtype("auto", device)
-        tag = args.model_tag or find_largest_model(get_base_dir() / SOURCES["base"])
-        model, self.tokenizer, meta = load_model("base", device, tag, args.step, dtype)
+        tag = args.model_tag or find_largest_model(BASE.root(get_base_dir()))
+        model, self.tokenizer, meta = load_model(BASE.name, device, tag, args.step, dtype)
         self.engine = Engine(model, self.tokenizer)
         self.sampling = dict(temperature=args.temperature, top_k=args.top_k)
         self.seed = args.seed

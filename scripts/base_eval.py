@@ -12,7 +12,8 @@ import argparse
 import sys
 
 from nanochat.common import get_base_dir, get_dist_info, print0, write_json
-from nanochat.config import flag, hyphenate
+from nanochat.options import flag, hyphenate
+from nanochat.stage import BASE
 
 MODES = ("core", "bpb", "sample")
 
@@ -38,7 +39,8 @@ def check(args) -> set[str]:
     """The modes asked for. Raises ValueError for what cannot be done, before any work."""
     modes = {mode.strip() for mode in args.eval.split(",")}
     if unknown := modes - set(MODES):
-        raise ValueError(f"--eval={args.eval}: {', '.join(sorted(unknown))} is unknown; expected some of {', '.join(MODES)}")
+        raise ValueError(f"--eval={args.eval}: {', '.join(sorted(unknown))} is unknown; "
+                         f"expected some of {', '.join(MODES)}")
     if "core" in modes or args.max_per_task != -1:
         raise ValueError("CORE is not here yet: leave it out with --eval=bpb,sample, and --max-per-task with it")
     if get_dist_info()[2] > 1:
@@ -55,7 +57,7 @@ def banner(title: str):
 
 def print_samples(model, tokenizer) -> dict:
     from nanochat.engine import Engine
-    from nanochat.trainer import SAMPLE_PROMPTS
+    from nanochat.run_eval import SAMPLE_PROMPTS
     banner("Model Samples")
     engine = Engine(model, tokenizer)
     texts = {"samples": [], "unconditioned_samples": []}
@@ -93,32 +95,35 @@ def make_loaders(tokenizer, args, T: int, device) -> dict:
     from nanochat.dataloader import DataLoader
     batch_tokens = args.device_batch_size * T
     if args.split_tokens < batch_tokens:
-        raise ValueError(f"--split-tokens={args.split_tokens} is less than one batch of --device-batch-size {args.device_batch_size} x "
-                         f"{T} = {batch_tokens} tokens; raise it, or lower --device-batch-size")
+        raise ValueError(f"--split-tokens={args.split_tokens} is less than one batch of --device-batch-size "
+                         f"{args.device_batch_size} x {T} = {batch_tokens} tokens; "
+                         "raise it, or lower --device-batch-size")
     return {split: DataLoader(tokenizer, args.device_batch_size, T, split, device) for split in ("train", "val")}
 
 
 def run(args, modes):
-    from nanochat.checkpoint_manager import SOURCES, find_largest_model, load_model
+    from nanochat.checkpoint_manager import find_largest_model, load_model
     from nanochat.dataset import get_dataset_id
     from nanochat.device import select_device, select_dtype
     from nanochat.tokenizer import get_token_bytes, get_tokenizer_id
     device = select_device(args.device_type)
     dtype, why = select_dtype("auto", device)
     print0(f"COMPUTE_DTYPE: {dtype} ({why})")
-    tag = args.model_tag or find_largest_model(get_base_dir() / SOURCES["base"])
-    model, tokenizer, meta = load_model("base", device, tag, args.step, dtype)
+    tag = args.model_tag or find_largest_model(BASE.root(get_base_dir()))
+    model, tokenizer, meta = load_model(BASE.name, device, tag, args.step, dtype)
     T = model.config.sequence_len
     loaders = make_loaders(tokenizer, args, T, device) if "bpb" in modes else None
     print0(f"Evaluating model: base_model (step {meta['step']}) of {tag}")
     print0(f"Eval modes: {', '.join(sorted(modes))}")
-    results = dict(model_tag=tag, step=meta["step"], dtype=str(dtype).removeprefix("torch."), device=device.type, max_seq_len=T,
+    results = dict(model_tag=tag, step=meta["step"], dtype=str(dtype).removeprefix("torch."), device=device.type,
+                   max_seq_len=T,
                    device_batch_size=args.device_batch_size, tokenizer_id=get_tokenizer_id(), dataset_id=None,
                    split_tokens=None, train_bpb=None, val_bpb=None, samples=None, unconditioned_samples=None)
     if "sample" in modes:
         results.update(print_samples(model, tokenizer))
     if loaders:
-        results.update(print_bpb(model, loaders, args.split_tokens, get_token_bytes(device)), dataset_id=get_dataset_id())
+        results.update(print_bpb(model, loaders, args.split_tokens, get_token_bytes(device)),
+                       dataset_id=get_dataset_id())
     if args.output_json:
         write_json(args.output_json, results)
         print0(f"Results written to: {args.output_json}")

@@ -20,7 +20,8 @@ import sys
 from itertools import islice
 
 from nanochat.common import get_base_dir, get_dist_info, print0, write_json
-from nanochat.config import flag, hyphenate
+from nanochat.options import flag, hyphenate
+from nanochat.stage import BASE
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -113,7 +114,7 @@ def check(args):
 
 
 def run(args):
-    from nanochat.checkpoint_manager import SOURCES, find_largest_model, load_model
+    from nanochat.checkpoint_manager import find_largest_model, load_model
     from nanochat.dataloader import DataLoader
     from nanochat.dataset import get_dataset_id
     from nanochat.device import select_device, select_dtype
@@ -121,8 +122,8 @@ def run(args):
     device = select_device(args.device_type)
     dtype, why = select_dtype("auto", device)
     print0(f"COMPUTE_DTYPE: {dtype} ({why})")
-    tag = args.model_tag or find_largest_model(get_base_dir() / SOURCES["base"])
-    model, tokenizer, meta = load_model("base", device, tag, args.step, dtype)
+    tag = args.model_tag or find_largest_model(BASE.root(get_base_dir()))
+    model, tokenizer, meta = load_model(BASE.name, device, tag, args.step, dtype)
     B, T = args.device_batch_size, model.config.sequence_len
     steps = args.split_tokens // (B * T)
     if steps == 0:

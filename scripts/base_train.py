@@ -1,7 +1,8 @@
 """
 Train a base model. From the root of the repository:
 
-    python -m scripts.base_train --depth=4 --max-seq-len=512 --device-batch-size=4 --total-batch-size=2048 --num-iterations=20
+    python -m scripts.base_train --depth=4 --max-seq-len=512 --device-batch-size=4 --total-batch-size=2048 \\
+        --num-iterations=20
 
 Exit status: 0 ok, 2 bad input, 3 diverged, 4 out of memory, 130 interrupted (saved first), 1 anything else.
 """
@@ -15,12 +16,13 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 from nanochat.config import parse  # noqa: E402
+from nanochat.record import EXIT_CODES  # noqa: E402
 
 
 def main() -> int:
     config = parse(prog="base_train")
     from nanochat.run_facts import print_summary  # after parsing: --help and a mistyped flag need not wait for torch
-    from nanochat.trainer import EXIT_CODES, train
+    from nanochat.trainer import train
     try:
         facts = train(config, sys.argv[1:])
     except (ValueError, OSError) as e:

@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from nanochat.common import get_base_dir, print0, read_json, write_json
-from nanochat.config import hyphenate
 from nanochat.lab.commands import EXIT_BAD_INPUT, EXIT_OK, exit_code, require_writable
 from nanochat.lab.horizon import correlation, decay, stats
 from nanochat.lab.horizon.entropy import fit_gamma, read_positions
 from nanochat.lab.horizon.ngram import ngram_curve
 from nanochat.lab.horizon.source import Refusal, TokenSource
 from nanochat.lab.table import number, table
+from nanochat.options import hyphenate
 
 MAX_TOKENS = 1 << 25
 BATCH_CHARS = 1_000_000  # of text, tokenized at a time

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from nanochat.common import atomic_write
-from nanochat.config import hyphenate
 from nanochat.lab.simulation import verdicts
 from nanochat.lab.simulation.made_up_runs import MEASURES, PROTOCOLS, SEED, check, looks_text, measure, read_targets
 from nanochat.lab.simulation.plot import draw_error_rates
+from nanochat.options import hyphenate
 
 IDEAS = Path(__file__).resolve().parent.parent / "ideas"
 TARGETS, VERDICT_TARGETS = IDEAS / "simulation_targets.csv", IDEAS / "verdict_targets.csv"

@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from nanochat.common import get_base_dir
-from nanochat.config import hyphenate
+from nanochat.options import hyphenate
 from nanochat.tokenizer import get_tokenizer_dir, get_tokenizer_id, import_tokenizer, train_tokenizer
 from nanochat.tokenizer_files import JSON_NAME, PICKLE_NAME, TOKEN_BYTES_NAME
 

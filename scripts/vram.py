@@ -8,9 +8,10 @@ does on cards of SM 8.0 and newer.
 """
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from nanochat.config import TrainConfig, build_parser, hyphenate, validate
+from nanochat.config import TrainConfig, validate
+from nanochat.options import option, parse_command, positive
 
 CARDS_GIB = (8, 12, 16, 24, 40, 80)
 RESERVE_MIB = 1024  # of every card, for what is not counted
@@ -19,21 +20,13 @@ NOT_COUNTED = ("the CUDA context (300 to 600 MiB), fragmentation and rounding by
 
 
 def parse_args(argv):
-    """(training configuration, vocabulary size)"""
+    """The training configuration, with a vocab_size."""
     from nanochat.gpt import GPTConfig
-    parser = build_parser("vram", "Memory that a training run needs.")
-    parser.add_argument("--vocab-size", type=int, default=GPTConfig.vocab_size,
-                        metavar="INT", help="number of tokens in the vocabulary")
-    args = vars(parser.parse_args(hyphenate(argv)))
-    vocab_size = args.pop("vocab_size")
-    config = TrainConfig(**args)
-    try:
-        validate(config)
-        if vocab_size < 1:
-            raise ValueError(f"--vocab-size={vocab_size}: expected a positive number")
-    except ValueError as e:
-        parser.error(str(e))
-    return config, vocab_size
+
+    @dataclass
+    class VramOptions(TrainConfig):
+        vocab_size: int = option(GPTConfig.vocab_size, "number of tokens in the vocabulary", check=positive)
+    return parse_command(VramOptions, argv, "vram", "Memory that a training run needs.", validate)
 
 
 def mib(num_bytes: int) -> str:
@@ -68,7 +61,8 @@ def print_cards(found, total_tokens: int):
 
 
 def main(argv=None):
-    config, vocab_size = parse_args(sys.argv[1:] if argv is None else argv)
+    config = parse_args(argv)
+    vocab_size = config.vocab_size
     import torch
 
     from nanochat.cost import gpt_config, resolve

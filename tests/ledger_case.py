@@ -2,8 +2,9 @@
 
 from dataclasses import asdict
 
-from nanochat.config import config_hash, parse, profile_hash, to_argv
+from nanochat.config import config_hash, parse, profile_hash
 from nanochat.lab.ledger.experiments import row_of_record
+from nanochat.options import to_argv
 
 FLAGS = ("--device-type=cpu", "--no-compile", "--depth=4", "--max-seq-len=256", "--device-batch-size=8", "--total-batch-size=2048",
          "--num-iterations=60", "--eval-every=10")

@@ -18,8 +18,8 @@ from nanochat.checkpoint_manager import load_model
 from nanochat.dataloader import DataLoader
 from nanochat.dataset import get_dataset_id, iter_texts
 from nanochat.lab.horizon.entropy import draw_chunks, read_positions
+from nanochat.run_eval import SAMPLE_PROMPTS
 from nanochat.tokenizer import RustBPETokenizer, get_tokenizer_id
-from nanochat.trainer import SAMPLE_PROMPTS
 from scripts import base_eval, base_loss
 
 B, T, STEPS = 4, 64, 3
@@ -65,7 +65,8 @@ def test_bpb_equals_a_plain_loop(tiny, tmp_path, capsys):
     assert f"Adjusted split_tokens to {B * T * STEPS} (must be divisible by {B * T})" in out
     assert f"Evaluating model: base_model (step {STEP})" in out and "Eval modes: bpb\n" in out
     assert (results["model_tag"], results["step"], results["split_tokens"]) == (TAG, STEP, B * T * STEPS)
-    assert (results["tokenizer_id"], results["dataset_id"], results["samples"]) == (get_tokenizer_id(), get_dataset_id(), None)
+    said = (results["tokenizer_id"], results["dataset_id"], results["samples"])
+    assert said == (get_tokenizer_id(), get_dataset_id(), None)
 
 
 def test_loss_and_bpb_equal_a_plain_loop(tiny, tmp_path, capsys):
@@ -123,7 +124,8 @@ def test_loss_by_position_equals_a_plain_loop(tiny, tmp_path, capsys):
 
 
 def test_split_without_bytes_has_no_bpb():
-    found = base_loss.summarize([(torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3))], torch.zeros(4, dtype=torch.int32))
+    rows = [(torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3))]
+    found = base_loss.summarize(rows, torch.zeros(4, dtype=torch.int32))
     assert found == dict(loss=1.0, bpb=None, tokens=6, bytes=0)
 
 
@@ -143,12 +145,14 @@ def error_of(script, argv, capsys):
         script.main(argv)
     out, err = capsys.readouterr()
     lines = err.splitlines()
-    assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith(f"{script.__name__.split('.')[1]}: error: "), (out, err)
+    name = script.__name__.split(".")[1]
+    assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith(f"{name}: error: "), (out, err)
     return lines[0]
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--eval=core,bpb"], "CORE is not here yet"), (["--max-per-task=5"], "CORE is not here yet"), (["--eval=bpd"], "bpd is unknown"),
+    (["--eval=core,bpb"], "CORE is not here yet"), (["--max-per-task=5"], "CORE is not here yet"),
+    (["--eval=bpd"], "bpd is unknown"),
     (["--device-batch-size=0"], "--device-batch-size=0"), (["--split-tokens=-1"], "--split-tokens=-1")])
 def test_what_cannot_be_done_stops_before_any_work(argv, message, capsys):
     assert message in error_of(base_eval, argv, capsys)  # there is not even a checkpoint

@@ -201,7 +201,8 @@ def test_a_model_and_its_optimizer_survive_the_round_trip_to_the_last_bit(tmp_pa
     cm.save_checkpoint(tmp_path, 2, model.state_dict(), optimizer.state_dict(), meta)
     model_state, optim_state, meta = cm.load_checkpoint(tmp_path, 2, "cpu", load_optimizer=True)
     again = cm.restore_model(model_state, meta, "cpu", dtype)
-    assert torch.equal(model(x), again(x)) and all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert torch.equal(model(x), again(x))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     other = setup_optimizer(again, polar_dtype=dtype, **RATES)
     other.load_state_dict(optim_state)
     for m, o in ((model, optimizer), (again, other)):
@@ -212,8 +213,10 @@ def test_a_model_and_its_optimizer_survive_the_round_trip_to_the_last_bit(tmp_pa
 
 def test_model_config_holds_exactly_upstreams_seven_keys_and_the_variant_the_rest(tmp_path):
     gated = GPTConfig(residual="symplectic", symplectic_gate_mix=0.05)
-    assert list(gated.upstream_dict()) == ["sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "window_pattern"]
-    assert gated.variant_dict() == {"residual": "symplectic", "symplectic_gate_mix": 0.05} and GPTConfig().variant_dict() == {}
+    assert list(gated.upstream_dict()) == ["sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd",
+                                           "window_pattern"]
+    assert gated.variant_dict() == {"residual": "symplectic", "symplectic_gate_mix": 0.05}
+    assert GPTConfig().variant_dict() == {}
     meta = json.loads(json.dumps(dict(model_config=gated.upstream_dict(), variant=gated.variant_dict())))
     assert cm.model_config_of(meta) == gated
 

@@ -12,7 +12,11 @@ from closed_form import TINY
 
 from nanochat.config import parse
 from nanochat.cost import count_params, count_plain, flops_per_token, gpt_config, meta_model, resolve, scaling_params
-from nanochat.gpt import GPTConfig, build_model
+from nanochat.gpt import MIXERS, MLPS, build_model
+from nanochat.gpt_config import GPTConfig
+from nanochat.layers.layer import Layer
+from nanochat.layers.linear import Linear
+from nanochat.layers.norm import Norm
 
 OFF = dict(value_embeds=False, smear=False, lambdas=False, backout=False)
 
@@ -32,9 +36,10 @@ def test_tiny_target_of_the_plans_has_37_748_736_plain_parameters():
     assert c["wte"] + c["transformer_matrices"] - gates + c["lm_head"] == 37_748_736
     assert c["value_embeds"] == 2 * 24576 * 512 and c["scalars"] == 4 + 4 + 24 + 1 + 1
     listed = count_plain(meta_model(gpt_config(parse(["--depth=4", "--model-dim=512", "--head-dim=64"]), 24576)))
-    assert listed["plain"] == 37_748_736 == listed["wte"] + listed["matrices"] + listed["lm_head"] and listed["gates"] == gates
+    assert listed["plain"] == 37_748_736 == listed["wte"] + listed["matrices"] + listed["lm_head"]
+    assert listed["gates"] == gates
     assert sum(listed[k] for k in ("plain", "value_embeds", "gates", "scalars")) == listed["all"] == c["total"]
-    plain = meta_model(GPTConfig(sequence_len=2048, vocab_size=24576, n_layer=4, n_head=8, n_kv_head=8, n_embd=512, **OFF))
+    plain = meta_model(GPTConfig(vocab_size=24576, n_layer=4, n_head=8, n_kv_head=8, n_embd=512, **OFF))
     assert count_params(plain)["total"] == 37_748_736 == sum(p.numel() for p in plain.parameters())
 
 
@@ -75,10 +80,52 @@ def hand_flops(L, C, kv, head, padded, ves, windows, T):
 
 
 def test_flops_equal_a_hand_formula():
-    config = GPTConfig(sequence_len=2048, vocab_size=32768, n_layer=12, n_head=6, n_kv_head=6, n_embd=768, window_pattern="SSSL")
-    assert flops_per_token(meta_model(config)) == hand_flops(12, 768, 768, 128, 32768, 6, [512, 512, 512, 2048] * 3, 2048)
-    config = GPTConfig(sequence_len=96, vocab_size=1000, n_layer=3, n_head=4, n_kv_head=2, n_embd=64, window_pattern="S")
-    assert flops_per_token(meta_model(config)) == hand_flops(3, 64, 32, 16, 1024, 2, [96, 96, 96], 96), "a window is at most the context"
+    config = GPTConfig(sequence_len=2048, vocab_size=32768, n_layer=12, n_head=6, n_kv_head=6, n_embd=768,
+                       window_pattern="SSSL")
+    expected = hand_flops(12, 768, 768, 128, 32768, 6, [512, 512, 512, 2048] * 3, 2048)
+    assert flops_per_token(meta_model(config)) == expected
+    config = GPTConfig(sequence_len=96, vocab_size=1000, n_layer=3, n_head=4, n_kv_head=2, n_embd=64,
+                       window_pattern="S")  # a window is at most the context
+    assert flops_per_token(meta_model(config)) == hand_flops(3, 64, 32, 16, 1024, 2, [96, 96, 96], 96)
+
+
+class Mean(Layer):
+    """A mixer without attention: W times the mean of the past. Vectors cost nothing."""
+
+    def __init__(self, config, layer_idx):
+        super().__init__()
+        self.proj, self.norm = Linear(config.n_embd, config.n_embd), Norm(config.n_embd, gain=True)
+
+
+class OneOfFour(Layer):
+    """Four experts, of which a token passes one."""
+    roles = {"experts": "matrix"}
+
+    def __init__(self, config, layer_idx):
+        super().__init__()
+        self.experts = torch.nn.Parameter(torch.empty(4, config.n_embd, config.n_embd))
+
+    def active_params(self):
+        return self.experts[0].numel()
+
+
+def test_mixer_without_attention_is_charged_none(monkeypatch):
+    monkeypatch.setitem(MIXERS, "mean", Mean)
+    config = GPTConfig(**{**TINY, **OFF, "mixer": "mean,attention", "window_pattern": "L"})
+    C, kv, padded, T = 48, 24, 128, 160
+    matmul = 2 * C * C + 2 * (2 * C * C + 2 * C * kv) + 4 * 8 * C * C + C * padded
+    assert flops_per_token(meta_model(config)) == 6 * matmul + 2 * 12 * C * T
+    assert scaling_params(meta_model(config)) == matmul
+    assert count_params(meta_model(config))["scalars"] == 2 * C, "a gain is no matrix"
+
+
+def test_flops_and_laws_count_what_a_token_passes_and_parameters_all_there_are(monkeypatch):
+    monkeypatch.setitem(MLPS, "experts", OneOfFour)
+    dense, sparse = (meta_model(GPTConfig(**{**TINY, "mlp": mlp})) for mlp in ("relu_squared", "experts"))
+    mlps = 4 * 8 * 48 * 48
+    assert scaling_params(sparse) == scaling_params(dense) - mlps + 4 * 48 * 48
+    assert flops_per_token(sparse) == flops_per_token(dense) - 6 * (mlps - 4 * 48 * 48)
+    assert count_params(sparse)["total"] == count_params(dense)["total"] - mlps + 4 * 4 * 48 * 48
 
 
 def test_flops_follow_what_the_modules_multiply():
@@ -112,8 +159,8 @@ def test_horizon_is_the_first_that_is_given():
 
 def test_nothing_is_left_to_choose():
     """No -1 comes out, whatever was left open; the given batch is kept."""
-    for argv in ("", "--depth=4", "--num-iterations=5 --target-param-data-ratio=-1", "--target-flops=1e19 --target-param-data-ratio=-1",
-                 "--total-batch-size=131072"):
+    for argv in ("", "--depth=4", "--num-iterations=5 --target-param-data-ratio=-1",
+                 "--target-flops=1e19 --target-param-data-ratio=-1", "--total-batch-size=131072"):
         r = resolve(parse(argv.split()), 32768)
         assert all(value > 0 for value in asdict(r).values() if type(value) in (int, float)) and r.tau is not None, argv
     assert r.total_batch_size == 131072 and r.grad_accum_steps == 2
@@ -122,8 +169,8 @@ def test_nothing_is_left_to_choose():
 def test_model_shape_moves_the_laws_but_not_their_reference():
     """The reference is the d12 that depth and aspect ratio give, whatever --model-dim and --n-kv-head say."""
     reference = scaling_params(meta_model(gpt_config(parse(["--depth=12", "--head-dim=64"]), 24576)))
-    for argv in (["--depth=4", "--model-dim=512", "--head-dim=64"], ["--depth=4", "--model-dim=512", "--head-dim=64", "--n-kv-head=2"]):
-        config = parse([*argv, "--total-batch-size=524288"])
+    for kv in ([], ["--n-kv-head=2"]):
+        config = parse(["--depth=4", "--model-dim=512", "--head-dim=64", *kv, "--total-batch-size=524288"])
         r = resolve(config, 24576)
         assert r.weight_decay == pytest.approx(0.28 * reference / r.num_scaling_params, rel=1e-6)
         assert gpt_config(config, 24576, depth=12).n_embd == 768 and gpt_config(config, 24576, depth=12).n_kv_head == 12
@@ -165,6 +212,8 @@ def test_automatic_batch_that_does_not_fit_the_device_batch_is_refused_with_a_wa
 
 
 def test_gate_reaches_the_model_configuration_and_costs_no_parameter_and_no_matmul():
-    plain, gated = (resolve(parse(["--depth=4", *gate]), 4096) for gate in ([], ["--symplectic-gate", "--symplectic-gate-layers=odd"]))
+    flags = ["--symplectic-gate", "--symplectic-gate-layers=odd"]
+    plain, gated = (resolve(parse(["--depth=4", *gate]), 4096) for gate in ([], flags))
     assert plain == gated
-    assert gpt_config(parse(["--symplectic-gate"]), 4096).residual == "symplectic" and gpt_config(parse([]), 4096).residual == "plain"
+    assert gpt_config(parse(["--symplectic-gate"]), 4096).residual == "symplectic"
+    assert gpt_config(parse([]), 4096).residual == "plain"

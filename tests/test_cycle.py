@@ -10,7 +10,7 @@ import shlex
 import pytest
 
 from nanochat.common import read_json, write_json
-from nanochat.config import parse, to_argv
+from nanochat.config import parse
 from nanochat.lab.cycle import walk as walk_module
 from nanochat.lab.cycle.rules import (
     banked_seeds,
@@ -26,6 +26,7 @@ from nanochat.lab.cycle.rules import (
 from nanochat.lab.cycle.walk import Cycle, read_cycles, walk
 from nanochat.lab.ledger import experiments
 from nanochat.lab.profiles import PROFILES
+from nanochat.options import to_argv
 from scripts import cycle as script
 
 CPU = PROFILES["smoke-cpu"]

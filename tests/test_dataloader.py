@@ -11,6 +11,7 @@ import torch
 
 import nanochat.dataloader as module
 from nanochat.dataloader import DataLoader
+from nanochat.ranks import Ranks
 from tests.tiny import make_base, write_shards
 
 
@@ -91,9 +92,80 @@ def test_an_epoch_in_seed_order_reads_every_document_once(base_dir):
     assert loader.order.block(1, 0) != loader.order.block(2, 0)
 
 
+def documents_of_an_epoch(loader, epoch=1) -> list[str]:
+    blocks = range(len(loader.order.blocks(epoch)))
+    return [loader._text(ref) for n in blocks for ref in loader.order.block(epoch, n)]
+
+
+@pytest.mark.parametrize("data_order", ["seed", "file"])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_together_read_every_document_of_an_epoch_once(base_dir, data_order, world_size):
+    documents, tokenizer = make_base(base_dir)
+    loaders = [DataLoader(tokenizer, B=1, T=32, split="train", data_order=data_order, seed=9,
+                          ranks=Ranks(rank, rank, world_size)) for rank in range(world_size)]
+    for epoch in (1, 2):
+        seen = [documents_of_an_epoch(loader, epoch) for loader in loaders]
+        assert all(seen) and sorted(itertools.chain(*seen)) == sorted(documents)
+    assert not torch.equal(next(loaders[0])[0], next(loaders[1])[0])
+
+
+def test_ranks_share_row_groups_by_the_naive_rule_of_upstream(base_dir):
+    """Every file on its own: row group rank, rank + world_size, and so on."""
+    documents, tokenizer = make_base(base_dir)
+    per_file = [[documents[300 * file + 60 * group:][:60] for group in range(5)] for file in range(2)]
+    for rank in range(3):
+        naive = [doc for groups in per_file for number in range(rank, 5, 3) for doc in groups[number]]
+        loader = DataLoader(tokenizer, B=1, T=32, split="train", ranks=Ranks(rank, rank, 3))
+        assert documents_of_an_epoch(loader) == naive
+
+
+@pytest.mark.parametrize("data_order", ["seed", "file"])
+def test_one_rank_reads_the_stream_of_a_loader_that_knows_no_ranks(base_dir, small_buffer, data_order):
+    _, tokenizer = make_base(base_dir)
+    kwargs = dict(B=2, T=40, split="train", data_order=data_order, seed=5)
+    plain, one = DataLoader(tokenizer, **kwargs), DataLoader(tokenizer, **kwargs, ranks=Ranks(0, 0, 1))
+    for _ in range(60):
+        assert all(map(torch.equal, next(plain), next(one)))
+    assert plain.state == one.state and "world_size" not in one.state
+
+
+def test_the_order_of_a_seed_never_changes_or_old_checkpoints_would_resume_elsewhere(base_dir):
+    """References (row group, row) as they were before there were ranks."""
+    _, tokenizer = make_base(base_dir)
+    order = DataLoader(tokenizer, B=1, T=32, split="train", data_order="seed", seed=9).order
+    assert order.block(1, 0)[:6] == [(0, 58), (0, 31), (5, 19), (6, 55), (9, 42), (5, 58)]
+    assert order.block(2, 0)[:4] == [(9, 49), (4, 5), (0, 21), (0, 42)]
+
+
+def test_a_rank_resumes_its_own_stream_and_refuses_that_of_another(base_dir, small_buffer):
+    _, tokenizer = make_base(base_dir)
+    kwargs = dict(B=2, T=40, split="train", data_order="seed", seed=5)
+    loader = DataLoader(tokenizer, **kwargs, ranks=Ranks(1, 1, 2))
+    for _ in range(7):
+        next(loader)
+    state = json.loads(json.dumps(loader.state))
+    restored = DataLoader(tokenizer, **kwargs, ranks=Ranks(1, 1, 2), state=state)
+    for _ in range(30):
+        assert all(map(torch.equal, next(loader), next(restored)))
+    with pytest.raises(ValueError, match="with rank 1, this run asks for 0"):
+        DataLoader(tokenizer, **kwargs, ranks=Ranks(0, 0, 2), state=state)
+    with pytest.raises(ValueError, match="with world_size 2, this run asks for 3"):
+        DataLoader(tokenizer, **kwargs, ranks=Ranks(1, 1, 3), state=state)
+    del state["rank"], state["world_size"]  # one rank's
+    with pytest.raises(ValueError, match="with rank 0, this run asks for 1"):
+        DataLoader(tokenizer, **kwargs, ranks=Ranks(1, 1, 2), state=state)
+
+
+def test_a_rank_without_documents_is_refused(base_dir):
+    _, tokenizer = make_base(base_dir)
+    with pytest.raises(ValueError, match="rank 5 of 6 has no documents: the largest file has 5 row groups"):
+        DataLoader(tokenizer, B=1, T=32, split="train", ranks=Ranks(5, 5, 6))
+
+
 def test_the_order_depends_on_the_seed_only(base_dir):
     _, tokenizer = make_base(base_dir)
-    first = [next(DataLoader(tokenizer, B=2, T=32, split="train", data_order="seed", seed=seed))[0] for seed in (1, 1, 2)]
+    first = [next(DataLoader(tokenizer, B=2, T=32, split="train", data_order="seed", seed=seed))[0]
+             for seed in (1, 1, 2)]
     assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
 
 
@@ -115,7 +187,8 @@ def first_documents(base_dir, tokenizer, seed, rows, monkeypatch) -> set[str]:
 
 
 def test_two_seeds_share_less_than_30_percent_of_their_first_200_rows(base_dir, monkeypatch):
-    """At a corpus of which 200 rows are a tenth, as in the built-in one; a shuffle within files or a big buffer would fail."""
+    """200 rows are a tenth of this corpus, as of the built-in one. A shuffle within files, or a big buffer, would
+    fail."""
     write = dict(train_shards=2, documents=2000, rows_per_group=250)
     _, tokenizer = make_base(base_dir, **write)
     sets = [first_documents(base_dir, tokenizer, seed, 200, monkeypatch) for seed in (1337, 2026, 7)]

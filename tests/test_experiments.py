@@ -17,7 +17,7 @@ import pytest
 from nanochat.common import REPO_ROOT
 from nanochat.lab.ledger import experiments
 from nanochat.lab.ledger.experiments import append, bank, banked_runs, parse_cell, read, row_of_record, schema
-from nanochat.lab.ledger.workload import options_of, why_other_profile, words_of
+from nanochat.lab.ledger.workload import option_differences, options_of, why_other_profile, words_of
 from tests.ledger_case import DATA, metrics, record, row
 
 PLAN = ("timestamp,git_commit,experiment_name,seed,depth,max_seq_len,device_batch_size,total_batch_size,target_param_data_ratio,"
@@ -254,6 +254,14 @@ def test_what_makes_another_profile_is_named():
     assert why_other_profile(row(1), row(2)) == [] == why_other_profile(row(1), row(1, "--matrix-lr=0.03"))
     assert why_other_profile(row(1), row(1, "--depth=6", "--eval-every=20")) == ["--depth 4 -> 6", "--eval-every 10 -> 20"]
     assert why_other_profile(row(1), row(1, kind="cuda", dataset_id="a" * 64)) == ["device cpu -> cuda", f"dataset {DATA[:8]} -> aaaaaaaa"]
+
+
+def test_two_spellings_of_an_option_are_told_as_one_difference():
+    plain, gate, residual = row(1), row(1, "--symplectic-gate"), row(1)
+    residual["command"] = residual["command"] + " --residual=symplectic"
+    assert option_differences(gate, residual) == []
+    assert option_differences(plain, gate) == option_differences(plain, residual) == ["--symplectic-gate False -> True"]
+    assert option_differences(plain, row(1, "--residual=other")) == ["--residual plain -> other"]
 
 
 def test_rows_without_a_readable_command_still_say_what_they_can():

@@ -12,20 +12,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from closed_form import RATES, TINY, fill, targets, tokens
+from closed_form import RATES, TINY, targets, tokens
+from rows_case import OFF, ROWS, config_of, make
 
-from nanochat.gpt import MIXERS, MLPS, RESIDUALS, ROTARY_REACH, GPTConfig, build_model
+from nanochat.gpt import RESIDUALS, ROTARY_REACH, build_model
+from nanochat.gpt_config import GPTConfig
 from nanochat.layers.cache import DecodeCache
 from nanochat.optim import setup_optimizer
 
 torch.set_num_threads(1)
-OFF = dict(value_embeds=False, smear=False, lambdas=False, backout=False, qk_norm=False, logit_softcap=0.0)
 OWNED = {  # what an extra that is on owns
-    "value_embeds": ("value_embeds.", "ve_gate."), "smear": ("smear_gate.", "smear_lambda"), "lambdas": ("resid_lambdas", "x0_lambdas"),
-    "backout": ("backout_lambda",), "qk_norm": (), "logit_softcap": ()}
+    "value_embeds": ("value_embeds.", "ve_gate."), "smear": ("smear_gate.", "smear_lambda"),
+    "lambdas": ("resid_lambdas", "x0_lambdas"), "backout": ("backout_lambda",), "qk_norm": (), "logit_softcap": ()}
 GATE = dict(residual="symplectic", symplectic_gate_mix=0.6)
 VARIANTS = {
-    **{"-".join(row): dict(zip(("mixer", "mlp", "residual"), row)) for row in product(MIXERS, MLPS, RESIDUALS)},
+    **ROWS,
     **{f"no_{name}": {name: value} for name, value in OFF.items()},
     **{f"{residual}-all_off": dict(OFF, residual=residual) for residual in RESIDUALS},
     "gate_of_odd_layers": dict(GATE, symplectic_gate_layers="odd"),
@@ -35,15 +36,9 @@ VARIANTS = {
 every_variant = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 
 
-def make(changes, dtype=torch.float32):
-    """A filled tiny model, at optimizer step 4 where it has a ramp."""
-    model = fill(build_model(GPTConfig(**{**TINY, **changes}), "cpu", dtype, seed=0))
-    model.step.fill_(4)
-    return model
-
-
 def test_the_extras_tested_here_are_all_there_are():
-    switches = {f.name for f in fields(GPTConfig) if f.type in (bool, "bool")} | {"logit_softcap"}
+    """Upstream's, which are on by default. A switch of a new layer is off by default, and no extra."""
+    switches = {f.name for f in fields(GPTConfig) if f.default is True} | {"logit_softcap"}
     assert set(OFF) == switches == set(OWNED)
 
 
@@ -62,7 +57,7 @@ def test_tokens_to_come_change_no_logit(changes):
 
 @every_variant
 def test_gradients_are_finite_and_after_two_steps_none_is_zero(changes):
-    model = build_model(GPTConfig(**{**TINY, **changes}), "cpu", seed=0)
+    model = build_model(config_of(changes), "cpu", seed=0)
     optimizer = setup_optimizer(model, **RATES)
     for step in range(3):
         model.step.fill_(step + 3)
@@ -86,13 +81,13 @@ def test_init_weights_writes_every_parameter_and_buffer(changes, dtype, monkeypa
             tensor.data.fill_(math.nan)
         return module
     monkeypatch.setattr(nn.Module, "to_empty", allocate_nan)
-    model = build_model(GPTConfig(**{**TINY, **changes}), "cpu", dtype, seed=0)
+    model = build_model(config_of(changes), "cpu", dtype, seed=0)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         assert tensor.numel() and tensor.isfinite().all(), name
 
 
 @every_variant
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=["fp32", "bf16"])
 @torch.no_grad()
 def test_decode_equals_the_full_forward(changes, dtype, tolerance):
     """A prompt at once, chunks on top, and single tokens, on both sides of the S window's end."""
@@ -119,8 +114,8 @@ def test_prompt_of_one_token_decodes_too(changes):
 
 @pytest.mark.parametrize("extra", OFF)
 def test_extra_that_is_off_owns_no_parameter(extra):
-    config = GPTConfig(**TINY)
-    on, off = (dict(build_model(c, "cpu", seed=0).state_dict()) for c in (config, GPTConfig(**TINY, **{extra: OFF[extra]})))
+    configs = GPTConfig(**TINY), GPTConfig(**TINY, **{extra: OFF[extra]})
+    on, off = (dict(build_model(config, "cpu", seed=0).state_dict()) for config in configs)
     gone = {name for name in on if any(part in name for part in OWNED[extra])}
     assert set(on) - set(off) == gone and set(off) <= set(on)
     assert bool(gone) == bool(OWNED[extra])
@@ -129,7 +124,8 @@ def test_extra_that_is_off_owns_no_parameter(extra):
 def test_all_extras_off_leave_only_embedding_blocks_and_head():
     names = set(build_model(GPTConfig(**TINY, **OFF), "cpu", seed=0).state_dict())
     per_block = [f"attn.{x}.weight" for x in ("c_q", "c_k", "c_v", "c_proj")] + ["mlp.c_fc.weight", "mlp.c_proj.weight"]
-    assert names == {"transformer.wte.weight", "lm_head.weight"} | {f"transformer.h.{i}.{name}" for i in range(4) for name in per_block}
+    blocks = {f"transformer.h.{i}.{name}" for i in range(4) for name in per_block}
+    assert names == {"transformer.wte.weight", "lm_head.weight"} | blocks
 
 
 def test_all_extras_off_is_the_textbook_transformer():
@@ -169,10 +165,12 @@ def test_all_extras_off_is_the_textbook_transformer():
 def test_short_window_is_a_quarter_in_tiles_of_128_and_the_last_layer_is_full():
     config = GPTConfig(sequence_len=2048, n_layer=8, window_pattern="SSSL")
     assert [config.window(i) for i in range(8)] == [512, 512, 512, 2048] * 2
-    assert [GPTConfig(sequence_len=T, n_layer=2, window_pattern="S").window(0) for T in (64, 256, 512, 513, 1024, 1536, 2049)] \
+    lengths = (64, 256, 512, 513, 1024, 1536, 2049)
+    assert [GPTConfig(sequence_len=T, n_layer=2, window_pattern="S").window(0) for T in lengths] \
         == [128, 128, 128, 256, 256, 384, 640]
-    assert [GPTConfig(sequence_len=1024, n_layer=3, window_pattern=p).window(i) for p in ("s", "l") for i in range(3)] \
-        == [256, 256, 1024, 1024, 1024, 1024]
+    for pattern, windows in (("s", [256, 256, 1024]), ("l", [1024] * 3)):
+        config = GPTConfig(sequence_len=1024, n_layer=3, window_pattern=pattern)
+        assert [config.window(i) for i in range(3)] == windows
 
 
 @torch.no_grad()
@@ -180,7 +178,7 @@ def test_short_window_hides_what_is_further_back():
     """Position t of an S layer sees t - 128, and not t - 129."""
     model = make(dict(n_layer=2, smear=False, value_embeds=False))
     seen = []
-    model.transformer.h[0].register_forward_hook(lambda module, args, out: seen.append(out))
+    model.transformer.h[0].register_forward_hook(lambda module, args, out: seen.append(out[0]))
     x = tokens((1, 140), 70)
     other = x.clone()
     other[0, 0] = (other[0, 0] + 1) % 70
@@ -217,7 +215,8 @@ def test_losses_agree_with_the_logits():
     with torch.no_grad():
         losses, loss, logits = model(x, y, loss_reduction="none"), model(x, y), model(x).double()
     rows = logits.log_softmax(dim=-1).view(-1, 70)
-    expected = torch.stack([-rows[i, t] if t >= 0 else torch.zeros((), dtype=torch.float64) for i, t in enumerate(y.flatten().tolist())])
+    nats = [-rows[i, t].item() if t >= 0 else 0.0 for i, t in enumerate(y.flatten().tolist())]
+    expected = torch.tensor(nats, dtype=torch.float64)
     assert losses.shape == (320,) and (losses - expected).abs().max() < 1e-5
     assert loss.item() == pytest.approx(expected.sum().item() / int((y >= 0).sum()), rel=1e-6)
 

@@ -181,7 +181,7 @@ def test_a_multiplier_that_rounds_away_on_the_automatic_batch_is_refused_too():
 def test_only_the_budget_is_another_workload():
     knobs = [name for name in FIELDS if name in ("wall_budget_sec", "warmdown_shape", "ratio_ref", "target_bpb")
              or name.endswith("_multiplier") or name.startswith("eval_near")]
-    assert len(knobs) == 9 and [name for name in knobs if FIELDS[name].metadata["profile"]] == ["wall_budget_sec"]
+    assert len(knobs) == 9 and [name for name in knobs if FIELDS[name].role == "workload"] == ["wall_budget_sec"]
 
 
 # -----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import math
 import pytest
 
 from nanochat.common import write_json
-from nanochat.config import parse
+from nanochat.config import FIELDS, parse
 from nanochat.cost import gpt_config, meta_model, resolve, scaling_params
 from nanochat.lab.horizon.calibration import exponent_of_stats, parse_point, read_runs
 from nanochat.lab.horizon.infer import FALLBACK, INFERRED
@@ -100,6 +100,14 @@ def test_checkpoints_of_one_run_are_no_points_and_would_give_another_ratio():
 def test_runs_that_differ_in_more_than_length_and_seed_are_refused(flags, named):
     code, message = refusal(calibration_run(0.5), calibration_run(1.0, 1, *flags))
     assert code == "mixed_workloads" and f"differ in {named}:" in message
+
+
+def test_run_from_before_an_option_existed_had_its_default():
+    (record, rows), later = calibration_run(0.5), [name for name, o in FIELDS.items() if o.before is not None]
+    older = record | {"config": {name: value for name, value in record["config"].items() if name not in later}}
+    assert len(read_runs([(older, rows), calibration_run(1.0)]).points) == 2
+    code, message = refusal((older, rows), calibration_run(1.0, 1, "--no-smear"))
+    assert code == "mixed_workloads" and "--smear" in message
 
 
 def test_runs_of_two_corpora_are_refused():

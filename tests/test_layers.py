@@ -12,12 +12,15 @@ import torch
 import torch.nn.functional as F
 from closed_form import TINY, uniform
 
-from nanochat.gpt import Context, GPTConfig
+from nanochat.gpt import Context
+from nanochat.gpt_config import GPTConfig
 from nanochat.layers import linear as linear_module
 from nanochat.layers.attention import QK_SCALE, CausalSelfAttention, RotateAndNorm, attend, rotary_table, rotate
 from nanochat.layers.cache import DecodeCache
-from nanochat.layers.linear import Linear, WidenedLinear, norm, product
+from nanochat.layers.layer import roles_of
+from nanochat.layers.linear import Linear, WidenedLinear, product
 from nanochat.layers.mlp import ReluSquaredMLP
+from nanochat.layers.norm import Norm
 
 torch.set_num_threads(1)
 
@@ -42,7 +45,8 @@ def naive_attention(q, k, v, window):
 @pytest.mark.parametrize("window", [0, 3, 7, 8, 9, 100])
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (4, 1)])
 def test_attend_equals_a_naive_loop(T, S, window, heads, kv_heads):
-    q, k, v = (3 * uniform((2, n, h, 6), name) for n, h, name in ((T, heads, "q"), (S, kv_heads, "k"), (S, kv_heads, "v")))
+    shapes = dict(q=(2, T, heads, 6), k=(2, S, kv_heads, 6), v=(2, S, kv_heads, 6))
+    q, k, v = (3 * uniform(shape, name) for name, shape in shapes.items())
     assert np.abs(attend(q, k, v, window).double().numpy() - naive_attention(q, k, v, window)).max() < 1e-5
 
 
@@ -71,8 +75,8 @@ def test_norm_of_queries_written_out_is_torchs_to_the_last_bit_with_its_gradient
 
 def test_norm_of_queries_written_out_has_the_slope_of_finite_differences():
     table = rotary_table(4, 6, 100.0, "cpu", torch.float64)
-    torch.autograd.gradcheck(lambda x: RotateAndNorm.apply(x, *table, QK_SCALE), uniform((2, 4, 2, 6), "x").double().requires_grad_(),
-                             eps=1e-4, atol=1e-3)
+    x = uniform((2, 4, 2, 6), "x").double().requires_grad_()
+    torch.autograd.gradcheck(lambda x: RotateAndNorm.apply(x, *table, QK_SCALE), x, eps=1e-4, atol=1e-3)
 
 
 def test_rotary_scores_depend_on_the_distance_only():
@@ -84,9 +88,13 @@ def test_rotary_scores_depend_on_the_distance_only():
         assert np.ptp(diagonal) < 1e-5 and abs(diagonal[0] - scores[30, 29 - distance]) > 1e-4
 
 
-def context(config, T, ve=None, cache=None, window=1000):
+def norm(x):
+    return F.rms_norm(x, (x.size(-1),))
+
+
+def context(config, T, ve=None, cache=None):
     table = rotary_table(T, config.n_embd // config.n_head, config.rope_base, "cpu", torch.float32)
-    return Context(table, window, ve, cache, torch.zeros(()))
+    return Context(table, ve, cache, torch.zeros(()))
 
 
 def attention(**changes):
@@ -105,10 +113,11 @@ def test_attention_norms_and_sharpens_q_and_k_after_turning_them():
     layer, config = attention(value_embeds=False)
     x = uniform((2, 7, 48), "x")
     y, aux = layer(x, context(config, 7))
-    assert aux is None and QK_SCALE == 1.2
+    assert aux == {} and QK_SCALE == 1.2
     q, k = (rotate(w(x).view(2, 7, -1, 12), *context(config, 7).cos_sin) for w in (layer.c_q, layer.c_k))
     q, k = (a / (a.square().mean(-1, keepdim=True) + 1.1920929e-07).sqrt() for a in (q, k))
-    expected = naive_attention(1.44 * q, k, layer.c_v(x).view(2, 7, 2, 12), 1000).reshape(2, 7, 48) @ layer.c_proj.weight.double().numpy().T
+    heads = naive_attention(1.44 * q, k, layer.c_v(x).view(2, 7, 2, 12), 1000).reshape(2, 7, 48)
+    expected = heads @ layer.c_proj.weight.double().numpy().T
     assert np.abs(y.double().numpy() - expected).max() < 1e-5
     layer.c_q.weight.mul_(5)
     layer.c_k.weight.mul_(0.2)
@@ -120,20 +129,24 @@ def test_value_embedding_joins_v_with_a_gate_for_each_head():
     layer, config = attention()
     x, ve = uniform((2, 7, 48), "x"), uniform((2, 7, 24), "ve")
     y, _ = layer(x, context(config, 7, ve))
-    gate = 3 / (1 + np.exp(-(x[..., :12].double().numpy() @ layer.ve_gate.weight.double().numpy().T)))  # [2,7,2] in (0, 3)
+    logits = x[..., :12].double().numpy() @ layer.ve_gate.weight.double().numpy().T
+    gate = 3 / (1 + np.exp(-logits))  # [2,7,2] in (0, 3)
     v = layer.c_v(x).view(2, 7, 2, 12).double().numpy() + gate[..., None] * ve.view(2, 7, 2, 12).double().numpy()
     q, k = (1.2 * norm(rotate(w(x).view(2, 7, -1, 12), *context(config, 7).cos_sin)) for w in (layer.c_q, layer.c_k))
-    expected = naive_attention(q, k, torch.from_numpy(v), 1000).reshape(2, 7, 48) @ layer.c_proj.weight.double().numpy().T
+    heads = naive_attention(q, k, torch.from_numpy(v), 1000).reshape(2, 7, 48)
+    expected = heads @ layer.c_proj.weight.double().numpy().T
     assert np.abs(y.double().numpy() - expected).max() < 1e-5
 
 
 @torch.no_grad()
-def test_window_of_the_context_reaches_the_attention():
+def test_window_of_the_layer_reaches_the_attention():
     layer, config = attention(value_embeds=False)
+    assert layer.window == config.window(3)
+    layer.window = 3
     x = uniform((1, 9, 48), "x")
     other = x.clone()
     other[0, 0] += 1
-    change = (layer(x, context(config, 9, window=3))[0] - layer(other, context(config, 9, window=3))[0]).abs().amax(dim=-1)[0]
+    change = (layer(x, context(config, 9))[0] - layer(other, context(config, 9))[0]).abs().amax(dim=-1)[0]
     assert (change[:4] > 1e-4).all() and change[4:].max() < 1e-6
 
 
@@ -145,7 +158,7 @@ def test_mlp_is_relu_squared():
     x = uniform((2, 5, 48), "x")
     y, aux = mlp(x, None)
     hidden = np.maximum(x.double().numpy() @ w_in.double().numpy().T, 0) ** 2
-    assert aux is None and np.abs(y.double().numpy() - hidden @ w_out.double().numpy().T).max() < 1e-5
+    assert aux == {} and np.abs(y.double().numpy() - hidden @ w_out.double().numpy().T).max() < 1e-5
 
 
 @torch.no_grad()
@@ -161,11 +174,46 @@ def test_initial_weights_have_their_range_and_standard_deviation():
     assert 0 <= layer.ve_gate.weight.min() and 0.01 < layer.ve_gate.weight.max() <= 0.02
 
 
-def test_norm_is_the_root_mean_square_without_gain():
-    x = 5 * uniform((3, 4, 10), "x")
-    expected = x / (x.square().mean(dim=-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
-    assert (norm(x) - expected).abs().max() < 1e-6
-    assert norm(torch.zeros(1, 4)).count_nonzero() == 0
+def naive_norm(x, gain, eps):
+    """In float64, one row of the last dimension after the other."""
+    rows = x.double().flatten(0, -2)
+    normed = [[g * v / math.sqrt(sum(w * w for w in row) / len(row) + eps) for g, v in zip(gain, row)]
+              for row in rows.tolist()]
+    return torch.tensor(normed, dtype=torch.float64).view(x.shape)
+
+
+def test_norm_without_gain_is_torchs_to_the_last_bit_and_owns_nothing():
+    x, layer = 5 * uniform((3, 4, 10), "x"), Norm(10)
+    layer.init_weights()
+    for dtype in (torch.float32, torch.bfloat16):
+        assert torch.equal(layer(x.to(dtype)), F.rms_norm(x.to(dtype), (10,)))
+    assert (layer(x) - naive_norm(x, [1.0] * 10, torch.finfo(torch.float32).eps)).abs().max() < 1e-6
+    assert layer(torch.zeros(1, 10)).count_nonzero() == 0
+    assert layer.state_dict() == {} and layer.is_default
+
+
+@torch.no_grad()
+def test_norm_with_gain_starts_at_one_and_multiplies():
+    x, layer = 0.1 * uniform((3, 4, 10), "x"), Norm(10, gain=True, eps=0.01)
+    layer.weight.fill_(math.nan)
+    layer.init_weights()
+    assert (layer(x) - naive_norm(x, [1.0] * 10, 0.01)).abs().max() < 1e-6
+    layer.weight.copy_(uniform((10,), "gain"))
+    assert (layer(x) - naive_norm(x, layer.weight.tolist(), 0.01)).abs().max() < 1e-6
+    assert layer(x.bfloat16()).dtype == torch.bfloat16 and layer.weight.dtype == torch.float32
+    assert roles_of(layer) == {"weight": "gain"} and not layer.is_default
+
+
+def test_norm_of_queries_with_gain_is_trained_and_not_the_one_written_out():
+    layer, config = attention(value_embeds=False)
+    layer.qk_norm = Norm(12, gain=True)
+    layer.qk_norm.init_weights()
+    x = uniform((2, 7, 48), "x")
+    y, _ = layer(x, context(config, 7))
+    y.sum().backward()
+    assert layer.qk_norm.weight.grad.count_nonzero() > 0
+    layer.qk_norm = Norm(12)
+    assert (layer(x, context(config, 7))[0] - y).abs().max() < 1e-6
 
 
 def test_linear_keeps_float32_and_multiplies_in_the_dtype_of_its_input():
@@ -188,7 +236,7 @@ def test_expanded_cache_decodes_like_the_single_row_and_rows_do_not_share_memory
 
     def decode(cache, x, start):
         table = tuple(t[:, start:start + x.size(1)] for t in context(config, 9).cos_sin)
-        y, _ = layer(x, Context(table, 1000, None, cache, torch.zeros(())))
+        y, _ = layer(x, Context(table, None, cache, torch.zeros(())))
         cache.pos += x.size(1)
         return y
     one = DecodeCache(1, 9)
@@ -201,7 +249,8 @@ def test_expanded_cache_decodes_like_the_single_row_and_rows_do_not_share_memory
         assert (decode(one.expand(1), following[i:i + 1], 5) - rows[i:i + 1]).abs().max() < 1e-6
     assert (rows[0] - rows[1]).abs().max() > 1e-3
     assert one.pos == 5, "decoding a copy moved the original"
-    assert all(not t.is_shared() and t.data_ptr() != s.data_ptr() for t, s in zip(three.of(layer).values(), one.of(layer).values()))
+    pairs = zip(three.of(layer).values(), one.of(layer).values())
+    assert all(not t.is_shared() and t.data_ptr() != s.data_ptr() for t, s in pairs)
 
 
 def test_cache_of_several_rows_is_not_expanded():
@@ -229,8 +278,10 @@ def test_wrong_order_of_tokens_gives_another_result():
 
 
 def test_bf16_products_made_in_fp32_are_rounded_like_those_made_in_bf16(monkeypatch):
-    """Against the exact product of the same bf16 operands: every result and gradient is its nearest bf16, give or take a tie."""
-    x, weight = uniform((2, 5, 48), "x").bfloat16().requires_grad_(), uniform((24, 48), "w").bfloat16().requires_grad_()
+    """Against the exact product of the same bf16 operands: every result and gradient is its nearest bf16, give or take
+    a tie."""
+    shapes = dict(x=(2, 5, 48), w=(24, 48))
+    x, weight = (uniform(shape, name).bfloat16().requires_grad_() for name, shape in shapes.items())
     dy = uniform((2, 5, 24), "dy").bfloat16()
     y = WidenedLinear.apply(x, weight)
     dx, dw = torch.autograd.grad(y, (x, weight), dy)
@@ -238,4 +289,5 @@ def test_bf16_products_made_in_fp32_are_rounded_like_those_made_in_bf16(monkeypa
     for ours, exact in ((y, X @ W.T), (dx, D @ W), (dw, torch.einsum("btn,btk->nk", D, X))):
         assert ours.dtype == torch.bfloat16 and ((ours.double() - exact).abs() <= exact.abs() / 256 + 1e-6).all()
     monkeypatch.setattr(linear_module, "CPU_MULTIPLIES_BF16", False)
-    assert torch.equal(product(x[0], weight.T), y[0]) and linear_module.widened(x) and not linear_module.widened(x.float())
+    assert torch.equal(product(x[0], weight.T), y[0])
+    assert linear_module.widened(x) and not linear_module.widened(x.float())

@@ -14,28 +14,52 @@ from nanochat.lab.report.log_entry import log_entry
 from tests.report_case import five_candidates, peeking, unbanked
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ["Change", "Why", "Setup", "Result", "Decision"]
+PARTS = ["Did it help?", "How sure?", "Caveat", "How to repeat"]
+CAME_OF_IT = "promote|optional|reject|inconclusive|measurement"
+BOLD = r"\*\*([^*\n]+)\*\*"
 
 
 def entries(facts):
     """{candidate: its entry}"""
     drafts = re.split(r"^(?=## )", log_entry(facts), flags=re.MULTILINE)[1:]
-    return {re.match(r"## [\d-]+: .*, (\S+) \(", draft).group(1): draft for draft in drafts}
+    return {re.match(r"## [\d-]+: (\S+) of ", draft).group(1): draft for draft in drafts}
 
 
 @pytest.mark.parametrize("make", [five_candidates, unbanked, peeking])
 def test_each_candidate_has_an_entry_in_the_format_of_the_style_guide(make):
     facts = make()
     style = (ROOT / "dev/STYLE.md").read_text(encoding="utf-8")
-    assert re.findall(r"\*\*(\w+)\*\*", style[style.index("LOG entry:"):]) == PARTS
+    assert re.findall(BOLD, style[style.index("LOG entry:"):]) == PARTS
     drafts = entries(facts)
     assert list(drafts) == [entry["candidate"] for entry in facts["verdicts"]]
     for entry in facts["verdicts"]:
         draft = drafts[entry["candidate"]]
-        assert re.match(rf"## 2026-03-04: {facts['settings']['label']}, \S+ \({entry['verdict'] or 'no verdict'}\)\n", draft)
-        assert re.findall(r"^\*\*(\w+)\*\*", draft, re.MULTILINE) == PARTS
-        assert draft.count("TODO") == 1 and "**Why** TODO: why" in draft
-        assert entry["reason"] in draft and facts["settings"]["command"] in draft
+        label, verdict = facts["settings"]["label"], entry["verdict"] or "no verdict"
+        assert re.match(rf"## 2026-03-04: \S+ of {label}: \w.* \({verdict}\)\n", draft)
+        assert re.findall("^" + BOLD, draft, re.MULTILINE) == PARTS
+        assert draft.count("TODO") == 1 and "TODO: why (source)" in draft.split("**")[0]
+        assert entry["reason"] in draft and f"```\n{facts['settings']['command']}\n```" in draft
+
+
+def test_the_headline_says_the_result_in_plain_words():
+    drafts = entries(five_candidates())
+    assert re.match(r"## \S+ lr003 of \S+ at least 0\.\d+ bpb better \(promote\)\n", drafts["lr003"])
+    undecided = r"## \S+ wd014 of \S+ cannot tell yet, measured 0\.\d+ bpb better \(inconclusive\)\n"
+    assert re.match(undecided, drafts["wd014"])
+    assert re.match(r"## \S+ gate015 of \S+ not taken, measured 0\.\d+ bpb worse \(reject\)\n", drafts["gate015"])
+    assert re.match(r"## \S+ hot of \S+ not taken \(reject\)\n", drafts["hot"]), "a diverged run has no gain"
+
+
+def test_the_log_has_the_same_form():
+    _, *written = re.split(r"^(?=## )", (ROOT / "dev/LOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    dates = []
+    for draft in written:
+        found = re.match(rf"## (\d{{4}}-\d\d-\d\d): \S.* \(({CAME_OF_IT})\)\n\S", draft)
+        assert found, draft.splitlines()[0]
+        dates.append(found.group(1))
+        assert re.findall("^" + BOLD, draft, re.MULTILINE)[:4] == PARTS, found.group()
+        assert "TODO" not in draft
+    assert dates == sorted(dates, reverse=True), "newest first"
 
 
 def test_control_and_candidate_are_given_as_mean_sd_and_n():

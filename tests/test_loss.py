@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from closed_form import uniform
 
 from nanochat import loss as module
-from nanochat.loss import ChunkedCrossEntropy, cross_entropy, plain_cross_entropy, softcap
+from nanochat.loss import LOSSES, ChunkedCrossEntropy, CrossEntropy, plain_cross_entropy, softcap
 
 torch.set_num_threads(1)
 caps = pytest.mark.parametrize("cap", [0.0, 15.0, 1.5], ids=lambda cap: f"cap{cap:g}")
@@ -65,7 +65,7 @@ def test_single_losses_equal_the_definition(cap, monkeypatch):
 
 
 @caps
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)], ids=["fp32", "bf16"])
 def test_chunked_equals_plain(cap, dtype, tolerance, monkeypatch):
     monkeypatch.setattr(module, "CHUNK_LOGITS", 50 * 8)
     x, weight, targets = problem(dtype=dtype)
@@ -132,7 +132,7 @@ def test_mean_without_gradients_does_no_work_for_them(monkeypatch):
     made, product = [], torch.mm
     monkeypatch.setattr(torch, "mm", lambda *args, **kwargs: made.append(args) or product(*args, **kwargs))
     with torch.no_grad():
-        cross_entropy(x.view(1, 37, 16), weight, targets.view(1, 37), 50, 15.0, "mean")
+        CrossEntropy(50, 15.0)(x.view(1, 37, 16), weight, targets.view(1, 37), "mean")
     assert len(made) == 1  # the logits, in one chunk
 
 
@@ -141,7 +141,7 @@ def test_huge_logits_overflow_nothing(cap):
     """Logits of 1e4: exp of them does not exist in fp32, with a large cap neither."""
     x, weight, targets = problem(scale=2e3)
     expected = F.cross_entropy(softcap((x.double() @ weight.double().T), cap), targets, ignore_index=-1)
-    ours = cross_entropy(x.view(1, 37, 16), weight, targets.view(1, 37), 50, cap, "mean")
+    ours = CrossEntropy(50, cap)(x.view(1, 37, 16), weight, targets.view(1, 37), "mean")
     assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
     assert all(g.isfinite().all() for g in grads(ours, x, weight))
 
@@ -154,7 +154,22 @@ def test_softcap_squashes_into_its_range_and_0_is_off():
 
 
 # -----------------------------------------------------------------------------
-# cross_entropy: [B,T] in, padding cut, the right path chosen
+# CrossEntropy: [B,T] in, padding cut, the right path chosen
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_every_kind_of_loss_equals_the_definition(kind):
+    x, padded, targets = model_problem()
+    ours = CrossEntropy(50, 15.0, kind)(x, padded, targets, "mean")
+    expected = reference(x.flatten(0, 1), padded[:50], targets.flatten(), 15.0, "mean")
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-6)
+    for mine, theirs in zip(grads(ours, x, padded), grads(expected, x, padded)):
+        assert relative(mine, theirs) < 2e-6
+
+
+def test_unknown_kind_of_loss_is_refused_with_the_rows_there_are():
+    with pytest.raises(ValueError, match="--loss=nonsense: there is no such row; the rows are chunked, plain"):
+        CrossEntropy(50, 15.0, "nonsense")
+
 
 def model_problem(dtype=torch.float32):
     x, weight, targets = problem(n=36, dtype=dtype)
@@ -167,7 +182,7 @@ def model_problem(dtype=torch.float32):
 def test_padding_rows_of_the_head_take_no_part(reduction, grad):
     x, padded, targets = model_problem()
     with torch.set_grad_enabled(grad):
-        ours = cross_entropy(x, padded, targets, 50, 15.0, reduction)
+        ours = CrossEntropy(50, 15.0)(x, padded, targets, reduction)
     expected = reference(x.flatten(0, 1), padded[:50], targets.flatten(), 15.0, reduction)
     assert ours.shape == expected.shape and torch.allclose(ours.double(), expected, atol=2e-5)
     if grad:
@@ -186,11 +201,12 @@ def test_no_tensor_of_all_logits_is_made_for_the_mean(monkeypatch):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             nonlocal largest
             out = func(*args, **(kwargs or {}))
-            largest = max([largest, *(t.numel() for t in (out if isinstance(out, (tuple, list)) else [out]) if torch.is_tensor(t))])
+            made = out if isinstance(out, (tuple, list)) else [out]
+            largest = max([largest, *(t.numel() for t in made if torch.is_tensor(t))])
             return out
     x, weight, targets = problem(n, c, v)
     with Watch():
-        cross_entropy(x.view(1, n, c), weight, targets.view(1, n), v, 15.0, "mean").backward()
+        CrossEntropy(v, 15.0)(x.view(1, n, c), weight, targets.view(1, n), "mean").backward()
     assert 64 * v <= largest < n * v
 
 
@@ -203,14 +219,15 @@ def test_target_beyond_the_vocabulary_is_an_error():
 
 
 @pytest.mark.slow
-def test_compiled_code_leaves_its_graph_for_the_chunks_with_the_same_result(monkeypatch):
+def test_compiled_code_leaves_its_graph_for_the_chunks_with_the_same_result():
     x, padded, targets = model_problem()
     torch._dynamo.reset()
-    monkeypatch.setattr(module, "_chunked", module._chunked)
-    module.stay_out_of_graphs()
-    compiled = torch.compile(cross_entropy, dynamic=False, backend="aot_eager")
+    eager, loss = CrossEntropy(50, 15.0), CrossEntropy(50, 15.0)
+    loss.leave_graphs()
+    assert eager.function == LOSSES["chunked"] != loss.function, "one model's loss is no other's"
+    compiled = torch.compile(lambda *args: loss(*args), dynamic=False, backend="aot_eager")
     for reduction in ("mean", "none"):
-        ours, theirs = (f(x, padded, targets, 50, 15.0, reduction) for f in (cross_entropy, compiled))
+        ours, theirs = (f(x, padded, targets, reduction) for f in (eager, compiled))
         assert torch.allclose(ours, theirs, atol=1e-5)
         for a, b in zip(grads(ours.sum(), x, padded), grads(theirs.sum(), x, padded)):
             assert relative(a, b) < 2e-6
@@ -221,4 +238,5 @@ def test_the_plain_expression_compiles_whole_as_a_card_needs_it():
     x, weight, targets = problem()
     torch._dynamo.reset()
     compiled = torch.compile(plain_cross_entropy, dynamic=False, backend="aot_eager", fullgraph=True)
-    assert torch.allclose(compiled(x, weight, targets, 15.0, "mean"), plain_cross_entropy(x, weight, targets, 15.0, "mean"), atol=1e-6)
+    ours, theirs = (f(x, weight, targets, 15.0, "mean") for f in (plain_cross_entropy, compiled))
+    assert torch.allclose(ours, theirs, atol=1e-6)

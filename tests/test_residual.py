@@ -10,25 +10,30 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from closed_form import RATES, TINY, fill, targets, tokens, uniform
 
 from nanochat.config import parse
 from nanochat.cost import gpt_config
 from nanochat.gpt import Context, GPTConfig, build_model
 from nanochat.layers.cache import DecodeCache
-from nanochat.layers.linear import norm
 from nanochat.layers.residual import Change, PlainResidual, SymplecticGate
 from nanochat.optim import setup_optimizer
 
 torch.set_num_threads(1)
 
 
-def gate_of(layer_idx=0, **changes):
-    return SymplecticGate(GPTConfig(**{**TINY, "residual": "symplectic", **changes}), layer_idx)
+def norm(x):
+    return F.rms_norm(x, (x.size(-1),))
+
+
+def gate_of(layer_idx=0, sublayer=0, **changes):
+    config = GPTConfig(**{**TINY, "residual": "symplectic", **changes})
+    return SymplecticGate(config, 2 * layer_idx + sublayer)
 
 
 def context(step=0.0, cache=None):
-    return Context(None, 0, None, cache, torch.tensor(float(step)))
+    return Context(None, None, cache, torch.tensor(float(step)))
 
 
 def naive_gate(x, mix, eps):
@@ -42,8 +47,8 @@ def naive_gate(x, mix, eps):
 
 def stream(T=40, B=2):
     """Normed inputs with calm and lively stretches, and one token that repeats."""
-    x = uniform((B, T, 48), "stream") * torch.linspace(0.1, 3, T).cos()[None, :, None] + 0.7 * uniform((B, 1, 48), "common")
-    x = norm(x)
+    x = uniform((B, T, 48), "stream") * torch.linspace(0.1, 3, T).cos()[None, :, None]
+    x = norm(x + 0.7 * uniform((B, 1, 48), "common"))
     x[:, 7] = x[:, 6]
     return x
 
@@ -60,11 +65,12 @@ def test_gate_equals_the_naive_loop(mix, eps):
 
 @pytest.mark.parametrize("mix", [0.05, 0.15, 0.3, 0.6, 0.9, 1.0])
 def test_gate_stays_in_its_range_and_starts_at_one(mix):
-    x = norm(torch.cat([uniform((1, 300, 48), "x"), uniform((1, 1, 48), "still").expand(1, 50, 48), 9 * uniform((1, 50, 48), "y")], dim=1))
+    still = uniform((1, 1, 48), "still").expand(1, 50, 48)
+    x = norm(torch.cat([uniform((1, 300, 48), "x"), still, 9 * uniform((1, 50, 48), "y")], dim=1))
     g = gate_of(symplectic_gate_mix=mix).gate(x, context())[0, :, 0]
     assert g[0] == 1
     assert g.min() >= 1 - mix - 1e-7 and g.max() <= 1
-    assert g[310:349].max() == g.min() == pytest.approx(1 - mix, abs=1e-6), "where nothing changes the gate is at its lowest"
+    assert g[310:349].max() == g.min() == pytest.approx(1 - mix, abs=1e-6), "lowest where nothing changes"
 
 
 def test_constant_input_gives_the_lowest_gate_without_dividing_by_zero():
@@ -129,18 +135,23 @@ def test_change_between_tokens_and_its_gradient_equal_the_plain_expression_in_fl
 
 def test_odd_means_every_second_layer_from_the_second():
     s, x, y = uniform((1, 9, 48), "s"), norm(uniform((1, 9, 48), "x")), uniform((1, 9, 48), "y")
-    gated = [not torch.equal(gate_of(i, symplectic_gate_layers="odd").write(s, x, y, None, context()), s + y) for i in range(5)]
-    assert gated == [False, True, False, True, False]
-    assert all(not torch.equal(gate_of(i).write(s, x, y, None, context()), s + y) for i in range(5))
+
+    def gated(sublayer, **changes):
+        gates = [gate_of(i, sublayer, **changes) for i in range(5)]
+        return [not torch.equal(gate.write(s, x, y, None, context()), s + y) for gate in gates]
+    for sublayer in (0, 1):
+        assert gated(sublayer, symplectic_gate_layers="odd") == [False, True, False, True, False]
+        assert gated(sublayer) == [True] * 5
 
 
 def test_mix_ramps_up_linearly_over_optimizer_steps():
     gate = gate_of(symplectic_gate_mix=0.4, symplectic_gate_ramp_start=10, symplectic_gate_ramp_steps=20)
-    for step, mix in ((0, 0), (9, 0), (10, 0), (11, 0.02), (15, 0.1), (20, 0.2), (29, 0.38), (30, 0.4), (31, 0.4), (10 ** 6, 0.4)):
+    for step, mix in ((0, 0), (9, 0), (10, 0), (11, 0.02), (15, 0.1), (20, 0.2), (29, 0.38), (30, 0.4), (31, 0.4),
+                      (10 ** 6, 0.4)):
         assert float(gate.mix_at(torch.tensor(float(step)))) == pytest.approx(mix, abs=1e-7), step
         expected = gate_of(symplectic_gate_mix=mix).gate(stream(), context())
         assert (gate.gate(stream(), context(step)) - expected).abs().max() < 1e-6
-    assert float(gate_of(symplectic_gate_mix=0.4).mix_at(torch.tensor(0.0))) == 0.4, "without a ramp mix is there from the start"
+    assert float(gate_of(symplectic_gate_mix=0.4).mix_at(torch.tensor(0.0))) == 0.4, "without a ramp: from the start"
 
 
 # -----------------------------------------------------------------------------
@@ -171,16 +182,18 @@ def assert_bit_identical(a, b):
 def test_flag_that_is_off_leaves_no_trace_in_the_model_configuration():
     off = parse(["--no-symplectic-gate"])
     assert asdict(gpt_config(off, 70)) == asdict(gpt_config(parse([]), 70))
-    on = gpt_config(parse(["--symplectic-gate", "--symplectic-gate-mix=0.9", "--symplectic-gate-eps=0.01", "--symplectic-gate-layers=odd",
-                           "--symplectic-gate-ramp-start=3", "--symplectic-gate-ramp-steps=5"]), 70)
-    assert on.variant_dict() == dict(residual="symplectic", symplectic_gate_mix=0.9, symplectic_gate_eps=0.01, symplectic_gate_layers="odd",
-                                     symplectic_gate_ramp_start=3, symplectic_gate_ramp_steps=5)
+    on = gpt_config(parse(["--symplectic-gate", "--symplectic-gate-mix=0.9", "--symplectic-gate-eps=0.01",
+                           "--symplectic-gate-layers=odd", "--symplectic-gate-ramp-start=3",
+                           "--symplectic-gate-ramp-steps=5"]), 70)
+    assert on.variant_dict() == dict(residual="symplectic", symplectic_gate_mix=0.9, symplectic_gate_eps=0.01,
+                                     symplectic_gate_layers="odd", symplectic_gate_ramp_start=3,
+                                     symplectic_gate_ramp_steps=5)
 
 
 def test_plain_residual_is_bit_identical_to_a_block_without_residual_objects():
     def bare_forward(block, s, ctx):
         s = s + block.attn(norm(s), ctx)[0]
-        return s + block.mlp(norm(s), ctx)[0]
+        return s + block.mlp(norm(s), ctx)[0], {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nanochat.gpt.Block.forward", bare_forward)
         bare = run(GPTConfig(**TINY))
@@ -189,7 +202,8 @@ def test_plain_residual_is_bit_identical_to_a_block_without_residual_objects():
 
 @pytest.mark.parametrize("changes, step", [
     (dict(symplectic_gate_mix=0.0), 0), (dict(symplectic_gate_mix=0.0, symplectic_gate_layers="odd"), 0),
-    (dict(symplectic_gate_ramp_start=5, symplectic_gate_ramp_steps=10), 5)], ids=["mix_0", "mix_0_odd", "before_its_ramp"])
+    (dict(symplectic_gate_ramp_start=5, symplectic_gate_ramp_steps=10), 5)],
+    ids=["mix_0", "mix_0_odd", "before_its_ramp"])
 def test_gate_without_effect_is_bit_identical_to_none(changes, step):
     assert_bit_identical(run(GPTConfig(**TINY, residual="symplectic", **changes), step), run(GPTConfig(**TINY)))
 
@@ -206,7 +220,8 @@ def test_both_sublayers_are_gated_each_by_its_own_input(monkeypatch):
     original = SymplecticGate.gate
     monkeypatch.setattr(SymplecticGate, "gate", lambda self, x, ctx: seen.append((self, x)) or original(self, x, ctx))
     model(tokens((1, 20), 70))
-    assert [gate for gate, _ in seen] == [gate for block in model.transformer.h for gate in (block.attn_res, block.mlp_res)]
+    gates = [gate for block in model.transformer.h for gate in (block.attn_res, block.mlp_res)]
+    assert [gate for gate, _ in seen] == gates
     assert all(abs(x.square().mean(dim=-1) - 1).max() < 1e-3 for _, x in seen), "the gate looks at the normed input"
     assert len({x.sum().item() for _, x in seen}) == len(seen)
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from nanochat import trainer
+from nanochat import run_eval, trainer
 from nanochat.checkpoint_manager import find_last_step, manifest_steps
 from nanochat.record import read_metrics, read_record
 from tests.conftest import REPO_ROOT
@@ -43,16 +43,16 @@ def test_a_signal_saves_first_and_the_resumed_run_is_bit_identical(base, monkeyp
 
 def test_a_signal_does_not_wait_for_a_long_validation_and_the_resumed_run_is_bit_identical(base, monkeypatch):
     run("--model-tag=whole")
-    original, seen = trainer.evaluate_bpb, []
+    original, seen = run_eval.evaluate_bpb, []
 
-    def interrupted(model, batches, token_bytes):
+    def interrupted(model, batches, token_bytes, ranks):
         def tell():
             for batch in batches:
                 seen.append(len(seen))
                 if r.step == 5:
                     os.kill(os.getpid(), signal.SIGINT)
                 yield batch
-        return original(model, tell(), token_bytes)
+        return original(model, tell(), token_bytes, ranks)
 
     def validate(which, last, inner=trainer.validate):
         nonlocal r
@@ -60,7 +60,7 @@ def test_a_signal_does_not_wait_for_a_long_validation_and_the_resumed_run_is_bit
         return inner(which, last)
     r = None
     monkeypatch.setattr(trainer, "validate", validate)
-    monkeypatch.setattr(trainer, "evaluate_bpb", interrupted)
+    monkeypatch.setattr(run_eval, "evaluate_bpb", interrupted)
     facts = run("--model-tag=cut")
     at_0, in_all = len(r.val_batches), len(seen)
     assert facts["status"] == "interrupted" and "--resume-from-step=5" in facts["error"]
@@ -99,7 +99,8 @@ def test_resume_without_a_checkpoint_starts_anew_and_a_finished_run_ends_at_once
 def test_a_fresh_start_moves_the_earlier_run_aside(base, capsys):
     run("--model-tag=a")
     run("--model-tag=a", "--num-iterations=3")
-    assert find_last_step(base / "base_checkpoints" / "a.1") == 12 and find_last_step(base / "base_checkpoints" / "a") == 3
+    folder = base / "base_checkpoints"
+    assert find_last_step(folder / "a.1") == 12 and find_last_step(folder / "a") == 3
     assert read_record(base, "a.1")["results"]["steps"] == 12 and read_record(base, "a")["results"]["steps"] == 3
     assert "Moved the earlier" in capsys.readouterr().out
 

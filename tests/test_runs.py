@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.config import model_shape, parse
+from nanochat.config import parse
+from nanochat.config_check import model_shape
 from nanochat.record import RunRecord
 from nanochat.schedule import grad_accum_steps
 

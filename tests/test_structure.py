@@ -19,17 +19,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"nanochat", "scripts", "runs", "patches", "ideas", "dev", "tests", ".ci", ".github"}
 MAX_LINES = 300
-MORE_LINES = {"tests/test_config.py": (330, "one example value and both directions for every option")}  # path: (budget, reason)
+MORE_LINES = {}  # path: (budget, reason)
 
 # A module of nanochat/ imports only modules to its left; `layers` stands for the whole folder.
-ORDER = """common code_identity schedule config record
+ORDER = """common code_identity ranks stage schedule options config_check config record gpt_config
     manifest shards text_files corpus download dataset tokenizer_files tokenizer
-    device dataloader layers loss gpt optim cost vram checkpoint_manager engine loss_eval run_facts run_setup trainer""".split()
+    device dataloader layers loss gpt muon optim cost vram checkpoint_manager engine loss_eval
+    run_facts run_setup run_guard run_eval run_log trainer""".split()
 TORCH_FREE = ORDER[:ORDER.index("device")]
 # A folder of nanochat/lab/ imports only from itself and from folders to its left; `ground` is the files in lab/ itself.
 ROOMS = "ground verdict trees ledger report protocol simulation cycle horizon".split()
 LAB_MAY_IMPORT = {"numpy", "scipy", "matplotlib", "filelock", *sys.stdlib_module_names}
-LAB_MAY_IMPORT_OF_OURS = {"common", "code_identity", "config", "schedule", "record"}
+LAB_MAY_IMPORT_OF_OURS = {"common", "code_identity", "config", "options", "schedule", "stage", "record"}
 BARE_PYTHON = ("scripts.setup", "scripts.smoke")  # run before any package is installed
 
 
@@ -183,6 +184,44 @@ def test_examples_in_docstrings_are_true(path):
     module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     result = doctest.testmod(module)
     assert result.attempted and not result.failed
+
+
+# -----------------------------------------------------------------------------
+# Options are declared once
+
+# (file, names of the options): why three of them stand in one literal, which is no list of what options are.
+SPELLED_OUT = {
+    ("nanochat/schedule.py", "num_iterations target_flops target_param_data_ratio"):
+        "the order in which horizons count, and the word that a record has for each; below config.py",
+    ("nanochat/run_setup.py", "num_iterations target_flops target_param_data_ratio"):
+        "the sentence that the log has for each horizon",
+}
+
+
+def literals(tree):
+    """The strings of each literal tuple, list and set, and the keys of each dict, that hold nothing else."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Tuple, ast.List, ast.Set, ast.Dict)):
+            items = node.keys if isinstance(node, ast.Dict) else node.elts
+            words = [item.value for item in items if isinstance(item, ast.Constant) and isinstance(item.value, str)]
+            others = [item for item in items if not isinstance(item, (ast.Constant, ast.Starred))]
+            if words and not others:
+                yield node.lineno, words
+
+
+def test_no_list_of_options_is_kept_beside_their_declarations():
+    from nanochat.config import TrainConfig
+    from nanochat.options import declared, spellings
+    options = {**{name: name for name in declared(TrainConfig)}, **spellings(TrainConfig)}
+    unused = set(SPELLED_OUT)
+    for path in files("nanochat/**/*.py", "scripts/*.py"):
+        for line, words in literals(ast.parse(path.read_text(encoding="utf-8"))):
+            if len(words) >= 3 and set(words) <= set(options):
+                key = name_of(path), " ".join(sorted(words))
+                assert key in SPELLED_OUT, f"{name_of(path)}:{line} lists {', '.join(words)}: ask the declarations " \
+                    "in nanochat/config.py instead, by role or tag, or say in SPELLED_OUT why it stands here"
+                unused.discard(key)
+    assert not unused, "an exception outlived its reason"
 
 
 # -----------------------------------------------------------------------------

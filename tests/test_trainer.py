@@ -10,8 +10,9 @@ import pytest
 import torch
 from filelock import FileLock
 
-from nanochat import gpt, run_setup, trainer
+from nanochat import run_setup, trainer
 from nanochat.checkpoint_manager import find_last_step, manifest_steps
+from nanochat.loss import CrossEntropy
 from nanochat.record import STATUSES, read_metrics, read_record
 from tests.tiny import make_base
 from tests.train_case import assert_same, assert_same_run, checkpoint, cli, metrics, run
@@ -81,11 +82,11 @@ def test_a_gate_that_is_off_or_has_mix_0_changes_no_bit(base):
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_is_not_applied_and_never_saved(base, monkeypatch, where):
-    real, calls, seen = gpt.cross_entropy, [], {}
+    real, calls, seen = CrossEntropy.__call__, [], {}
 
-    def poisoned(x, weight, targets, vocab_size, cap, reduction):
+    def poisoned(self, x, weight, targets, reduction):
         calls.extend([reduction] if reduction == "mean" else [])
-        loss = real(x, weight, targets, vocab_size, cap, reduction)
+        loss = real(self, x, weight, targets, reduction)
         if len(calls) == 10 and reduction == "mean":  # the second micro-batch of step 4
             if where == "loss":
                 return loss * float("inf")
@@ -96,7 +97,7 @@ def test_a_step_that_is_not_finite_is_not_applied_and_never_saved(base, monkeypa
         seen.update(run=r, weights={k: v.clone() for k, v in r.model.state_dict().items()})
         return real_set_schedule(r)
     real_set_schedule = trainer.set_schedule
-    monkeypatch.setattr(gpt, "cross_entropy", poisoned)
+    monkeypatch.setattr(CrossEntropy, "__call__", poisoned)
     monkeypatch.setattr(trainer, "set_schedule", remember)
     facts = run("--model-tag=a", "--save-every=2")
     assert facts["status"] == "diverged" and "step 4" in facts["error"] and "not applied" in facts["error"]

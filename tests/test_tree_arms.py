@@ -48,6 +48,17 @@ def test_unknown_flag_is_refused_by_name_before_anything_runs():
     assert not os.path.exists("results/t")
 
 
+def test_a_part_of_the_model_that_the_trees_trainer_lacks():
+    """At its default it is not passed on; otherwise it is refused, a switch that is on by default too, in either spelling."""
+    plain, = arms_of("control: tree=tree")
+    assert not [word for word in plain.argv if "smear" in word or "residual" in word or "mlp" in word]
+    same, = arms_of("control: tree=tree", common=[*COMMON, "--smear", "--mlp=relu_squared", "--no-symplectic-gate"])
+    assert same.argv == plain.argv
+    for flags, named in (("--no-smear", "--smear"), ("--mlp=other", "--mlp"), ("--residual=symplectic", "--symplectic-gate")):
+        with pytest.raises(ValueError, match=f"arm control: its trainer has no flag {named}, and the arms are to run with"):
+            arms_of("control: tree=tree", common=[*COMMON, flags])
+
+
 @pytest.mark.parametrize("text, message", [
     ("x: tree=nowhere", "arm x: tree=nowhere: no scripts/base_train.py"), ("x: tree=tree patch=no.patch", "arm x: patch .*cannot be read"),
     ("x: tree=tree tree=tree", "arm x: .* one tree"), ("x: tree=tree plus=1", "arm x: .*'plus=1' is not understood"),

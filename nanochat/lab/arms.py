@@ -5,23 +5,17 @@ An arm is a name and its options; the control is the profile itself, a candidate
 is one arm at one seed: one run of the trainer, with its own tag and the hash that says what it computes.
 """
 
-import contextlib
-import io
 import re
 import shlex
 from dataclasses import asdict, dataclass, replace
 
-from nanochat.config import FIELDS, TrainConfig, config_hash, flag, hashed_options, hyphenate, parse, to_argv
+from nanochat.config import FIELDS, TrainConfig, config_hash, hashed_options, read_config
+from nanochat.options import flag, hyphenate, tagged, to_argv, with_role
 
 CONTROL = "control"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-SHAPE = ("depth", "aspect_ratio", "model_dim", "head_dim", "n_kv_head")
-HORIZON = ("num_iterations", "target_flops", "target_param_data_ratio", "total_batch_size")  # the batch goes by the law of the horizon
-# Options that a run sees only through what cost.resolve makes of them.
-IN_RESOLVED = ("aspect_ratio", "model_dim", "head_dim", "n_kv_head", "num_iterations", "target_flops", "target_param_data_ratio",
-               "total_batch_size", "weight_decay", "batch_multiplier", "wd_multiplier", "ratio_ref")
+LENGTH = tagged(FIELDS, "horizon", "batch_law")
 HOW_RESOLVED = ("horizon", "batch_multiplier", "ref_tokens")  # how a value was come to, not what is run
-RESERVED = ("seed", "model_tag", "resume", "resume_from_step")  # a cell sets them
 
 
 @dataclass(frozen=True)
@@ -76,21 +70,21 @@ def split_flags(what: str, text: str) -> list[str]:
 
 
 def parse_arm(name: str, flags: str, common: list[str]) -> Arm:
-    """The trainer's own parser, its exit turned into a ValueError that names the arm."""
+    """The trainer's own parser; its ValueError names the arm."""
     if not NAME.fullmatch(name):
-        raise ValueError(f"arm {name!r}: expected a name of letters, digits, '.', '_' and '-', as in --candidate='mix005: --flags'")
+        raise ValueError(f"arm {name!r}: expected a name of letters, digits, '.', '_' and '-', as in "
+                         "--candidate='mix005: --flags'")
     words = split_flags(f"arm {name}", flags)
+    reserved = set(map(flag, tagged(FIELDS, "cell")))
     for word in hyphenate([*common, *words]):
-        if word.partition("=")[0] in map(flag, RESERVED):
+        if word.partition("=")[0] in reserved:
             raise ValueError(f"arm {name}: {word} is set by the protocol for each cell; seeds go into --seeds")
-    said = io.StringIO()
+        if word in ("-h", "--help"):
+            raise ValueError(f"arm {name}: not a training option among {flags}")
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            config = parse([*common, *words], prog="base_train")
-    except SystemExit as e:
-        message = said.getvalue().strip().removeprefix("base_train: error: ")
-        raise ValueError(f"arm {name}: {message or 'not a training option among ' + flags}") from e
-    return Arm(name, shlex.join(words), config)
+        return Arm(name, shlex.join(words), read_config([*common, *words]))
+    except ValueError as e:
+        raise ValueError(f"arm {name}: {e}") from e
 
 
 def make_arms(candidates: list[str], common: list[str]) -> list[Arm]:
@@ -142,13 +136,15 @@ def profile_changes(control: Arm, arm: Arm, primary: str = "val_bpb") -> list[st
     time to one declared target decides, so is the length of the run: what it costs is in the time.
     """
     budgets = {matched_budget(control.config), matched_budget(arm.config)}
-    free = SHAPE if len(budgets) == 1 and None not in budgets else HORIZON if primary == "time_to_target" else ()
-    return [f"{flag(name)} {getattr(control.config, name)} -> {getattr(arm.config, name)}" for name, f in FIELDS.items()
-            if f.metadata["profile"] and name not in free and getattr(control.config, name) != getattr(arm.config, name)]
+    matched = len(budgets) == 1 and None not in budgets
+    free = tagged(FIELDS, "shape") if matched else LENGTH if primary == "time_to_target" else ()
+    old, new = vars(control.config), vars(arm.config)
+    return [f"{flag(name)} {old[name]} -> {new[name]}" for name in with_role(FIELDS, "workload")
+            if name not in free and old[name] != new[name]]
 
 
 def horizons_differ(arms: list[Arm]) -> bool:
-    return len({tuple(getattr(arm.config, name) for name in HORIZON) for arm in arms}) > 1
+    return len({tuple(getattr(arm.config, name) for name in LENGTH) for arm in arms}) > 1
 
 
 def same_options(arms: list[Arm]) -> list[tuple[str, str]]:
@@ -161,14 +157,15 @@ def refuse_rounded(arms: list[Arm], resolved: list[dict]):
     """Raise ValueError for an arm whose options differ from an earlier arm's and resolve to the same run: it would be that arm
     under another name, and its verdict one on nothing. resolved: asdict(cost.resolve(...)) of each arm. A/A arms are no trap.
     """
-    seen = []
+    seen, told = [], tagged(FIELDS, "resolved")
     for arm, facts in zip(arms, resolved):
-        options = {name: value for name, value in hashed_options(arm.config).items() if name not in IN_RESOLVED}
+        options = {name: value for name, value in hashed_options(arm.config).items() if name not in told}
         run = options, {name: value for name, value in facts.items() if name not in HOW_RESOLVED}
         for other, its_run in seen:
             if its_run == run and hashed_options(other.config) != hashed_options(arm.config):
-                raise ValueError(f"arm {arm.name}: {arm.flags or 'no flags'} resolves to the run of {other.name}; expected another batch, "
-                                 "rate, decay or length: choose values that survive the rounding, or leave the arm out")
+                raise ValueError(f"arm {arm.name}: {arm.flags or 'no flags'} resolves to the run of {other.name}; expected "
+                                 "another batch, rate, decay or length: choose values that survive the rounding, or leave "
+                                 "the arm out")
         seen.append((arm, run))
 
 

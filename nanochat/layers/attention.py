@@ -5,10 +5,11 @@ B batch, T tokens, C channels, H heads, G key/value heads, D head size.
 """
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
-from nanochat.layers.linear import Linear, norm
+from nanochat.layers.layer import Layer
+from nanochat.layers.linear import Linear
+from nanochat.layers.norm import Norm
 
 QK_SCALE = 1.2  # on q and on k after their norm: sharper attention, as upstream has it
 VE_GATE_CHANNELS = 12
@@ -34,8 +35,8 @@ def by_hand(x) -> bool:
 
 
 def inverse_rms(x):
-    """1 / sqrt(mean(x^2) + eps) over the last dimension, kept, in fp32 at least. eps: torch's default for rms_norm, which is
-    fp32's for every dtype."""
+    """1 / sqrt(mean(x^2) + eps) over the last dimension, kept, in fp32 at least. eps: torch's default for rms_norm,
+    which is fp32's for every dtype."""
     square = (x.float() if x.element_size() < 4 else x).pow(2)
     return square.mean(dim=-1, keepdim=True).add_(torch.finfo(torch.float32).eps).rsqrt_()
 
@@ -91,18 +92,19 @@ def attend(q, k, v, window: int):
     return y.transpose(1, 2)
 
 
-class CausalSelfAttention(nn.Module):
+class CausalSelfAttention(Layer):
     """y = W_o attend(q, k, v + gated value embedding). `has_ve` layers own the gate of their value embedding."""
 
     def __init__(self, config, layer_idx: int):
         super().__init__()
-        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.n_embd // config.n_head
-        self.qk_norm = config.qk_norm
+        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
+        self.window = config.window(layer_idx)
+        self.qk_norm = Norm(self.head_dim) if config.qk_norm else None
         self.c_q = Linear(config.n_embd, self.n_head * self.head_dim)
         self.c_k = Linear(config.n_embd, self.n_kv_head * self.head_dim)
         self.c_v = Linear(config.n_embd, self.n_kv_head * self.head_dim)
         self.c_proj = Linear(self.n_head * self.head_dim, config.n_embd)
-        self.ve_gate = Linear(VE_GATE_CHANNELS, self.n_kv_head) if config.has_ve(layer_idx) else None
+        self.ve_gate = Linear(VE_GATE_CHANNELS, self.n_kv_head, role="value_gate") if config.has_ve(layer_idx) else None
 
     @torch.no_grad()
     def init_weights(self):
@@ -110,14 +112,21 @@ class CausalSelfAttention(nn.Module):
         for linear in (self.c_q, self.c_k, self.c_v):
             linear.weight.uniform_(-bound, bound)
         self.c_proj.weight.zero_()
+        if self.qk_norm is not None:
+            self.qk_norm.init_weights()
 
     @torch.no_grad()
-    def init_gate(self):  # apart from init_weights: upstream draws all gates last, and one seed must give its weights
+    def init_gate(self):
         if self.ve_gate is not None:
             self.ve_gate.weight.uniform_(0.0, 0.02)
 
+    def flops_per_token(self, T: int) -> int:
+        """On top of the matrices, q k and p v of min(window, T) tokens: 12 each, causality not halved
+        (arXiv:2204.02311, appendix B)."""
+        return super().flops_per_token(T) + 12 * self.n_head * self.head_dim * min(self.window, T)
+
     def forward(self, x, ctx):
-        """x [B,T,C], already normed. ctx: see gpt.Context. Returns (y [B,T,C], no auxiliary loss)."""
+        """x [B,T,C], already normed. ctx: see gpt.Context. Returns (y [B,T,C], no loss terms)."""
         B, T, _ = x.shape
         q = self.c_q(x).view(B, T, self.n_head, self.head_dim)
         k = self.c_k(x).view(B, T, self.n_kv_head, self.head_dim)
@@ -128,15 +137,16 @@ class CausalSelfAttention(nn.Module):
         q, k = self._turn(q, ctx.cos_sin), self._turn(k, ctx.cos_sin)
         if ctx.cache is not None:
             k, v = self._remember(k, v, ctx.cache)
-        y = attend(q, k, v, ctx.window)
-        return self.c_proj(y.reshape(B, T, -1)), None
+        y = attend(q, k, v, self.window)
+        return self.c_proj(y.reshape(B, T, -1)), {}
 
     def _turn(self, x, cos_sin):
         """Rotary embedding, and the norm of queries and keys."""
-        if self.qk_norm and by_hand(x):
+        norm = self.qk_norm
+        if norm is not None and norm.is_default and by_hand(x):
             return RotateAndNorm.apply(x, *cos_sin, QK_SCALE)
         x = rotate(x, *cos_sin)
-        return norm(x) * QK_SCALE if self.qk_norm else x
+        return x if norm is None else norm(x) * QK_SCALE
 
     def _remember(self, k, v, cache):
         """Append k and v to the cache; return all keys and values so far."""

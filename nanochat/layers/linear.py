@@ -1,15 +1,11 @@
-"""Bias-free Linear and RMSNorm without gain: what every layer here is made of."""
+"""Bias-free Linear and Embedding: what every layer here is made of."""
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-CPU_MULTIPLIES_BF16 = any(map(torch.cpu.get_capabilities().get, ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")))
-
-
-def norm(x):
-    """RMSNorm over the last dimension, no gain, torch's default eps."""
-    return F.rms_norm(x, (x.size(-1),))
+CPU_MULTIPLIES_BF16 = any(map(torch.cpu.get_capabilities().get,
+                              ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")))
 
 
 def widened(x) -> bool:
@@ -42,8 +38,15 @@ class WidenedLinear(torch.autograd.Function):
 class Linear(nn.Linear):
     """Keeps its weight in fp32 and multiplies in the dtype of its input: autocast without autocast."""
 
-    def __init__(self, in_features: int, out_features: int):
+    def __init__(self, in_features: int, out_features: int, role: str = "matrix"):
         super().__init__(in_features, out_features, bias=False)
+        self.roles = {"weight": role}
 
     def forward(self, x):
         return (WidenedLinear.apply if widened(x) else F.linear)(x, self.weight.to(x.dtype))
+
+
+class Embedding(nn.Embedding):
+    def __init__(self, num_embeddings: int, embedding_dim: int, role: str):
+        super().__init__(num_embeddings, embedding_dim)
+        self.roles = {"weight": role}

@@ -1,9 +1,9 @@
 """The feed-forward sublayer."""
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
+from nanochat.layers.layer import Layer
 from nanochat.layers.linear import Linear
 
 
@@ -23,7 +23,7 @@ class ReluSquared(torch.autograd.Function):
         return (r * grad).mul_(2)
 
 
-class ReluSquaredMLP(nn.Module):
+class ReluSquaredMLP(Layer):
     """y = W_proj relu(W_fc x)^2, four times as wide inside (arXiv:2109.08668)."""
 
     def __init__(self, config, layer_idx: int):
@@ -38,4 +38,4 @@ class ReluSquaredMLP(nn.Module):
         self.c_proj.weight.zero_()
 
     def forward(self, x, ctx):
-        return self.c_proj(ReluSquared.apply(self.c_fc(x))), None
+        return self.c_proj(ReluSquared.apply(self.c_fc(x))), {}

@@ -6,17 +6,38 @@ A block does, once for the mixer and once for the MLP, each with a residual obje
     x, carry = res.read(s, ctx); x = norm(x); y, aux = sublayer(x, ctx); s = res.write(s, x, y, carry, ctx)
 
 so a residual may look at the sublayer's normed input x and its output y, and may keep decode state.
+
+The first residual of the model makes s of the embeddings (`enter`), and the last one makes the hidden state of s
+(`leave`). A residual with several streams overrides both, and gpt.py need not know what s is.
 """
 
 import torch
-import torch.nn as nn
+
+from nanochat.layers.layer import Layer
+
+# They act on s in gpt.py, and are defined for a single stream only.
+ONE_STREAM_ONLY = ("lambdas", "backout")
 
 
-class PlainResidual(nn.Module):
-    """s + y."""
+class PlainResidual(Layer):
+    """s + y. `sublayer_idx`: 2 * layer, plus 0 for the mixer and 1 for the MLP."""
 
-    def __init__(self, config, layer_idx: int):
+    streams = 1
+
+    def __init__(self, config, sublayer_idx: int):
         super().__init__()
+
+    @property
+    def refuses(self) -> tuple[str, ...]:
+        return ONE_STREAM_ONLY if self.streams > 1 else ()
+
+    def enter(self, x):
+        """Embeddings x [B,T,C] -> s."""
+        return x
+
+    def leave(self, s):
+        """s -> hidden state [B,T,C]."""
+        return s
 
     def read(self, s, ctx):
         return s, None
@@ -54,9 +75,9 @@ class SymplecticGate(PlainResidual):
     RUNNING mean: a mean over the whole sequence would read the future and could not be decoded token by token.
     """
 
-    def __init__(self, config, layer_idx: int):
-        super().__init__(config, layer_idx)
-        self.gated = config.symplectic_gate_layers == "all" or layer_idx % 2 == 1
+    def __init__(self, config, sublayer_idx: int):
+        super().__init__(config, sublayer_idx)
+        self.gated = config.symplectic_gate_layers == "all" or sublayer_idx // 2 % 2 == 1  # "odd" counts layers
         self.mix = config.symplectic_gate_mix
         self.eps = config.symplectic_gate_eps
         self.ramp_start = config.symplectic_gate_ramp_start

@@ -9,12 +9,15 @@ that does nothing as often as any of its depths does (`false_promotion`).
 from dataclasses import asdict, dataclass, field
 
 from nanochat.common import read_json
+from nanochat.config import FIELDS
 from nanochat.lab.arms import CONTROL, parse_arm
 from nanochat.lab.table import number, table
+from nanochat.options import tagged
 
 GATES = {"final_train_loss": 5, "val_bpb": 6}  # floors that have to be shown at every depth; gate 1 is the primary
 VAL_BPB_MARGIN = 0.005  # gate 6, also where val_bpb is the primary metric and so no floor
-MAY_DIFFER = ("depth", "device_batch_size", "model_tag", "run")  # device_batch_size only cuts the same batch
+# Of the options of two depths: device_batch_size only cuts the same batch.
+MAY_DIFFER = ("depth", "device_batch_size", *tagged(FIELDS, "name"))
 
 
 @dataclass

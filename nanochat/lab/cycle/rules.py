@@ -16,11 +16,11 @@ from nanochat.lab.arms import CONTROL, parse_arm
 from nanochat.lab.ledger.experiments import NOISE
 from nanochat.lab.ledger.workload import OF_A_CELL, options_of
 from nanochat.lab.profiles import Profile
+from nanochat.options import tagged
 
 PHASES = ("noise and baseline banked", "theory slice", "sweeps around the winner", "shape and fusion", "miniseries", "promotion")
 PLATEAU_GAIN = 0.02  # of a full cycle; two in a row below it, and nothing promoted, are a plateau
 FUTILE = 0.10  # a candidate with a smaller chance to pass at the last look gets no more seeds
-OF_THE_MACHINE = ("device_type", "dtype", "compile", "device_batch_size")  # a profile leaves them to what it runs on
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def relative_gain(facts: dict, entry: dict) -> float:
 def banked_seeds(rows: list[dict], profile: Profile, flags: str) -> set[int]:
     """Seeds of the control runs that the ledger has for this profile with these flags."""
     wanted = vars(parse_arm(CONTROL, "", [*profile.flags, *shlex.split(flags)]).config)
-    names = [name for name in FIELDS if name not in (*OF_A_CELL, *OF_THE_MACHINE)]
+    names = [name for name in FIELDS if name not in (*OF_A_CELL, *tagged(FIELDS, "machine"))]
     return {row["seed"] for row in rows if (row["label"], row["arm"], row["status"], row["profile"]) == (NOISE, CONTROL, "ok", profile.name)
             and (found := options_of(row)) and all(found[name] == wanted[name] for name in names)}
 

@@ -9,14 +9,15 @@ is the end of a run, once.
 import math
 from dataclasses import dataclass
 
-from nanochat.config import FIELDS, NOT_HASHED, TrainConfig, flag
+from nanochat.config import FIELDS, TrainConfig, config_of_record
 from nanochat.lab.horizon.infer import Exponent
 from nanochat.lab.horizon.loss_law import Point
 from nanochat.lab.horizon.source import Refusal
+from nanochat.options import flag, tagged, with_role
 
 UNITS = {"val_bpb": "bits per byte", "val_loss": "nats per token"}
 LOSS_SD_BPB = 0.002  # of one run's val_bpb over seeds, where no calibration run was repeated
-OF_A_RUN = ("seed", "num_iterations", "target_flops", "target_param_data_ratio", *NOT_HASHED)  # may differ between calibration runs
+OF_A_RUN = (*tagged(FIELDS, "cell", "horizon"), *with_role(FIELDS, "run"))  # may differ between calibration runs
 RESOLVED = {"total_batch_size", "ref_tokens", "tau"}
 TAU_WITHIN = 0.05
 HORIZON_SHARE = 4  # the theory speaks of contexts this many times as long as n*
@@ -63,7 +64,7 @@ def read_runs(runs: list[tuple[dict, list[dict]]]) -> Calibration:
         _refuse_mixed(records[0], record)
     _refuse_moving_tau(records)
     first = records[0]
-    config, done = TrainConfig(**{name: value for name, value in first["config"].items() if name in FIELDS}), first["resolved"]
+    config, done = config_of_record(first["config"]), first["resolved"]
     own_ratio = config.target_param_data_ratio if config.target_param_data_ratio > 0 else 1.0
     return Calibration([_point(record) for record in records], config, done["num_scaling_params"],
                        round(done["ref_tokens"] / (config.ratio_ref if config.ratio_ref > 0 else own_ratio)),
@@ -100,7 +101,8 @@ def _refuse_incomplete(record: dict, rows: list[dict]):
 def _refuse_mixed(first: dict, other: dict):
     """Runs that differ in more than their length are on no common curve."""
     differ = [name for name in ("dataset_id", "tokenizer_id") if first[name] != other[name]]
-    differ += [flag(name) for name in FIELDS if name not in OF_A_RUN and first["config"].get(name) != other["config"].get(name)]
+    a, b = (vars(config_of_record(record["config"])) for record in (first, other))
+    differ += [flag(name) for name in FIELDS if name not in OF_A_RUN and a[name] != b[name]]
     if first["resolved"]["num_scaling_params"] != other["resolved"]["num_scaling_params"]:
         differ.append("num_scaling_params")
     if differ:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from nanochat.common import REPO_ROOT
+from nanochat.config import FIELDS
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.csv_file import append_row, read_schema, read_typed
 from nanochat.lab.ledger.workload import option_differences
@@ -53,7 +54,7 @@ def row_of_record(record: dict, metrics_rows, *, label, arm, profile, target=Non
     status = (known or {}).get("status") or {"running": "crash"}.get(record.get("status"), record.get("status"))
     device, load = record.get("device") or {}, [x for x in (record.get("load_start"), record.get("load_end")) if x is not None]
     row = dict.fromkeys(schema())
-    row |= {name: config.get(name) for name in ("seed", "depth", "max_seq_len", "device_batch_size", "warmdown_ratio", "warmdown_shape")}
+    row |= {name: config.get(name) for name in row if name in FIELDS}  # what was resolved replaces some of them below
     row |= {name: record.get(name) for name in ("git_commit", "run_id", "profile_hash", "config_hash", "dirty", "threads", "dataset_id",
                                                 "tokenizer_id", "tree_hash", "command")}
     row |= {name: results.get(name) for name in ("tok_per_sec_median", "dt_median_ms", "final_train_loss", "min_val_bpb", "peak_mem_mib",

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from nanochat.common import read_json
 from nanochat.lab.profiles import PROFILES
-from nanochat.record import read_metrics
-
-EMA_BETA = 0.9  # upstream's smoothing of the training loss, recorded before its start is corrected for
+from nanochat.record import EMA_BETA, read_metrics
+from nanochat.stage import BASE
 
 
 def find_run(what: str, base_dir) -> tuple[dict, list[dict], str | None]:
@@ -48,7 +47,7 @@ def _by_id(run_id: str, base_dir: Path) -> list[Path]:
     if Path(run_id).name != run_id or run_id in (".", ".."):
         return []
     homes = [base_dir, *sorted(path for path in (base_dir / "lab").glob("*") if path.is_dir())]
-    found = [home / "records" / run_id for home in homes] + [home / "base_checkpoints" / run_id for home in homes]
+    found = [home / "records" / run_id for home in homes] + [BASE.folder(home, run_id) for home in homes]
     folders = [folder for folder in found if _holds_run(folder)]
     recorded = [folder for folder in folders if folder.parent.name == "records"]
     return recorded or folders  # a run of ours has both: its record says more

@@ -16,13 +16,16 @@ from pathlib import Path
 
 from nanochat.code_identity import tree_hash
 from nanochat.common import REPO_ROOT, read_json, to_paste
-from nanochat.config import flag
+from nanochat.config import FIELDS
 from nanochat.lab.commands import RESULTS_DIR
-from nanochat.lab.ledger.workload import PROGRAM, words_of
+from nanochat.lab.ledger.workload import words_of
 from nanochat.lab.profiles import PROFILES
+from nanochat.options import flag, tagged
 from nanochat.record import read_record
+from nanochat.stage import BASE
 
-OF_THE_FIRST_RUN = ("model_tag", "resume", "resume_from_step")
+# What the first run was called, and from where it went on; its seed, which a cell is given too, is part of the run.
+OF_THE_FIRST_RUN = tuple(name for name in tagged(FIELDS, "cell") if FIELDS[name].role == "run")
 HASH_LETTERS = 8
 
 
@@ -35,7 +38,7 @@ class Rerun:
     def __post_init__(self):
         number = f"row {self.row['row']}"
         if not self.row["command"] or not words_of(self.row):
-            raise ValueError(f"{number} has no command of {PROGRAM}: it was imported, or its run left no record")
+            raise ValueError(f"{number} has no command of {BASE.command}: it was imported, or its run left no record")
         if not self.row["git_commit"]:
             raise ValueError(f"{number} has no commit: it was run outside git, and its code cannot be had again")
 
@@ -82,7 +85,7 @@ class Rerun:
                 say("the code of the commit is not the code of the row, which had changes that were not committed")
             environment = {**os.environ, "NANOCHAT_BASE_DIR": str(self.home), "OMP_NUM_THREADS": str(self.row["threads"] or 1)}
             before = read_record(self.home, self.tag)
-            code = subprocess.run([sys.executable, "-m", PROGRAM, *self.argv()], cwd=tree, env=environment).returncode
+            code = subprocess.run([sys.executable, "-m", BASE.command, *self.argv()], cwd=tree, env=environment).returncode
         record = read_record(self.home, self.tag)
         if record is None or record == before:
             raise ValueError(f"the run ended with exit code {code} and left no record")

@@ -3,15 +3,14 @@ What a row of the ledger computed, read off its exact command: rows of different
 a message that says so names what differs.
 """
 
-import contextlib
-import io
 import shlex
 
-from nanochat.config import FIELDS, NOT_HASHED, build_parser, flag, hyphenate
+from nanochat.config import FIELDS, TrainConfig
+from nanochat.options import flag, hyphenate, known_options, said_once, tagged, with_role
+from nanochat.stage import BASE
 
-PROGRAM = "scripts.base_train"
-OF_A_CELL = ("seed", *NOT_HASHED)  # set for each run, or without a say in what it computes
-IN_THE_ROW = ("depth", "max_seq_len", "device_batch_size", "num_iterations")  # where there is no command to read
+# Set for each cell, or without a say in what a run computes.
+OF_A_CELL = (*tagged(FIELDS, "cell"), *with_role(FIELDS, "run"))
 
 
 def words_of(row: dict) -> list[str]:
@@ -21,26 +20,26 @@ def words_of(row: dict) -> list[str]:
     ['--depth=4', '--no-compile']
     """
     words = shlex.split(row["command"] or "")
-    return hyphenate(words[words.index(PROGRAM) + 1:]) if PROGRAM in words else []
+    return hyphenate(words[words.index(BASE.command) + 1:]) if BASE.command in words else []
 
 
 def options_of(row: dict) -> dict:
     """Every option of the run that made `row`; {} where its command cannot be read by this version."""
     words = words_of(row)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            return vars(build_parser().parse_known_args(words)[0]) if words else {}
-    except SystemExit:
+        return known_options(TrainConfig, words) if words else {}
+    except ValueError:
         return {}
 
 
 def option_differences(a: dict, b: dict, names=None) -> list[str]:
     """["--depth 4 -> 12", ...] between two rows, over `names` (default: all that decide what is computed)."""
-    old, new = options_of(a), options_of(b)
+    old, new = (said_once(TrainConfig, options_of(row)) for row in (a, b))
     if not (old and new):
-        old, new = ({name: row[name] for name in IN_THE_ROW} for row in (a, b))
+        old, new = ({name: row[name] for name in tagged(FIELDS, "ledger_row")} for row in (a, b))
     names = [name for name in FIELDS if name not in OF_A_CELL] if names is None else names
-    return [f"{flag(name)} {old[name]} -> {new[name]}" for name in names if old.get(name) != new.get(name) and name in old and name in new]
+    return [f"{flag(name)} {old[name]} -> {new[name]}" for name in names
+            if old.get(name) != new.get(name) and name in old and name in new]
 
 
 def why_other_profile(a: dict, b: dict) -> list[str]:
@@ -51,7 +50,7 @@ def why_other_profile(a: dict, b: dict) -> list[str]:
     found = [f"device {kinds[0]} -> {kinds[1]}"] if kinds[0] != kinds[1] else []
     found += [f"{name.removesuffix('_id')} {_short(a[name])} -> {_short(b[name])}" for name in ("dataset_id", "tokenizer_id")
               if a[name] != b[name]]
-    found += option_differences(a, b, [name for name, f in FIELDS.items() if f.metadata["profile"]])
+    found += option_differences(a, b, with_role(FIELDS, "workload"))
     return found or ["the rows do not say: their profile hashes are of other versions of the options"]
 
 

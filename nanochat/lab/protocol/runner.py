@@ -19,8 +19,9 @@ from pathlib import Path
 from nanochat.common import REPO_ROOT
 from nanochat.lab.arms import Cell
 from nanochat.record import STATUSES, last_metrics_row, read_record, record_dir
+from nanochat.stage import BASE
 
-TRAINER = (sys.executable, "-m", "scripts.base_train")
+TRAINER = (sys.executable, "-m", BASE.command)
 COMPLETE = ("ok", "diverged")
 EXIT_STATUS = {3: "diverged", 4: "oom", 130: "interrupted", -signal.SIGINT: "interrupted", -signal.SIGTERM: "interrupted"}
 SAVE_GRACE_SEC = 180  # a run asked to stop saves first; a slow disk and a large optimizer take a while

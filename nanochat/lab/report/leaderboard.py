@@ -12,10 +12,12 @@ import shlex
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+from nanochat.config import FIELDS
 from nanochat.lab.table import number
+from nanochat.options import flag, tagged
 
 BEGIN, END = "<!-- leaderboard: begin -->", "<!-- leaderboard: end -->"
-OF_ONE_RUN = ("--seed", "--model-tag", "--run")  # what tells the runs of an entry apart
+OF_ONE_RUN = ("--seed", *map(flag, tagged(FIELDS, "name")))  # what tells the runs of an entry apart
 TIME, EXTRAPOLATED, BPB, SPEED = "time_to_target_sec_measured", "time_to_target_sec_extrapolated", "val_bpb", "tok_per_sec_median"
 SAYS_OF_THE_ARM = ("ok", "diverged")  # other endings say something of the machine
 HEADER = ["rank", "arm", "n", "seeds", "time_to_target_sec", "extrapolated_sec", "val_bpb", "sd", "tok_per_sec", "failed",

@@ -1,5 +1,5 @@
 """
-A draft of an entry of dev/LOG.md from a result file, in the format of dev/STYLE.md; one entry a candidate, an idea each.
+A draft of an entry of dev/LOG.md from a result file, in the format of dev/STYLE.md: an entry for each candidate.
 
 Every number is read from the facts. What no record knows is why the change was tried: that is left as TODO.
 """
@@ -8,7 +8,7 @@ import re
 from statistics import mean, stdev
 
 from nanochat.lab.arms import CONTROL
-from nanochat.lab.report.gains import headline
+from nanochat.lab.report.gains import gain_text, headline, primary_gate
 from nanochat.lab.report.text import GATE_HEADER, gate_cells, gate_notes, label_lines, seeds_text
 from nanochat.lab.table import looks_text, number
 
@@ -16,11 +16,12 @@ REOPEN = {
     "promote": "a miniseries in which another depth disagrees",
     "optional": "the same gain without the price",
     "reject": "a new label with new seeds, and a reason to expect more",
-    "inconclusive": "more seeds under the same declaration, if it has looks left, else a new label",
+    "inconclusive": "more seeds under the same declaration, if it has planned checks left, else a new label",
     None: "the runs that are missing or broken",
 }
-SHOWN = {"val_bpb": ".5f", "final_train_loss": ".4f", "time_to_target_sec": ",.1f", "tok_per_sec_median": ",.0f", "avg_tok_per_sec": ",.0f",
-         "peak_mem_mib": ",.0f"}
+SAYS = {"reject": "not taken", "inconclusive": "cannot tell yet", None: "no verdict yet"}  # a gain is said in numbers
+SHOWN = {"val_bpb": ".5f", "final_train_loss": ".4f", "time_to_target_sec": ",.1f", "tok_per_sec_median": ",.0f",
+         "avg_tok_per_sec": ",.0f", "peak_mem_mib": ",.0f"}
 
 
 def log_entry(facts: dict) -> str:
@@ -31,49 +32,79 @@ def log_entry(facts: dict) -> str:
 
 
 def _entry(facts, entry) -> str:
-    title = f"{facts['settings']['label'] or 'protocol'}, {entry['candidate']}"
-    return "\n".join([f"## {facts['timestamp'][:10]}: {title} ({entry['verdict'] or 'no verdict'})", f"**Change** {_change(facts, entry)}",
-                      "**Why** TODO: why (source).", f"**Setup** {_setup(facts)}", f"**Result** {_result(facts, entry)}",
-                      f"**Decision** {_decision(entry)}"])
+    sections = [f"{_change(facts, entry)} TODO: why (source).", f"**Did it help?** {_did_it_help(entry)}",
+                f"**How sure?**{_how_sure(facts, entry)}", f"**Caveat**{_caveat(facts, entry)}",
+                f"**How to repeat** {_how_to_repeat(facts)}", *_tables(facts, entry)]
+    return f"## {facts['timestamp'][:10]}: {_title(facts, entry)}\n" + "\n\n".join(sections)
+
+
+def _title(facts, entry) -> str:
+    """The result in plain words. A gain that was shown is quoted at its lower bound: see gains.py."""
+    gate = primary_gate(entry)
+    lo, mean = gate.get("lo"), gate.get("mean")
+    if entry["verdict"] in ("promote", "optional") and lo is not None and lo > 0:
+        result = f"at least {gain_text(gate['metric'], lo)}"
+    else:
+        result = SAYS.get(entry["verdict"], "no loss shown")  # promoted without a gain: what it buys is in the reason
+        result += f", measured {gain_text(gate['metric'], mean)}" if mean is not None else ""
+    label = facts["settings"]["label"] or "protocol"
+    return f"{entry['candidate']} of {label}: {result} ({entry['verdict'] or 'no verdict'})"
 
 
 def _change(facts, entry) -> str:
     flags = next(arm["flags"] for arm in facts["declaration"]["arms"] if arm["name"] == entry["candidate"])
     provenance = facts["provenance"]
-    parts = [f"{_code(flags)} on top of the control" if flags else "none: the options of the control"]
+    parts = [f"Tried: {_code(flags)} on top of the control" if flags else "Tried: nothing, the options of the control"]
     parts += [f"patch {provenance['patch_hash']}"] if provenance.get("patch_hash") else []
-    commit = provenance.get("git_commit")
-    parts += [f"commit {commit[:12]}" + (" with uncommitted changes" if provenance.get("dirty") else "")] if commit else []
+    commit, dirty = provenance.get("git_commit"), " with uncommitted changes" if provenance.get("dirty") else ""
+    parts += [f"commit {commit[:12]}{dirty}"] if commit else []
     return ", ".join(parts) + "."
 
 
-def _setup(facts) -> str:
-    settings, declared = facts["settings"], facts["declaration"]
+def _did_it_help(entry) -> str:
+    said = headline(entry)
+    gain = "" if said == entry["reason"] else f"{said[:1].upper()}{said[1:]}. "
+    return f"{gain}Verdict {entry['verdict'] or 'missing'}: {entry['reason']}."
+
+
+def _how_sure(facts, entry) -> str:
+    """Seeds and planned checks, what noise the label leans on, and how many seeds would settle it."""
+    declared, seeds = facts["declaration"], sorted({run["seed"] for run in facts["runs"]})
+    lines = [f"Seeds {' '.join(map(str, seeds))}; planned checks at {looks_text(declared['looks'])}; "
+             f"{declared['K']} candidate{'s' * (declared['K'] != 1)}; declared {declared['declared_at']}"]
+    return _list([*lines, *filter(None, [seeds_text(entry)]), *label_lines(facts | {"verdicts": []})])
+
+
+def _caveat(facts, entry) -> str:
+    failed = [f"{run['arm']} s{run['seed']} {run['run_status']}" for run in facts["runs"] if run["run_status"] != "ok"]
+    lines = [f"Runs that did not end ok: {', '.join(failed)}"] if failed else []
+    return _list([*lines, *gate_notes(entry), f"Reopen with {REOPEN[entry['verdict']]}"])
+
+
+def _how_to_repeat(facts) -> str:
+    settings = facts["settings"]
     device = next((run["device"] for run in facts["runs"] if run.get("device")), None)
-    seeds = sorted({run["seed"] for run in facts["runs"]})
-    parts = [f"experiment_name {settings['label'] or 'none'}, profile {settings['profile']}" + (f" on {device}" if device else ""),
-             f"seeds {' '.join(map(str, seeds))}, looks at {looks_text(declared['looks'])}, {declared['K']} candidate"
-             + "s" * (declared["K"] != 1) + f", declared {declared['declared_at']}", _code(settings["command"])]
-    return "; ".join(parts) + "."
+    fence = _ticks(settings["command"], least=3)
+    on = f" on {device}" if device else ""
+    return (f"experiment_name {settings['label'] or 'none'}, profile {settings['profile']}{on}:"
+            f"\n{fence}\n{settings['command']}\n{fence}")
 
 
-def _result(facts, entry) -> str:
-    lines = [f"{headline(entry)}.", "", *_means(facts["runs"], entry["candidate"]), ""]
+def _tables(facts, entry) -> list[str]:
+    """Control against candidate, then every gate."""
+    tables = [_means(facts["runs"], entry["candidate"])]
     if entry.get("gates"):
         rows = [GATE_HEADER, ["---"] * len(GATE_HEADER), *[gate_cells(gate) for gate in entry["gates"]]]
-        lines += [*map(_row, rows), "", *[f"{note}." for note in gate_notes(entry)]]
-    failed = [f"{run['arm']} s{run['seed']} {run['run_status']}" for run in facts["runs"] if run["run_status"] != "ok"]
-    lines += [f"Runs that did not end ok: {', '.join(failed)}."] if failed else []
-    lines += [f"{line}." for line in label_lines(facts | {"verdicts": []})]
-    return "\n".join(lines)
+        tables.append([_row(row) for row in rows])
+    return ["\n".join(rows) for rows in tables if rows]
 
 
 def _means(runs, candidate) -> list[str]:
     """Control against candidate: mean ± standard deviation (n) of what was measured."""
     rows = [["metric", CONTROL, candidate], ["---", "---:", "---:"]]
     for key, form in SHOWN.items():
-        values = [[run[key] for run in runs if run["arm"] == arm and run["run_status"] == "ok" and run.get(key) is not None]
-                  for arm in (CONTROL, candidate)]
+        values = [[run[key] for run in runs if run["arm"] == arm and run["run_status"] == "ok"
+                   and run.get(key) is not None] for arm in (CONTROL, candidate)]
         if any(values):
             rows.append([key, *(_mean_text(mine, form) for mine in values)])
     return [_row(row) for row in rows] if len(rows) > 2 else []
@@ -86,9 +117,9 @@ def _mean_text(values, form) -> str:
     return f"{number(mean(values), form)}{spread} (n {len(values)})"
 
 
-def _decision(entry) -> str:
-    seeds = seeds_text(entry)
-    return f"{entry['verdict'] or 'no verdict'}: {entry['reason']}.{f' {seeds}.' if seeds else ''} Reopen with {REOPEN[entry['verdict']]}."
+def _list(lines) -> str:
+    """What stands after a section's bold name: a sentence in its line, or several as a list below it."""
+    return f" {lines[0]}." if len(lines) == 1 else "".join(f"\n- {line}." for line in lines)
 
 
 def _row(cells) -> str:
@@ -97,5 +128,10 @@ def _row(cells) -> str:
 
 def _code(text: str) -> str:
     """Inline code, whatever backticks the text has."""
-    fence = "`" * (1 + max((len(ticks) for ticks in re.findall("`+", text)), default=0))
+    fence = _ticks(text)
     return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
+
+
+def _ticks(text: str, least: int = 1) -> str:
+    """Enough backticks to enclose the text."""
+    return "`" * max(least, 1 + max((len(ticks) for ticks in re.findall("`+", text)), default=0))

@@ -15,9 +15,11 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanochat.config import FIELDS, NOT_HASHED, TrainConfig, build_parser, flag, hyphenate, parse
+from nanochat.config import FIELDS, TrainConfig, read_config
+from nanochat.options import Option, flag, hyphenate, named_in, said_once, spellings, tagged, to_argv
+from nanochat.stage import BASE
 
-CELLS_OWN = ("seed", "model_tag", "resume", "resume_from_step", "save_every")  # set for each cell, by trees/orders.py
+CELLS_OWN = tagged(FIELDS, "cell", "tree_cell")  # set for each cell, by trees/orders.py
 HELP_SEC = 300  # a cold start of torch on a slow disk
 
 
@@ -34,7 +36,7 @@ def group_words(words: list[str]) -> list[Group]:
     >>> [(g.name, g.words, g.ours) for g in group_words(["--depth", "4", "--moe_experts=8"])]
     [('--depth', ('--depth', '4'), True), ('--moe-experts', ('--moe-experts=8',), False)]
     """
-    ours, groups = build_parser()._option_string_actions, []
+    ours, groups = {"-h", "--help", *spellings(TrainConfig)}, []
     for word in words:
         if re.match(r"-+[A-Za-z]", word):
             groups.append([word])
@@ -61,10 +63,12 @@ def ask(tree: Path, argv) -> subprocess.CompletedProcess:
     """Its --help, after `argv` has been parsed."""
     env = trainer_environment({"COLUMNS": "200", "PYTHON_COLORS": "0"})
     try:
-        return subprocess.run([sys.executable, "-m", "scripts.base_train", *argv, "--help"], cwd=tree, env=env, stdin=subprocess.DEVNULL,
+        return subprocess.run([sys.executable, "-m", BASE.command, *argv, "--help"], cwd=tree, env=env,
+                              stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, timeout=HELP_SEC)
     except subprocess.TimeoutExpired:
-        raise ValueError(f"scripts.base_train --help of {tree} took longer than {HELP_SEC} s; run it by hand and see") from None
+        raise ValueError(f"{BASE.command} --help of {tree} took longer than {HELP_SEC} s; "
+                         "run it by hand and see") from None
 
 
 @functools.cache
@@ -74,7 +78,8 @@ def known_flags(tree: Path, content: str) -> frozenset:
     flags = parse_help(asked.stdout)
     if asked.returncode or "--depth" not in flags:
         said = (asked.stderr or asked.stdout).strip().splitlines()[-5:]
-        raise ValueError("\n".join([f"scripts.base_train --help of {tree} lists no flags (exit code {asked.returncode}):", *said]))
+        what = f"{BASE.command} --help of {tree} lists no flags (exit code {asked.returncode}):"
+        raise ValueError("\n".join([what, *said]))
     return flags
 
 
@@ -101,25 +106,20 @@ def check_values(tree: Path, argv):
 def settle(config: TrainConfig, common: list[str], groups: list[Group], known) -> tuple[TrainConfig, tuple, dict]:
     """(config as it will be run, argv, environment) of an arm; groups: the arm's own flags, passed as they are."""
     if "--data-order" not in known:  # a seeded trainer shuffles by its seed; any other reads the files in order
-        if "data_order" in named_in(common) and config.data_order == "file" and "--seed" in known:
+        if "data_order" in named_in(TrainConfig, common) and config.data_order == "file" and "--seed" in known:
             raise ValueError("--data-order=file: the tree's trainer orders documents by its --seed and has no other way")
         config = replace(config, data_order="seed" if "--seed" in known else "file")
     for group in groups:
         if group.name not in known and not _in_environment(group.name):
             near = difflib.get_close_matches(group.name, known, n=1)
             raise ValueError(f"its trainer has no flag {group.name}" + (f"; did you mean {near[0]}?" if near else "; see its --help"))
-    said = named_in(common)
-    argv = [word for name, f in FIELDS.items() if name in said or f.metadata["profile"]
-            for word in _translate(name, getattr(parse(common), name), known)]
+    shared = read_config(common)
+    said = named_in(TrainConfig, [*common, *to_argv(shared)])  # of two spellings of an option, the one that is passed on
+    values = said_once(TrainConfig, vars(shared))
+    argv = [word for name, o in FIELDS.items() if name in said or o.role == "workload"
+            for word in _translate(o, values[name], known)]
     argv += [word for group in groups if group.name in known for word in group.words]
     return config, tuple(argv), environment(config, known)
-
-
-def named_in(words: list[str]) -> set[str]:
-    """Fields that a command line names, whatever it sets them to."""
-    actions = build_parser()._option_string_actions
-    names = {word.partition("=")[0] for word in hyphenate(words) if word.startswith("--")}
-    return {actions[name].dest for name in names if name in actions}
 
 
 def environment(config: TrainConfig, known) -> dict:
@@ -133,19 +133,20 @@ def environment(config: TrainConfig, known) -> dict:
 
 
 def _in_environment(name: str) -> bool:
-    return name in ("--compile", "--no-compile", "--dtype")
+    return spellings(TrainConfig).get(name) in tagged(FIELDS, "environment")
 
 
-def _translate(name: str, value, known) -> list[str]:
-    if name in CELLS_OWN or name == "data_order" and flag(name) not in known:
+def _translate(o: Option, value, known) -> list[str]:
+    if o.name in CELLS_OWN or o.name == "data_order" and flag(o.name) not in known:
         return []
-    if FIELDS[name].type is bool:
-        word = flag(name if value else f"no_{name}")
+    if o.type is bool:
+        word = flag(o.name if value else f"no_{o.name}")
         if word in known:
             return [word]
-    elif flag(name) in known:
-        return [f"{flag(name)}={value}"]
-    neutral = value == FIELDS[name].default or name in NOT_HASHED or _in_environment(flag(name))
-    if not neutral and not (FIELDS[name].type is bool and not value):  # a switch that is off and not there is off
-        raise ValueError(f"its trainer has no flag {flag(name)}, and the arms are to run with {flag(name)}={value}")
+    elif flag(o.name) in known:
+        return [f"{flag(o.name)}={value}"]
+    neutral = value == o.default or o.role == "run" or _in_environment(flag(o.name))
+    # A switch of the workload that is off and not there is off. One of the model that is on by default is not.
+    if not neutral and not (o.type is bool and not value and not o.default):
+        raise ValueError(f"its trainer has no flag {flag(o.name)}, and the arms are to run with {flag(o.name)}={value}")
     return []

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from nanochat.code_identity import tree_hash
 from nanochat.common import read_json, write_json
-from nanochat.config import flag, profile_hash
+from nanochat.config import profile_hash
 from nanochat.lab.arms import Cell
 from nanochat.lab.profiles import machine_name
+from nanochat.options import flag
+from nanochat.stage import BASE
 
 
 def tree_command(arm, cell: Cell, runner) -> list[str]:
@@ -59,4 +61,4 @@ def make_order(arm, cell: Cell, home) -> dict:
 def _command(argv, environment) -> str:
     """As one would type it in the tree."""
     variables = [f"{key}={value}" for key, value in environment.items() if value is not None]
-    return shlex.join([*variables, "python", "-m", "scripts.base_train", *argv])
+    return shlex.join([*variables, "python", "-m", BASE.command, *argv])

@@ -27,13 +27,20 @@ from zipfile import is_zipfile
 from nanochat.code_identity import tree_hash
 from nanochat.common import read_json, write_json
 from nanochat.lab.trees.flags import trainer_environment
-from nanochat.record import RunRecord, last_metrics_row, read_metrics, read_record, record_dir
+from nanochat.record import (
+    EMA_BETA,
+    EXIT_CODES,
+    RunRecord,
+    last_metrics_row,
+    read_metrics,
+    read_record,
+    record_dir,
+)
 from nanochat.schedule import TIMED_FROM_STEP
+from nanochat.stage import BASE
 
-EXIT = {"ok": 0, "diverged": 3, "oom": 4, "interrupted": 130}
 POLL_SEC = 0.5
 GRACE_SEC = 150  # less than the protocol's: the trainer must not outlive us
-EMA_BETA = 0.9  # of the loss in upstream's meta files, which is not corrected for its start at 0
 PACKAGES = ("torch", "numpy", "tiktoken", "pyarrow")
 
 
@@ -51,7 +58,7 @@ class Stop:
 
 def train(order: dict, more, each_poll, stop: Stop) -> int:
     """The trainer's exit code; each_poll() is called while it runs."""
-    child = subprocess.Popen([sys.executable, "-m", "scripts.base_train", *order["argv"], *more], cwd=order["tree"],
+    child = subprocess.Popen([sys.executable, "-m", BASE.command, *order["argv"], *more], cwd=order["tree"],
                              env=trainer_environment(order["environment"]), stdin=subprocess.DEVNULL)
     told = False
     while child.poll() is None:
@@ -71,7 +78,7 @@ def main(argv=None) -> int:
     order = read_json((sys.argv[1:] if argv is None else argv)[0])
     stop = Stop()
     status = (adopt_record if order["keeps_record"] else make_record)(order, stop)
-    return EXIT.get(status, 1)
+    return EXIT_CODES.get(status, 1)
 
 
 # -----------------------------------------------------------------------------
@@ -138,7 +145,7 @@ def make_record(order, stop) -> str:
 
 
 def checkpoints(order) -> Path:
-    return Path(order["home"]) / "base_checkpoints" / order["tag"]
+    return BASE.folder(order["home"], order["tag"])
 
 
 def read_meta(path) -> dict | None:

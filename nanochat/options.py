@@ -1,0 +1,293 @@
+"""
+One record of an option: the mechanism between a dataclass and a command line.
+
+    @dataclass
+    class ServeOptions:
+        port: int = option(8000, "port to listen on", check=positive)
+        host: str = option("", "address to listen on (empty = this machine only)", role="run")
+
+    parse_options(ServeOptions, ["--port=80"])  # ServeOptions(port=80, host="")
+
+The field is the flag (`device_batch_size` is `--device-batch-size`, also spelled `--device_batch_size`), the key in
+a record and the column in a ledger. What other code has to know about an option is said in its declaration, never
+in a second list: a list of options is a query, as in tagged(FIELDS, "shape"). Torch-free.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import functools
+import math
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+ROLES = {
+    "workload": "belongs to the profile and to its hash: rows that differ in it are never compared as equals",
+    "treatment": "an arm may change it within one profile",
+    "run": "names, continues or watches a run; it changes no number, and no hash holds it",
+}
+# Further facts, each asked for by code that would otherwise keep a list of names.
+TAGS = {
+    "shape": "size of the model: a treatment like any other where one budget of FLOPs or seconds ends all runs",
+    "horizon": "decides the number of optimizer steps; the first that is given wins",
+    "batch_law": "follows from the horizon by a scaling law where it is not given",
+    "resolved": "a run sees it only through what cost.resolve makes of it",
+    "cell": "the lab sets it for each cell (one arm at one seed), so that no arm may",
+    "tree_cell": "the lab sets it for each cell of an arm that is another checkout",
+    "machine": "a profile leaves it to the machine that it runs on",
+    "environment": "a variable of the environment says it to a trainer that lacks the flag",
+    "name": "only a name",
+    "ledger_row": "a row of the ledger has what the run was given, also where it has no command to read",
+}
+
+
+# -----------------------------------------------------------------------------
+# Checks of one value
+
+@dataclass(frozen=True)
+class Check:
+    """`passes(value)` says whether a value is possible; `expected` ends the message where it is not. `example`: a value
+    that passes, for the tests, where the type alone suggests none."""
+    expected: str
+    passes: Callable[[Any], bool]
+    example: Any = None
+
+
+positive = Check("a positive number", lambda value: value > 0)
+positive_rate = Check("a rate above 0", lambda value: value > 0)
+non_negative = Check("0 or more", lambda value: value >= 0)
+unit_interval = Check("a number in [0, 1]", lambda value: 0 <= value <= 1)
+positive_or_minus_one = Check("a positive number, or -1", lambda value: value > 0 or value == -1)
+names_per_layer = Check("names, with commas between those of several layers",
+                        lambda value: all(re.fullmatch(r"\w+", name) for name in value.split(",")))
+plain_name = Check("one name", lambda value: re.fullmatch(r"\w+", value) is not None)
+
+
+def only(value, expected: str) -> Check:
+    """For an option that upstream has and this repository does not yet: nothing but its default is accepted."""
+    return Check(expected, lambda given: given == value)
+
+
+# -----------------------------------------------------------------------------
+# Declaration
+
+@dataclass(frozen=True)
+class Option:
+    """All that is known about one option; `option` explains the fields."""
+    default: Any
+    help: str
+    role: str
+    model: bool
+    check: Check | None
+    needs: tuple[str, ...]
+    choices: tuple | None
+    aliases: tuple[str, ...]
+    tags: frozenset
+    before: Any
+    means: tuple[str, str] | None
+    name: str = ""
+    type: type = str
+
+
+# Many parameters, all by name: each is one fact about the option.
+def option(default, help: str, *, role="treatment", model=False, check=None, needs=(), choices=None, aliases=(),
+           tags=(), before=None, means=None):
+    """One field of a dataclass of options.
+
+    role: one of ROLES. tags: of TAGS. check: a Check of the value. choices: all values there are.
+    model: GPTConfig has a field of this name, which takes the value.
+    needs: options that have to be given as well, because this one changes nothing without them.
+    aliases: further spellings of the flag.
+    before: of an option that came after runs had been hashed, the value that those runs had without it. The option is
+        hashed only where it has another value: the profiles and cells before it keep their hash, and with it their
+        banked noise and their finished runs. It stays when the default is changed.
+    means: (other option, value), of a switch that is a second spelling of that option with that value.
+    """
+    needs, tags = ((words,) if isinstance(words, str) else tuple(words) for words in (needs, tags))
+    assert role in ROLES and set(tags) <= set(TAGS), (role, tags)
+    record = Option(default, help, role, model, check, needs, choices, tuple(aliases), frozenset(tags), before, means)
+    return dataclasses.field(default=default, metadata={"option": record})
+
+
+@functools.cache
+def declared(cls) -> dict[str, Option]:
+    """The options of a dataclass by name, in the order of its fields."""
+    fields = dataclasses.fields(cls)
+    return {f.name: dataclasses.replace(f.metadata["option"], name=f.name, type=f.type) for f in fields}
+
+
+def tagged(options: dict[str, Option], *tags: str) -> tuple[str, ...]:
+    """Names of the options with any of the tags."""
+    assert set(tags) <= set(TAGS), tags
+    return tuple(name for name, o in options.items() if o.tags & set(tags))
+
+
+def hashed(config, *roles: str) -> dict:
+    """{name: value} for the hash of a configuration: options of these roles, later ones where they say anything new."""
+    values = said_once(type(config), vars(config))
+    return {name: values[name] for name, o in declared(type(config)).items()
+            if o.role in roles and (o.before is None or values[name] != o.before)}
+
+
+def with_role(options: dict[str, Option], role: str) -> tuple[str, ...]:
+    assert role in ROLES, role
+    return tuple(name for name, o in options.items() if o.role == role)
+
+
+# -----------------------------------------------------------------------------
+# Two spellings of one option
+
+def settle_spellings(config):
+    """Set both spellings where one is set: `__post_init__` of a dataclass with an option that `means` another."""
+    for switch in declared(type(config)).values():
+        if switch.means:
+            name, value = switch.means
+            if getattr(config, switch.name) and getattr(config, name) == declared(type(config))[name].default:
+                setattr(config, name, value)
+            elif getattr(config, name) == value:
+                setattr(config, switch.name, True)
+
+
+def said_once(cls, values: dict) -> dict:
+    """`values` with an option at its default where a switch says its value, so that a difference is told once."""
+    options = declared(cls)
+    twice = {o.means[0] for o in options.values() if o.means and values.get(o.name)}
+    return {name: options[name].default if name in twice else value for name, value in values.items()}
+
+
+def _refuse_both_spellings(cls, argv):
+    named = named_in(cls, argv)
+    for switch in declared(cls).values():
+        if switch.means and {switch.name, switch.means[0]} <= named:
+            raise ValueError(f"{flag(switch.name)} and {flag(switch.means[0])} are two spellings of one option: "
+                             "give one of them")
+
+
+# -----------------------------------------------------------------------------
+# Command lines
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def spellings(cls) -> dict[str, str]:
+    """Every flag with the name of its option; --no-x too where x is a switch."""
+    found = {}
+    for name, o in declared(cls).items():
+        for word in (name, *o.aliases):
+            found |= {flag(word): name} | ({flag(f"no_{word}"): name} if o.type is bool else {})
+    return found
+
+
+def hyphenate(argv) -> list[str]:
+    """`--device_batch_size=4` -> `--device-batch-size=4`: both spellings of every flag work.
+
+    >>> hyphenate(["--model_tag", "a_b", "--run=x_y"])
+    ['--model-tag', 'a_b', '--run=x_y']
+    """
+    out = []
+    for word in argv:
+        name, eq, value = word.partition("=")
+        out.append(name.replace("_", "-") + eq + value if word.startswith("--") else word)
+    return out
+
+
+def named_in(cls, argv) -> set[str]:
+    """Options that a command line names, whatever it sets them to."""
+    names = spellings(cls)
+    words = {word.partition("=")[0] for word in hyphenate(argv)}
+    return {names[word] for word in words if word in names}
+
+
+def to_argv(config) -> list[str]:
+    """The flags that differ from the defaults: the shortest command line that means `config`."""
+    argv, values = [], said_once(type(config), vars(config))
+    for name, o in declared(type(config)).items():
+        value = values[name]
+        if value != o.default:
+            argv.append(flag(name if value else f"no_{name}") if o.type is bool else f"{flag(name)}={value}")
+    return argv
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises ValueError where argparse would print and exit; an unknown flag names its nearest neighbour."""
+
+    def error(self, message):
+        if message.startswith("unrecognized arguments: "):
+            word = message.split(": ", 1)[1].split()[0]
+            near = difflib.get_close_matches(word.split("=")[0], self._option_string_actions, n=1)
+            message = f"unknown flag {word}" + (f"; did you mean {near[0]}?" if near else "; --help lists them all")
+        raise ValueError(message)
+
+
+def build_parser(cls, prog=None, description=None, add_help=True) -> argparse.ArgumentParser:
+    """A parser with a flag for each option of `cls`; it raises ValueError for bad input."""
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False, add_help=add_help,
+                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for name, o in declared(cls).items():
+        kind = dict(action=argparse.BooleanOptionalAction) if o.type is bool else dict(
+            type=o.type, choices=o.choices, metavar=None if o.choices else o.type.__name__.upper())
+        parser.add_argument(*map(flag, (name, *o.aliases)), dest=name, default=o.default, help=o.help, **kind)
+    return parser
+
+
+def parse_options(cls, argv, validate=None):
+    """The options that `argv` means: an instance of `cls`, checked by `validate` (default: check_options).
+
+    Raises ValueError, in one line, for an unknown flag and for a value that cannot be. Never prints, never exits:
+    --help is of parse_command, and an unknown flag here.
+    """
+    argv = hyphenate(argv)
+    config = cls(**vars(build_parser(cls, add_help=False).parse_args(argv)))
+    _refuse_both_spellings(cls, argv)
+    (validate or check_options)(config)
+    return config
+
+
+def known_options(cls, argv) -> dict:
+    """Every option, as a command line of another version of the code sets it: what `cls` does not know is left out, and
+    nothing is checked. Raises ValueError where a value cannot be read."""
+    return vars(cls(**vars(build_parser(cls, add_help=False).parse_known_args(hyphenate(argv))[0])))
+
+
+def parse_command(cls, argv=None, prog=None, description=None, validate=None):
+    """parse_options for a script (argv: default sys.argv). --help prints and exits with 0. Bad input prints one line
+    and exits with 2; it is one line because the usage of 60 flags would hide it."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = build_parser(cls, prog, description)
+    if {"-h", "--help"} & set(argv):
+        parser.print_help()
+        parser.exit(0)
+    try:
+        return parse_options(cls, argv, validate)
+    except ValueError as e:
+        parser.exit(2, f"{parser.prog}: error: {e}\n")
+
+
+# -----------------------------------------------------------------------------
+# Checks of a whole configuration
+
+def require(ok: bool, name: str, value, expected: str):
+    """Raise ValueError with the flag, its value and what was expected, unless ok."""
+    if not ok:
+        raise ValueError(f"{flag(name)}={value}: expected {expected}")
+
+
+def check_options(config):
+    """Raise ValueError for a value that its own declaration refuses, and for an option that alone changes nothing."""
+    options = declared(type(config))
+    for name, o in options.items():
+        value = getattr(config, name)
+        require(not isinstance(value, float) or math.isfinite(value), name, value, "a finite number")
+        require(not o.choices or value in o.choices, name, value, f"one of {', '.join(map(str, o.choices or ()))}")
+        require(not o.check or o.check.passes(value), name, value, o.check and o.check.expected)
+        if o.means:
+            (other, meant), given = o.means, getattr(config, o.means[0])
+            require(not value or given == meant, other, given, f"{meant}, or no {flag(name)}")
+    for name, o in options.items():  # an arm made of such an option would be the control under another name
+        for needed in o.needs if getattr(config, name) != o.default else ():
+            require(getattr(config, needed) != options[needed].default, name, getattr(config, name),
+                    f"{flag(needed)} beside it: alone it changes nothing")

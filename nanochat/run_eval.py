@@ -1,0 +1,86 @@
+"""Validation and samples during a run: when they are due, and what they do."""
+
+import itertools
+import math
+import time
+
+from nanochat.common import print0
+from nanochat.dataloader import DataLoader
+from nanochat.loss_eval import evaluate_bpb
+from nanochat.run_guard import Diverged, stop_asked
+from nanochat.run_setup import Run
+
+CACHED_EVAL_TOKENS = 2 ** 22  # validation batches up to this size are packed once and kept
+SAMPLE_PROMPTS = ("The capital of France is", "The chemical symbol of gold is",
+                  "If yesterday was Friday, then tomorrow will be", "The opposite of hot is",
+                  "The planets of the solar system are:", "My favorite color is", "If 5*x + 3 = 13, then x is")
+
+
+def due(every: int, step: int, last: bool) -> bool:
+    return every > 0 and (last or step % every == 0)
+
+
+def eval_due(run: Run, last: bool) -> bool:
+    """On the regular grid, and near a declared target on a denser one until it is reached. A checkpoint is saved after
+    the validation of its step: the run that resumes from it takes that validation again."""
+    config, state = run.config, run.state
+    if due(config.eval_every, run.step, last) or state.last_eval_step == run.step:
+        return True
+    near = state.val_bpb is not None and state.val_bpb <= config.target_bpb + config.eval_near_bpb
+    return near and state.min_val_bpb > config.target_bpb and due(config.eval_near_target, run.step, False)
+
+
+def validate(run: Run, last: bool):
+    """val_bpb at this step, into state and record.
+
+    A signal cuts the validation short: it is left out, the step is saved, and the resumed run validates it again.
+    Only the last validation is finished first, because it is the result of the run. Each rank validates its own part
+    of the split and stops at its own batch, but all take the same val_bpb and the same decision from it.
+    """
+    t0 = time.perf_counter()
+    state, batches = run.state, val_batches(run)
+    if not last:
+        batches = itertools.takewhile(lambda _: run.stop_signal is None, batches)
+    run.compiled.eval()
+    val_bpb = evaluate_bpb(run.compiled, batches, run.token_bytes, run.ranks)
+    run.compiled.train()
+    if stop_asked(run) and not last:
+        return
+    state.val_bpb = val_bpb
+    if not math.isfinite(state.val_bpb):
+        raise Diverged(f"step {run.step}: validation bpb {state.val_bpb}")
+    print0(f"Step {run.step:05d} | Validation bpb: {state.val_bpb:.6f}")
+    state.last_eval_step = run.step
+    state.min_val_bpb = min(state.val_bpb, state.min_val_bpb if state.min_val_bpb is not None else state.val_bpb)
+    run.record.log({"step": run.step, "val/bpb": state.val_bpb, "total_training_time": state.total_training_time,
+                    "total_training_flops": run.resolved.flops_per_token * run.resolved.total_batch_size * run.step})
+    state.clocks["eval_sec"] += time.perf_counter() - t0
+
+
+def val_batches(run: Run):
+    """This rank's share of --eval-tokens, the same at every validation, as batches of (x, y); kept where it is few."""
+    config = run.config
+    steps = config.eval_tokens // (config.device_batch_size * config.max_seq_len * run.ranks.world_size)
+    if run.device.type == "cpu" and config.eval_tokens > CACHED_EVAL_TOKENS:
+        print0(f"Validating on {config.eval_tokens:,} tokens, long on a CPU; --eval-tokens makes it shorter")
+    if run.val_batches is not None:
+        return run.val_batches
+    loader = DataLoader(run.tokenizer, config.device_batch_size, config.max_seq_len, "val", run.device, ranks=run.ranks)
+    batches = (batch for _, batch in zip(range(steps), loader))
+    if config.eval_tokens <= CACHED_EVAL_TOKENS:
+        batches = run.val_batches = list(batches)
+    return batches
+
+
+def sample(run: Run):
+    """Print a greedy completion of every prompt."""
+    from nanochat.engine import Engine
+    t0 = time.perf_counter()
+    run.model.eval()
+    engine = Engine(run.model, run.tokenizer)
+    for prompt in SAMPLE_PROMPTS:
+        tokens = run.tokenizer(prompt, prepend="<|bos|>")
+        rows, _ = engine.generate_batch(tokens, num_samples=1, max_tokens=16, temperature=0)
+        print0(run.tokenizer.decode(rows[0]))
+    run.model.train()
+    run.state.clocks["eval_sec"] += time.perf_counter() - t0
