@@ -7,8 +7,6 @@ SETUP = $(if $(SKIP_SETUP),@true,@$(PYTHON) -m scripts.setup)
 quote = '$(subst ','\'',$(1))'
 # $(call option,flag,VARIABLE): the flag with the variable's value as one word, where the variable is given
 option = $(if $($(2)),$(1)=$(call quote,$($(2))))
-# Two workers for the tests. A file goes to one of them, so that what its tests share is made once.
-SIDE_BY_SIDE = -n $(or $(TEST_WORKERS),2) --dist loadfile
 
 .DEFAULT_GOAL := help
 
@@ -77,9 +75,9 @@ patch-revert: setup ## take back what patch-apply changed, and nothing else
 setup-dev: ## make setup, with pytest, pytest-xdist and ruff
 	$(SETUP) --dev
 test: setup-dev ## the tests that take minutes in all on a CPU
-	$(PY) -m pytest -q $(SIDE_BY_SIDE) -m "not slow and not gpu"
+	$(PY) -m pytest -q -n $(or $(TEST_WORKERS),2) --dist loadfile -m "not slow and not gpu"
 test-slow: setup-dev ## the long ones
-	$(PY) -m pytest -q $(SIDE_BY_SIDE) -m "slow and not gpu"
+	$(PY) -m pytest -q -n $(or $(TEST_WORKERS),2) --dist loadfile -m "slow and not gpu"
 lint: setup-dev ## ruff, and bash -n of every script
 	$(PY) -m ruff check .
 	set -e; for script in runs/*.sh .ci/run; do bash -n "$$script"; done
