@@ -73,7 +73,7 @@ def main(argv=None):
     except ValueError as e:
         print(f"vram: error: {e}", file=sys.stderr)
         sys.exit(2)
-    found = estimate(gpt_config(config, vocab_size), dtype, config.compile)
+    found = estimate(gpt_config(config, vocab_size), dtype, config.compile, config.matrix_optimizer)
     print(f"Training depth {config.depth}, {resolved.n_embd} wide, {resolved.n_head} heads, "
           f"{config.max_seq_len} tokens of context, vocabulary {vocab_size:,}, {str(dtype).removeprefix('torch.')}, "
           f"{'compiled' if config.compile else 'eager'}; "
