@@ -72,12 +72,12 @@ patch-revert: setup ## take back what patch-apply changed, and nothing else
 
 ##@ Check
 .PHONY: setup-dev test test-slow lint clean
-setup-dev: ## make setup, with pytest and ruff
+setup-dev: ## make setup, with pytest, pytest-xdist and ruff
 	$(SETUP) --dev
 test: setup-dev ## the tests that take minutes in all on a CPU
-	$(PY) -m pytest -q -m "not slow and not gpu"
+	$(PY) -m pytest -q -n $(or $(TEST_WORKERS),2) --dist loadfile -m "not slow and not gpu"
 test-slow: setup-dev ## the long ones
-	$(PY) -m pytest -q -m "slow and not gpu"
+	$(PY) -m pytest -q -n $(or $(TEST_WORKERS),2) --dist loadfile -m "slow and not gpu"
 lint: setup-dev ## ruff, and bash -n of every script
 	$(PY) -m ruff check .
 	set -e; for script in runs/*.sh .ci/run; do bash -n "$$script"; done

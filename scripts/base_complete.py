@@ -96,8 +96,8 @@ class Completer:
         decoder = StreamDecoder(self.tokenizer)  # never flushed: half a character at the end is not shown
         tokens = prompt_tokens(self.tokenizer, text, self.room)
         self.seed += 1
-        stream = self.engine.generate(tokens, max_tokens=self.max_tokens, seed=self.seed - 1, **self.sampling)
-        for (token,), _ in stream:
+        for (token,), _ in self.engine.generate(tokens, max_tokens=self.max_tokens, seed=self.seed - 1,
+                                                **self.sampling):
             if token in self.engine.end_ids:
                 break
             yield printable(decoder.push(token))
@@ -149,8 +149,7 @@ def interact(completer: Completer, delimiter: str):
 def main(argv=None) -> int:
     parser = build_parser()
     args = parser.parse_args(hyphenate(sys.argv[1:] if argv is None else argv))
-    # a terminal that is not UTF-8 shows a question mark, and does not end the session
-    for stream in (sys.stdin, sys.stdout):
+    for stream in (sys.stdin, sys.stdout):  # a terminal that is not UTF-8 shows a question mark; the session goes on
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:

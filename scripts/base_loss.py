@@ -51,8 +51,7 @@ def token_losses(model, batches):
 
 
 def summarize(losses, token_bytes) -> dict:
-    """{"loss": nats per token, "bpb": bits per byte (None where no byte was seen), "tokens", "bytes"}.
-    Sums are taken in fp64."""
+    """{"loss": nats per token, "bpb": bits per byte (None if no byte was seen), "tokens", "bytes"}, summed in fp64."""
     nats = counted_nats = 0.0
     tokens = num_bytes = 0
     for y, loss in losses:
@@ -98,11 +97,12 @@ def per_position(model, tokenizer, args, device) -> dict:
     stream, lengths = read_stream(tokenizer, args.split_tokens)
     width, starts = draw_chunks(lengths, model.config.sequence_len, args.split_tokens, args.seed)
     print0(f"Loss by position of {len(starts):,} chunks of {width} tokens, from {len(lengths):,} validation documents")
-    B, bos = args.device_batch_size, tokenizer.get_bos_token_id()
-    rows = (chunk_rows(stream[starts[i:i + B, None] + np.arange(width)], bos, device) for i in range(0, len(starts), B))
+    rows = (chunk_rows(stream[starts[i:i + args.device_batch_size, None] + np.arange(width)],
+                       tokenizer.get_bos_token_id(), device)
+            for i in range(0, len(starts), args.device_batch_size))
     losses = np.concatenate([loss.cpu().double().numpy() for _, loss in token_losses(model, rows)])
-    means = losses.reshape(BLOCKS, -1, width).mean(axis=1)
-    return position_facts(means, len(losses)) | dict(split="val", seed=args.seed)
+    facts = position_facts(losses.reshape(BLOCKS, -1, width).mean(axis=1), len(losses))
+    return facts | dict(split="val", seed=args.seed)
 
 
 def check(args):
@@ -129,8 +129,8 @@ def run(args):
     if steps == 0:
         raise ValueError(f"--split-tokens={args.split_tokens} is less than one batch of --device-batch-size "
                          f"{B} x {T} = {B * T} tokens; raise it, or lower --device-batch-size")
-    splits = ("train", "val") if args.split == "both" else (args.split,)
-    loaders = {split: DataLoader(tokenizer, B, T, split, device) for split in splits}
+    loaders = {split: DataLoader(tokenizer, B, T, split, device)
+               for split in ("train", "val") if args.split in (split, "both")}
     print0(f"Loss of step {meta['step']} of {tag}, over {steps * B * T:,} tokens a split")
     token_bytes = get_token_bytes(device)
     results = dict(model_tag=tag, step=meta["step"], dtype=str(dtype).removeprefix("torch."), device=device.type,
@@ -138,8 +138,8 @@ def run(args):
                    train=None, val=None)
     if args.per_position:
         measured = ("model_tag", "step", "dtype", "device", "tokenizer_id", "dataset_id")
-        found = per_position(model, tokenizer, args, device)
-        write_json(args.per_position, found | {key: results[key] for key in measured})
+        facts = per_position(model, tokenizer, args, device)
+        write_json(args.per_position, facts | {key: results[key] for key in measured})
         print0(f"Losses by position written to: {args.per_position}")
     for split, loader in loaders.items():
         batches = (batch for _, batch in zip(range(steps), loader))
