@@ -37,14 +37,18 @@ class Halved(PlainResidual):
     def write(self, s, x, y, carry, ctx):
         return s + y / 2
 """, "nanochat/gpt.py", ("RESIDUALS", "halved", "Halved", "nanochat.layers.residual")),
-    "--mixer=attention,quiet": ("nanochat/layers/attention.py", """
+    "--mixer=attention,quiet --quiet-divisor=3": ("nanochat/layers/attention.py", """
 
 class Quiet(CausalSelfAttention):
-    \"\"\"Attention at half strength.\"\"\"
+    \"\"\"Attention at a part of its strength, by an option of its own.\"\"\"
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.divisor = config.quiet_divisor
 
     def forward(self, x, ctx):
         y, aux = super().forward(x, ctx)
-        return y / 2, aux
+        return y / self.divisor, aux
 """, "nanochat/gpt.py", ("MIXERS", "quiet", "Quiet", "nanochat.layers.attention")),
     "--matrix-optimizer=sign": ("nanochat/optim.py", """
 
@@ -64,8 +68,10 @@ class Sign:
 KINDS["sign"] = Sign
 """, None, None),
 }
-REGISTRY_TESTS = ("test_gpt.py", "test_blocks.py", "test_optim.py", "test_config_record.py", "test_structure.py",
-                  "test_options.py")
+OPTION = """    quiet_divisor: float = option(2.0, "what quiet attention is divided by", model=True, check=positive, before=2.0)
+"""
+REGISTRY_TESTS = ("test_gpt.py", "test_blocks.py", "test_optim.py", "test_config.py", "test_config_record.py",
+                  "test_options.py", "test_structure.py")
 
 
 def add_row(tree, dict_name, row, class_name, module):
@@ -76,6 +82,14 @@ def add_row(tree, dict_name, row, class_name, module):
     new = re.sub(rf"^(from {re.escape(module)} import )", rf"\1{class_name}, ", new, flags=re.MULTILINE)
     assert new.count(class_name) == 2
     path.write_text(new, encoding="utf-8")
+
+
+def add_option(tree):
+    """One line among the options: the third of the README's lines."""
+    path = tree / "nanochat/config.py"
+    text = path.read_text(encoding="utf-8")
+    assert text.count("    # Parts of the model.") == 1
+    path.write_text(text.replace("    # Parts of the model.", OPTION + "    # Parts of the model."), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +104,7 @@ def tree(tmp_path_factory):
             f.write(text)
         if row:
             add_row(root, *row)
+    add_option(root)
     return root
 
 
