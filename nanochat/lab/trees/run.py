@@ -5,8 +5,8 @@ Run one cell on another tree and leave a record like ours:
 
 A trainer that keeps records only gets the cell's hash written into its own. Any other, upstream's too, is read by its
 meta files (trees/metas.py), one a checkpoint: validation, training seconds, smoothed loss. They become metrics.jsonl
-while it runs; of the weights only the newest are kept. Its median step time is that of the stretches between meta files,
-each the mean of its steps. What meta files do not hold stays null. Exit codes are those of scripts.base_train.
+while it runs; of the weights only the newest are kept. Its median step time is that of the stretches between meta
+files, each the mean of its steps. What meta files do not hold stays null. Exit codes are those of scripts.base_train.
 """
 
 import contextlib
