@@ -59,7 +59,7 @@ def main(argv=None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
-    return 0 if record["complete"] or cycle.dry_run else 1
+    return 0 if record.complete or cycle.dry_run else 1
 
 
 if __name__ == "__main__":

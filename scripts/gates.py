@@ -11,13 +11,14 @@ verdict. --log-entry drafts the entry for dev/LOG.md, --plateau says what the cy
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from nanochat.common import read_json
 from nanochat.lab.commands import RESULTS_DIR
 from nanochat.lab.cycle.rules import plateau
 from nanochat.lab.cycle.walk import read_cycles
 from nanochat.lab.report.log_entry import log_entry
+from nanochat.lab.report.result_file import ResultFile, path_of, read_results
 from nanochat.lab.report.text import verdicts
 from nanochat.lab.verdict import gates
 
@@ -36,16 +37,17 @@ def build_parser():
     return parser
 
 
-def read_facts(folder: Path, label: str) -> dict:
-    path = folder / f"{label}_latest.json"
+def read_label(folder: Path, label: str) -> ResultFile:
+    path = path_of(label, folder)
     try:
-        facts = read_json(path)
+        results = read_results(path)
     except FileNotFoundError:
         known = sorted(p.name.removesuffix("_latest.json") for p in folder.glob("*_latest.json"))
-        raise ValueError(f"{path} is missing: run `make protocol LABEL={label}`; labels here: {', '.join(known) or 'none'}") from None
-    if "declaration" not in facts:
+        raise ValueError(f"{path} is missing: run `make protocol LABEL={label}`; labels here: "
+                         f"{', '.join(known) or 'none'}") from None
+    if results.declaration is None:
         raise ValueError(f"{path} has no declaration: it was not written by a protocol of this version")
-    return facts
+    return results
 
 
 def main(argv=None) -> int:
@@ -55,18 +57,18 @@ def main(argv=None) -> int:
         print(f"plateau: {'yes' if reached else 'no'}; {why}")
         return 0
     try:
-        facts = read_facts(args.results_dir, args.label)
+        results = read_label(args.results_dir, args.label)
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    facts["verdicts"] = gates.judge(facts["declaration"], facts["runs"])
+    results = replace(results, verdicts=gates.judge(results.declaration, results.runs))
     if args.json:
-        print(json.dumps(facts["verdicts"], indent=1, allow_nan=False))
+        print(json.dumps([verdict.to_json() for verdict in results.verdicts], indent=1, allow_nan=False))
     elif args.log_entry:
-        print(log_entry(facts))
+        print(log_entry(results))
     else:
-        print(verdicts(facts))
-    worst = max((EXIT[entry["verdict"]] for entry in facts["verdicts"]), default=EXIT[None])
+        print(verdicts(results))
+    worst = max((EXIT[verdict.verdict] for verdict in results.verdicts), default=EXIT[None])
     return worst if args.exit_code else 0
 
 

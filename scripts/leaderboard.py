@@ -11,10 +11,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from nanochat.common import REPO_ROOT, atomic_write, read_json
+from nanochat.common import REPO_ROOT, atomic_write
 from nanochat.lab.ledger.experiments import LEDGER, read
 from nanochat.lab.report.leaderboard import markdown, profiles, replaced, verdicts_of, with_rivals
 from nanochat.lab.report.plots import draw_leaderboard
+from nanochat.lab.report.result_file import ResultFile, read_results
 
 PAGE = REPO_ROOT / "dev" / "LEADERBOARD.md"
 
@@ -28,12 +29,12 @@ def build_parser():
     return parser
 
 
-def read_results(folder) -> list[dict]:
+def all_results(folder) -> list[ResultFile]:
     """The result files in a folder, by name; one that is not a protocol's is left out and named."""
     found = []
     for path in sorted(Path(folder).glob("*_latest.json")):
         try:
-            found.append(read_json(path))
+            found.append(read_results(path))
         except ValueError as e:
             print(f"{path}: left out, {e}")
     return found
@@ -42,8 +43,9 @@ def read_results(folder) -> list[dict]:
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     try:
-        rows, verdicts = read(args.ledger), verdicts_of(read_results(args.results))
-        atomic_write(args.page, replaced(args.page.read_text(encoding="utf-8"), markdown(rows, verdicts), str(args.page)))
+        rows, verdicts = read(args.ledger), verdicts_of(all_results(args.results))
+        page = args.page.read_text(encoding="utf-8")
+        atomic_write(args.page, replaced(page, markdown(rows, verdicts), str(args.page)))
         picture = args.page.with_name(args.page.stem.lower() + ".png")
         drawn = draw_leaderboard(picture, with_rivals(profiles(rows, verdicts)))
     except (ValueError, OSError) as e:

@@ -89,7 +89,7 @@ def judge(args, depths) -> int:
     verdicts = miniseries.judge(results)
     path = RESULTS_DIR / f"{args.label}_miniseries.json"
     write_json(path, {"timestamp": now(), "label": args.label, "depths": depths, "verdicts": miniseries.summary(verdicts)})
-    alpha = next(iter(results.values()))["declaration"]["alpha"]
+    alpha = next(iter(results.values())).declaration.alpha
     print(miniseries.results_table(verdicts, alpha))
     print(f"written: {path}")
     return 0

@@ -26,7 +26,7 @@ from nanochat.lab.protocol.plan import Plan
 from nanochat.lab.protocol.protocol import Protocol, run
 from nanochat.lab.protocol.runner import stop_on_signals
 from nanochat.lab.trees.tree_arms import make_all_arms
-from nanochat.lab.verdict.gates import PRIMARY
+from nanochat.lab.verdict.declaration import PRIMARY
 from nanochat.lab.verdict.looks import MAX_SEEDS
 
 DEFAULT_SEEDS = ("1337", "2026")

@@ -6,13 +6,17 @@ python -m pytest tests/test_cycle.py -q
 
 import math
 import shlex
+from dataclasses import replace
 
 import pytest
 
 from nanochat.common import read_json, write_json
 from nanochat.config import parse
 from nanochat.lab.cycle import walk as walk_module
+from nanochat.lab.cycle.miniseries import Depth, Robustness
 from nanochat.lab.cycle.rules import (
+    CycleRecord,
+    Past,
     banked_seeds,
     common_winner,
     has_looks_left,
@@ -26,6 +30,9 @@ from nanochat.lab.cycle.rules import (
 from nanochat.lab.cycle.walk import Cycle, read_cycles, walk
 from nanochat.lab.ledger import experiments
 from nanochat.lab.profiles import PROFILES
+from nanochat.lab.report.result_file import ResultFile, Settings
+from nanochat.lab.runs import RunSummary
+from nanochat.lab.verdict.facts import Declaration, DeclaredArm, GateRow, Verdict
 from nanochat.options import to_argv
 from scripts import cycle as script
 
@@ -33,29 +40,31 @@ CPU = PROFILES["smoke-cpu"]
 
 
 def gate(metric, role, lo, hi):
-    return {"gate": metric, "metric": metric, "role": role, "lo": lo, "hi": hi, "result": "pass"}
+    return GateRow(metric, role, metric, lo=lo, hi=hi, mean=0.0, result="pass")
 
 
-def entry(name, verdict, lo=None, n=5, **more):
+def entry(name, verdict, lo=None, n=5, **more) -> Verdict:
     floors = [gate(metric, "floor", -0.001, 0.001) for metric in ("final_train_loss", "val_bpb")]
     gates = [gate("wall_time", "primary", lo, 0.1), *floors]
-    return {"candidate": name, "verdict": verdict, "reason": f"because {verdict}", "lo": lo, "n": n, "gates": gates} | more
+    return Verdict(name, verdict, reason=f"because {verdict}", n=n, gates=gates, level=0.05, p=0.01, lo=lo, **more)
 
 
-def facts(entries, flags="", label="x", primary="wall_time", arms=None):
-    arms = arms or {e["candidate"]: f"--lr-multiplier=1.{i + 1}" for i, e in enumerate(entries)}
-    declaration = {"label": label, "primary": primary, "fallback": None, "margin": 0.0, "floors": [], "alpha": 0.05, "looks": [5],
-                   "seeds": [1, 2, 3, 4, 5], "arms": [{"name": name, "flags": own} for name, own in ({"control": ""} | arms).items()]}
-    settings = {"profile": CPU.name, "profile_flags": list(CPU.flags), "machine_flags": [], "common_flags": shlex.split(flags)}
-    runs = [{"arm": "control", "val_bpb": 2.0}, {"arm": "control", "val_bpb": None}, {"arm": "a", "val_bpb": 1.0}]
-    return {"settings": settings, "declaration": declaration, "verdicts": entries, "runs": runs}
+def facts(entries, flags="", label="x", primary="wall_time", arms=None) -> ResultFile:
+    arms = arms or {e.candidate: f"--lr-multiplier=1.{i + 1}" for i, e in enumerate(entries)}
+    declaration = Declaration(
+        label=label, primary=primary, margin=0.0, alpha=0.05, looks=[5], seeds=[1, 2, 3, 4, 5],
+        arms=[DeclaredArm(name, own) for name, own in ({"control": ""} | arms).items()])
+    settings = Settings(profile=CPU.name, profile_flags=list(CPU.flags), common_flags=shlex.split(flags))
+    runs = [RunSummary(arm="control", val_bpb=2.0), RunSummary(arm="control"), RunSummary(arm="a", val_bpb=1.0)]
+    return ResultFile(settings=settings, declaration=declaration, verdicts=entries, runs=runs)
 
 
 # -----------------------------------------------------------------------------
 # One label
 
 def test_label_without_verdicts_or_with_other_flags_is_not_finished():
-    assert not label_status(None).finished and not label_status({}).finished and not label_status(facts([])).finished
+    assert not label_status(None).finished and not label_status(ResultFile()).finished
+    assert not label_status(facts([])).finished
     status = label_status(facts([entry("a", "promote", 0.1)], flags="--wd-multiplier=2"), "--wd-multiplier=2 --lr-multiplier=3")
     assert not status.finished and status.why == "was run without --lr-multiplier=3"
     assert label_status(facts([entry("a", "promote", 0.1)], flags="--wd-multiplier=2"), "--wd-multiplier=2").finished
@@ -64,8 +73,9 @@ def test_label_without_verdicts_or_with_other_flags_is_not_finished():
 def test_winner_is_the_promoted_one_with_the_largest_lower_bound():
     entries = [entry("a", "promote", 0.01), entry("b", "optional", 0.9), entry("c", "promote", 0.02), entry("d", "reject", -1)]
     status = label_status(facts(entries))
-    assert status.finished and status.winner["candidate"] == "c" and status.winner["flags"] == "--lr-multiplier=1.3"
-    assert winner([entry("a", "promote", None), entry("b", "promote", -3.0)])["candidate"] == "b" and winner(entries[1:2]) is None
+    assert status.finished and status.winner.found.candidate == "c" and status.winner.flags == "--lr-multiplier=1.3"
+    assert winner([entry("a", "promote", None), entry("b", "promote", -3.0)]).candidate == "b"
+    assert winner(entries[1:2]) is None
     assert label_status(facts([entry("a", "reject"), entry("b", "optional", 1)])).why == "nothing promoted: a reject, b optional"
 
 
@@ -73,13 +83,12 @@ def test_winner_is_the_promoted_one_with_the_largest_lower_bound():
     ("promote", 2, None, False), ("reject", 2, None, False), ("inconclusive", 5, 0.5, False), ("inconclusive", 4, 0.5, True),
     ("inconclusive", 4, None, True), ("inconclusive", 4, 0.09, False), (None, 0, None, True)])
 def test_looks_are_left_only_for_the_undecided(verdict, n, chance, left):
-    declaration = {"looks": [2, 3, 4, 5]}
-    assert has_looks_left(declaration, entry("a", verdict, n=n, chance_at_max=chance)) is left
+    assert has_looks_left([2, 3, 4, 5], entry("a", verdict, n=n, chance_at_max=chance)) is left
 
 
 def test_setting_has_to_be_promoted_at_every_length_and_counts_with_its_worst():
     both = [facts([entry("a", "promote", a), entry("b", "promote", b)]) for a, b in ((0.05, 0.02), (0.01, 0.03))]
-    assert common_winner([label_status(f) for f in both], both)["candidate"] == "b"  # 0.02 at least, a only 0.01
+    assert common_winner([label_status(f) for f in both], both).found.candidate == "b"  # 0.02 at least, a only 0.01
     one = [both[0], facts([entry("a", "reject"), entry("b", "inconclusive")])]
     assert common_winner([label_status(f) for f in one], one) is None
 
@@ -94,7 +103,7 @@ def test_relative_gain_is_a_share_of_the_control_and_never_negative():
 # Plateau, rollback, re-entry
 
 def cycle_of(gain, promoted=False, complete=True, label="c"):
-    return {"label": label, "improvement": gain, "promoted": promoted, "complete": complete}
+    return CycleRecord(label, improvement=gain, promoted=promoted, complete=complete)
 
 
 @pytest.mark.parametrize("cycles, reached, says", [
@@ -109,10 +118,11 @@ def test_plateau_is_two_full_cycles_in_a_row_below_two_percent_and_no_promotion(
 
 
 def test_rollback_has_the_three_reasons_of_the_plan():
-    depths = [{"depth": 2, "says": "promote", "why": ""}, {"depth": 4, "says": "reject", "why": "worse by 0.1"}]
-    assert rollback({"depths": depths}) == ["cross-depth regression (depth 4: worse by 0.1)"]
-    assert rollback({"depths": depths[:1]}) == []
-    assert [r.split(":")[0] for r in rollback({"depths": depths[:1]}, "400 lines", "hidden state")] == [
+    depths = [Depth(2, "promote", "", entry("a", "promote")), Depth(4, "reject", "worse by 0.1", entry("a", "reject"))]
+    good, bad = (Robustness("a", "", "", None, some) for some in (depths[:1], depths))
+    assert rollback(bad) == ["cross-depth regression (depth 4: worse by 0.1)"]
+    assert rollback(good) == []
+    assert [r.split(":")[0] for r in rollback(good, "400 lines", "hidden state")] == [
         "complexity out of proportion", "harder to reason about"]
 
 
@@ -120,7 +130,7 @@ def test_rollback_has_the_three_reasons_of_the_plan():
     ("reject", "old", [7, 8], "comes back under a new label"), ("reject", "new", [2, 7], "on seeds 2 too"), ("reject", "new", [7, 8], None),
     ("inconclusive", "new", [1, 2], None), ("promote", "old", [1, 2], None)])
 def test_rejected_candidate_comes_back_with_a_new_label_and_new_seeds(past, label, seeds, refused):
-    earlier = [{"label": "old", "flags": "--a=1 --b", "seeds": [1, 2], "verdict": past}]
+    earlier = [Past("old", "--a=1 --b", [1, 2], past)]
     found = reentry(earlier, label, "--b --a=1", seeds)
     assert (refused in found[0]) if refused else found == []
     assert reentry(earlier, label, "--a=2 --b", seeds) == []
@@ -179,14 +189,15 @@ class Place:
                 self.write(f"miniseries_d{depth}", f"--depth={depth}", arms)
         else:
             for key in [key for key in self.outcomes if key == name or key.startswith(f"{name}_r")]:
-                self.write(key, env["FLAGS"], {e["candidate"]: self.arms[e["candidate"]] for e in self.outcomes[key]})
+                self.write(key, env["FLAGS"], {e.candidate: self.arms[e.candidate] for e in self.outcomes[key]})
         return self.codes.get(name, 0)
 
     def name_of(self, command):
         return command[2].partition(".")[2] if command[1] == "-m" else command[1].removeprefix("runs/").removesuffix(".sh")
 
     def write(self, name, flags, arms):
-        write_json(self.folder / f"c_{name}_latest.json", facts(self.outcomes[name], flags, f"c_{name}", arms=arms))
+        made = facts(self.outcomes[name], flags, f"c_{name}", arms=arms)
+        write_json(self.folder / f"c_{name}_latest.json", made.to_json())
 
 
 @pytest.fixture
@@ -199,11 +210,13 @@ def test_walk_goes_through_all_phases_and_carries_winners_on(place):
     said = []
     record = walk(place.cycle(), place, said.append)
     assert place.commands == ["noise", "theory_slice", "warmdown", "lr_wd", "horizon", "shape", "miniseries"]
-    assert record["accepted"] == ["--lr-multiplier=1.1", "--wd-multiplier=0.7"] and record["promoted"] and record["complete"]
-    assert record["improvement"] == pytest.approx(1 - math.exp(-0.04)), "what holds at every depth"
-    states = {p["what"]: p["state"] for p in record["phases"]}
+    assert record.accepted == ["--lr-multiplier=1.1", "--wd-multiplier=0.7"] and record.promoted and record.complete
+    assert list(read_json(place.folder / "c_cycle.json")) == [
+        "timestamp", "label", "profile", "flags", "accepted", "phases", "stopped", "complete", "improvement", "promoted"]
+    assert record.improvement == pytest.approx(1 - math.exp(-0.04)), "what holds at every depth"
+    states = {step.what: step.state for step in record.phases}
     assert states["c_batch"] == "skipped" and states["c_fusion"] == "skipped" and states["promotion"] == "open"
-    assert "rounds to the same batch" in next(p["why"] for p in record["phases"] if p["what"] == "c_batch")
+    assert "rounds to the same batch" in next(step.why for step in record.phases if step.what == "c_batch")
     assert read_json(place.folder / "c_lr_wd_latest.json")["settings"]["common_flags"] == ["--lr-multiplier=1.1"]
     assert read_json(place.folder / "c_shape_latest.json")["settings"]["common_flags"] == ["--lr-multiplier=1.1", "--wd-multiplier=0.7"]
 
@@ -212,7 +225,7 @@ def test_second_walk_runs_nothing(place):
     first = walk(place.cycle(), place, lambda line: None)
     place.commands.clear()
     second = walk(place.cycle(), place, lambda line: None)
-    assert place.commands == [] and second | {"timestamp": 0} == first | {"timestamp": 0}
+    assert place.commands == [] and replace(second, timestamp="") == replace(first, timestamp="")
 
 
 @pytest.mark.parametrize("spoil, last, why, complete", [
@@ -226,24 +239,25 @@ def test_walk_stops_where_a_gate_ends_it_and_says_why(place, spoil, last, why, c
     place.banks = spoil.get("noise", place.banks)
     place.outcomes |= spoil
     record = walk(place.cycle(), place, lambda line: None)
-    assert place.commands[-1] == last and why in record["stopped"]
-    assert record["complete"] is complete and not record["promoted"]
+    assert place.commands[-1] == last and why in record.stopped
+    assert record.complete is complete and not record.promoted
     assert read_cycles(place.folder) == [record]
 
 
 def test_failed_command_ends_the_walk_and_a_failed_cell_does_not(place):
     place.codes = {"theory_slice": 1, "lr_wd": 2}
     record = walk(place.cycle(), place, lambda line: None)
-    assert place.commands[-1] == "lr_wd" and "runs/lr_wd.sh ended with exit code 2" in record["stopped"] and not record["complete"]
-    assert record["stopped"].startswith("phase 2")
+    assert place.commands[-1] == "lr_wd" and "runs/lr_wd.sh ended with exit code 2" in record.stopped and not record.complete
+    assert record.stopped.startswith("phase 2")
 
 
 def test_candidate_that_was_rejected_on_the_same_seeds_is_not_carried_on(place):
-    write_json(place.folder / "old_latest.json", facts([entry("lr", "reject")], label="old", arms={"lr": "--lr-multiplier=1.1"}))
+    write_json(place.folder / "old_latest.json", facts(
+        [entry("lr", "reject")], label="old", arms={"lr": "--lr-multiplier=1.1"}).to_json())
     said = []
     record = walk(place.cycle(), place, said.append)
-    assert record["accepted"] == [] and any("rejected under old on seeds 1, 2, 3, 4, 5 too" in line for line in said)
-    assert place.commands[-1] == "theory_slice" and record["complete"]
+    assert record.accepted == [] and any("rejected under old on seeds 1, 2, 3, 4, 5 too" in line for line in said)
+    assert place.commands[-1] == "theory_slice" and record.complete
 
 
 def test_dry_run_prints_every_step_and_leaves_nothing_behind(place):

@@ -1,11 +1,12 @@
 """
-The report page: whole, self-contained, escaped, and with every verdict and number that the facts have.
+The report page: whole, self-contained, escaped, and with every verdict and number that the results have.
 
 python -m pytest tests/test_html.py -v
 """
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,6 +15,8 @@ import pytest
 from nanochat.lab.report import svg
 from nanochat.lab.report.gains import gain_text, pair_gains
 from nanochat.lab.report.html import page, write_report
+from nanochat.lab.report.result_file import ResultFile
+from nanochat.lab.runs import RunSummary
 from tests.report_case import five_candidates, make_curves, peeking, unbanked
 
 CASES = [five_candidates, unbanked, peeking]
@@ -53,10 +56,10 @@ def read(html) -> Reader:
     return reader
 
 
-def read_case(make) -> tuple[dict, Reader, str]:
-    facts = make()
-    html = page(facts, make_curves(facts))
-    return facts, read(html), html
+def read_case(make) -> tuple[ResultFile, Reader, str]:
+    results = make()
+    html = page(results, make_curves(results))
+    return results, read(html), html
 
 
 @pytest.mark.parametrize("make", CASES)
@@ -70,29 +73,29 @@ def test_page_is_well_formed_and_needs_nothing_else(make):
 
 @pytest.mark.parametrize("make", CASES)
 def test_verdicts_come_first_and_every_number_is_there(make):
-    facts, reader, html = read_case(make)
+    results, reader, html = read_case(make)
     text = "".join(reader.text)
     assert html.index('class="verdict ') < html.index("<svg ")
-    for entry in facts["verdicts"]:
-        assert (entry["verdict"] or "no verdict") in text and entry["reason"] in text
-        for gate in entry.get("gates", []):
-            assert gate["result"] in text and gate["section"] in text
-            if gate["mean"] is not None:
-                cells = [f"{gate['mean']:+.5f} ({gate['mean_in_sd']:+.1f})", f"[{gate['lo']:.5f}, {gate['hi']:.5f}]",
-                         f"{gate['level']:.3g}", f"{gate['p']:.3g}"]
+    for entry in results.verdicts:
+        assert (entry.verdict or "no verdict") in text and entry.reason in text
+        for gate in entry.gates:
+            assert gate.result in text and gate.section in text
+            if gate.mean is not None:
+                cells = [f"{gate.mean:+.5f} ({gate.mean_in_sd:+.1f})", f"[{gate.lo:.5f}, {gate.hi:.5f}]",
+                         f"{gate.level:.3g}", f"{gate.p:.3g}"]
                 assert "".join(cells) in text, "neighbouring cells"
-    for run in facts["runs"]:
-        assert run["command"] in text and (run["val_bpb"] is None or f"{run['val_bpb']:.5f}" in text)
-        assert run["error"] is None or run["error"] in text
-    assert facts["settings"]["command"] in text
-    assert facts["provenance"]["git_commit"] in text and facts["declaration"]["declared_at"] in text
+    for run in results.runs:
+        assert run.command in text and (run.val_bpb is None or f"{run.val_bpb:.5f}" in text)
+        assert run.error is None or run.error in text
+    assert results.settings.command in text
+    assert results.provenance["git_commit"] in text and results.declaration.declared_at in text
 
 
 def test_headline_of_a_promotion_quotes_the_lower_bound():
-    facts, reader, _ = read_case(five_candidates)
-    gate = facts["verdicts"][0]["gates"][0]
+    results, reader, _ = read_case(five_candidates)
+    gate = results.verdicts[0].gates[0]
     text = "".join(reader.text)
-    assert f"promote lr003: at least {gain_text('val_bpb', gate['lo'])} (measured: {gain_text('val_bpb', gate['mean'])}, 5 seeds)" in text
+    assert f"promote lr003: at least {gain_text('val_bpb', gate.lo)} (measured: {gain_text('val_bpb', gate.mean)}, 5 seeds)" in text
     assert "reject gate015: worse by 0.006 bpb (at least 0.0048)" in text
 
 
@@ -107,10 +110,10 @@ def test_noise_and_its_smallest_gains_are_shown_and_no_noise_is_said():
 
 @pytest.mark.parametrize("make", CASES)
 def test_curves_have_a_line_a_run_and_a_mean_an_arm(make):
-    facts, reader, _ = read_case(make)
+    results, reader, _ = read_case(make)
     classes = [value for tag, name, value in reader.attributes if tag == "polyline" and name == "class"]
-    arms, runs, timed = len(facts["declaration"]["arms"]), len(facts["runs"]), len(facts["runs"]) - 1  # one curve has no clock
-    late = sum(run["steps"] == 60 for run in facts["runs"])
+    arms, runs, timed = len(results.declaration.arms), len(results.runs), len(results.runs) - 1  # one curve has no clock
+    late = sum(run.steps == 60 for run in results.runs)
     assert sum(c.startswith("thin") for c in classes) == runs + timed + late
     assert sum(c.startswith("thick") for c in classes) == (2 + 1 + 1) * arms, "over step, over time, the later half; and the legend"
     assert {value for tag, name, value in reader.attributes if name == "points" and "nan" in value} == set()
@@ -155,10 +158,10 @@ def test_ticks_are_few_round_and_told_apart(lo, hi):
 
 
 def test_pair_gains_are_positive_where_the_candidate_is_better():
-    runs = [{"arm": "control", "seed": 1, "run_status": "ok", "val_bpb": 1.2, "tok_per_sec_median": 100.0, "time_to_target_sec": 50.0},
-            {"arm": "a", "seed": 1, "run_status": "ok", "val_bpb": 1.1, "tok_per_sec_median": 110.0, "time_to_target_sec": 40.0},
-            {"arm": "control", "seed": 2, "run_status": "ok", "val_bpb": 1.2, "tok_per_sec_median": 100.0, "time_to_target_sec": 50.0},
-            {"arm": "a", "seed": 2, "run_status": "diverged", "val_bpb": None, "tok_per_sec_median": 90.0, "time_to_target_sec": None}]
+    control = RunSummary(arm="control", seed=1, run_status="ok", val_bpb=1.2, tok_per_sec_median=100.0, time_to_target_sec=50.0)
+    a = RunSummary(arm="a", seed=1, run_status="ok", val_bpb=1.1, tok_per_sec_median=110.0, time_to_target_sec=40.0)
+    runs = [control, a, replace(control, seed=2),
+            RunSummary(arm="a", seed=2, run_status="diverged", tok_per_sec_median=90.0)]
     assert pair_gains("val_bpb", runs, "a") == [(1, pytest.approx(0.1))]
     assert pair_gains("tok_per_sec", runs, "a") == [(1, pytest.approx(np.log(1.1)))]
     assert pair_gains("time_to_target", runs, "a") == [(1, pytest.approx(np.log(50 / 40)))]
@@ -177,30 +180,33 @@ def test_mean_curve_is_that_of_the_runs_that_ended_ok():
 
 @pytest.mark.parametrize("make", CASES)
 def test_hostile_names_become_text(make):
-    facts = json.loads(json.dumps(make()).replace('"gate', '"gate' + HOSTILE.replace('"', '\\"')))
-    facts["settings"]["label"], facts["provenance"]["upstream_commit"], facts["runs"][0]["error"] = [HOSTILE] * 3
-    facts["noise"]["left_out"] = [HOSTILE]
-    reader = read(page(facts, make_curves(facts)))
+    stored = re.sub('"(gate\\d*)"(?!:)', lambda name: json.dumps(name[1] + HOSTILE), json.dumps(make().to_json()))
+    stored = json.loads(stored)  # keys are ours, values are anybody's
+    stored["settings"]["label"], stored["provenance"]["upstream_commit"], stored["runs"][0]["error"] = [HOSTILE] * 3
+    stored["noise"]["left_out"] = [HOSTILE]
+    results = ResultFile.from_json(stored)
+    reader = read(page(results, make_curves(results)))
     assert not {"script", "img"} & set(reader.tags) and not [a for a in reader.attributes if a[1].startswith("on")]
     assert "".join(reader.text).count("<script>alert('x')</script>") > 5
 
 
 def test_protocol_without_runs_has_a_page():
-    facts = five_candidates() | {"runs": [], "verdicts": [], "deltas": []}
-    text = "".join(read(page(facts, {})).text)
-    assert "no verdict" in text and "Curves" not in text and facts["settings"]["command"] in text
+    results = replace(five_candidates(), runs=[], verdicts=[], deltas=[])
+    text = "".join(read(page(results, {})).text)
+    assert "no verdict" in text and "Curves" not in text and results.settings.command in text
 
 
 def test_control_alone_has_a_page_and_nothing_to_judge():
-    facts = five_candidates()
-    facts["declaration"] |= {"arms": facts["declaration"]["arms"][:1], "K": 0}
-    facts |= {"runs": [run for run in facts["runs"] if run["arm"] == "control"], "verdicts": [], "deltas": []}
-    text = "".join(read(page(facts, make_curves(facts))).text)
+    results = five_candidates()
+    declaration = replace(results.declaration, arms=results.declaration.arms[:1], K=0)
+    runs = [run for run in results.runs if run.arm == "control"]
+    results = replace(results, declaration=declaration, runs=runs, verdicts=[], deltas=[])
+    text = "".join(read(page(results, make_curves(results))).text)
     assert "The control alone on 5 seeds" in text and "No candidate was declared" in text and "Curves" in text
 
 
 def test_same_facts_give_the_same_file(tmp_path):
-    facts = five_candidates()
+    results = five_candidates()
     for name in ("a.html", "b.html"):
-        write_report(tmp_path / "new" / name, facts, make_curves(facts))
+        write_report(tmp_path / "new" / name, results, make_curves(results))
     assert (tmp_path / "new/a.html").read_bytes() == (tmp_path / "new/b.html").read_bytes() and len(list((tmp_path / "new").iterdir())) == 2

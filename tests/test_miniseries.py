@@ -8,6 +8,7 @@ import copy
 import functools
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,8 @@ from nanochat.lab.csv_file import read_rows
 from nanochat.lab.cycle import miniseries
 from nanochat.lab.cycle.miniseries import check_matched, judge, read_depths
 from nanochat.lab.protocol.build import build_protocol
+from nanochat.lab.report.result_file import ResultFile, Settings
+from nanochat.lab.verdict.facts import Declaration, DeclaredArm, Floor, GateRow, Verdict
 from scripts import miniseries as script
 from scripts import protocol as protocol_script
 from tests.lab_case import FAKE, enter
@@ -26,13 +29,14 @@ FLAGS = ["--depth=4", "--no-compile", "--num-iterations=60", "--device-type=cpu"
 
 
 def gate(metric, role="floor", lo=-0.001, hi=0.002, result="pass"):
-    return {"gate": metric, "metric": metric, "role": role, "lo": lo, "hi": hi, "result": result}
+    return GateRow(metric, role, metric, lo=lo, hi=hi, mean=0.0, result=result)
 
 
 def entry(verdict, lo=-0.001, hi=0.004, floors=(("final_train_loss", {}), ("val_bpb", {})), primary="time_to_target", name="gate"):
     gates = [gate(primary, "primary", lo, hi, "pass" if verdict == "promote" else "cannot tell")]
-    return {"candidate": name, "verdict": verdict, "reason": f"because {verdict}", "n": 5, "mean_gain": 0.0015, "lo": lo, "hi": hi,
-            "gates": gates + [gate(metric, **kw) for metric, kw in floors if metric != primary]}
+    gates += [gate(metric, **kw) for metric, kw in floors if metric != primary]
+    return Verdict(name, verdict, reason=f"because {verdict}", n=5, gates=gates, level=0.05, p=0.01, mean_gain=0.0015,
+                   lo=lo, hi=hi)
 
 
 SAYS = {
@@ -42,13 +46,13 @@ SAYS = {
 }
 
 
-def facts(depth, *entries, flags=FLAGS):
-    names = [e["candidate"] for e in entries] or ["gate"]
-    arms = [{"name": "control", "flags": ""}, *({"name": name, "flags": "--symplectic-gate"} for name in names)]
-    declaration = {"label": f"x_d{depth}", "primary": "time_to_target", "fallback": None, "margin": 0.0, "alpha": 0.05, "arms": arms,
-                   "floors": [{"metric": "val_bpb", "margin": 0.005}]}
-    settings = {"profile": "smoke-cpu", "profile_flags": list(flags), "machine_flags": [], "common_flags": [f"--depth={depth}"]}
-    return {"settings": settings, "declaration": declaration, "verdicts": list(entries), "runs": []}
+def facts(depth, *entries, flags=FLAGS) -> ResultFile:
+    names = [e.candidate for e in entries] or ["gate"]
+    arms = [DeclaredArm("control", ""), *(DeclaredArm(name, "--symplectic-gate") for name in names)]
+    declaration = Declaration(label=f"x_d{depth}", primary="time_to_target", margin=0.0, alpha=0.05, arms=arms,
+                              floors=[Floor("val_bpb", 0.005)])
+    settings = Settings(profile="smoke-cpu", profile_flags=list(flags), common_flags=[f"--depth={depth}"])
+    return ResultFile(settings=settings, declaration=declaration, verdicts=list(entries))
 
 
 def verdict_of(*says):
@@ -101,7 +105,7 @@ def test_bpb_as_the_primary_metric_has_the_margin_of_gate_6():
 
 
 def test_each_candidate_has_its_own_verdict():
-    a, b = SAYS["promote"] | {"candidate": "a"}, SAYS["not worse"] | {"candidate": "b"}
+    a, b = replace(SAYS["promote"], candidate="a"), replace(SAYS["not worse"], candidate="b")
     found = judge({2: facts(2, a, b), 4: facts(4, a, b)})
     assert [(v.candidate, v.verdict) for v in found] == [("a", "promote"), ("b", "inconclusive")]
 
@@ -111,13 +115,13 @@ def test_each_candidate_has_its_own_verdict():
 
 def test_depth_without_verdict_is_refused_by_name():
     with pytest.raises(ValueError, match="depth 4: no verdict on gate .because None"):
-        judge({2: facts(2, SAYS["promote"]), 4: facts(4, SAYS["promote"] | {"verdict": None, "reason": "because None"})})
+        judge({2: facts(2, SAYS["promote"]), 4: facts(4, replace(SAYS["promote"], verdict=None, reason="because None"))})
     with pytest.raises(ValueError, match="depth 4: no verdict .*no cell has been run"):
         judge({2: facts(2, SAYS["promote"]), 4: facts(4)})
 
 
 def test_missing_depths_are_refused_by_name(tmp_path):
-    write_json(tmp_path / "x_d2_latest.json", facts(2, SAYS["promote"]))
+    write_json(tmp_path / "x_d2_latest.json", facts(2, SAYS["promote"]).to_json())
     (tmp_path / "x_d6_latest.json").write_text("{torn")
     with pytest.raises(ValueError, match="depth 4: no .*x_d4_latest.json; depth 6: no .*the same command goes on"):
         read_depths(tmp_path, "x", [2, 4, 6])
@@ -128,12 +132,14 @@ def test_missing_depths_are_refused_by_name(tmp_path):
     (lambda f: f["declaration"]["arms"][1].update(flags="--symplectic-gate --symplectic-gate-mix=0.3"), "candidates"),
     (lambda f: f["declaration"]["arms"].append({"name": "b", "flags": ""}), "candidates"),
     (lambda f: f["declaration"].update(primary="val_bpb"), "primary: time_to_target -> val_bpb"),
-    (lambda f: f["declaration"].update(floors=[]), "floors"), (lambda f: f["settings"].update(profile="smoke-16gb"), "profile"),
+    (lambda f: f["declaration"].update(floors=[]), "floors"),
+    (lambda f: f["settings"].update(profile="smoke-16gb"), "profile"),
     (lambda f: f["settings"]["common_flags"].append("--matrix-lr=0.03"), "matrix_lr: 0.02 -> 0.03"),
     (lambda f: f["settings"]["common_flags"].append("--depth=6"), "x_d4 was run at depth 6")])
 def test_depths_that_are_not_matched_are_refused_by_name(change, named):
-    other = copy.deepcopy(facts(4, SAYS["promote"]))
-    change(other)
+    stored = copy.deepcopy(facts(4, SAYS["promote"]).to_json())
+    change(stored)
+    other = ResultFile.from_json(stored)
     with pytest.raises(ValueError, match=named):
         check_matched({2: facts(2, SAYS["promote"]), 4: other})
 
@@ -239,7 +245,7 @@ def test_judge_writes_the_verdict_and_prints_one_table(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     Path("results").mkdir()
     for depth, what in ((2, "promote"), (4, "not worse")):
-        write_json(f"results/x_d{depth}_latest.json", facts(depth, SAYS[what]))
+        write_json(f"results/x_d{depth}_latest.json", facts(depth, SAYS[what]).to_json())
     assert script.main(["--label=x", "--depths=2 4", "--judge"]) == 0
     out = capsys.readouterr().out
     assert "miniseries gate: promote" in out and out.count("candidate") == 1 and "up to 10 %" in out

@@ -5,6 +5,7 @@ python -m pytest tests/test_plots.py -v
 """
 
 import struct
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from nanochat.lab.report import plots
 from nanochat.lab.report.plots import draw_protocol
+from nanochat.lab.report.result_file import Delta
 
 
 def make(arms, seeds, steps, every, effect=0.01):
@@ -21,7 +23,7 @@ def make(arms, seeds, steps, every, effect=0.01):
             curves[arm, seed] = [(s, max(0, s - 11) * 0.5 * (1 + 0.1 * k), 2 + 3 * np.exp(-s / 20) + effect * k + 0.01 * rng.normal())
                                  for s in range(0, steps + 1, every)]
         final = {arm: curves[arm, seed][-1][2] for arm in arms}
-        deltas += [{"seed": seed, "candidate": arm, "candidate_minus_control_bpb": final[arm] - final["control"]} for arm in arms[1:]]
+        deltas += [Delta(seed, final[arm] - final["control"], candidate=arm) for arm in arms[1:]]
     return arms, curves, deltas
 
 
@@ -61,14 +63,14 @@ def test_each_seed_is_a_line_and_the_mean_is_the_mean(figure):
     mean = next(line for line in over_step.lines if line.get_label() == "gate")
     assert np.allclose(mean.get_ydata(), np.mean([[p[2] for p in curves["gate", s]] for s in (1, 2)], axis=0))
     dots = [line.get_ydata() for line in paired.lines if line.get_marker() == "o"]
-    assert np.allclose(np.sort(dots[0]), sorted(row["candidate_minus_control_bpb"] for row in deltas))
+    assert np.allclose(np.sort(dots[0]), sorted(delta.candidate_minus_control_bpb for delta in deltas))
     assert over_time.lines[0].get_xdata()[0] == 0 and np.sum(over_time.lines[0].get_xdata() == 0) == 1
 
 
 def test_interval_of_the_mean_is_the_paired_t_interval(figure):
     arms, curves, deltas = make(["control", "gate"], [1, 2, 3, 4, 5], 60, 10)
     paired = figure(arms, curves, deltas).axes[2]
-    d = np.array([row["candidate_minus_control_bpb"] for row in deltas])
+    d = np.array([delta.candidate_minus_control_bpb for delta in deltas])
     bar = paired.collections[0].get_paths()[0].vertices[:, 1]
     half = 2.131847 * d.std(ddof=1) / np.sqrt(5)  # t table: one-sided 5 %, 4 degrees of freedom
     assert np.allclose(sorted(bar), [d.mean() - half, d.mean() + half], rtol=1e-6)
@@ -101,6 +103,5 @@ def test_failed_runs_leave_gaps_and_not_errors(figure):
     arms, curves, deltas = make(["control", "a", "b"], [1, 2], 60, 10)
     curves["a", 1], curves["b", 2] = curves["a", 1][:2], []
     curves["control", 1] = [(s, None, bpb) for s, _, bpb in curves["control", 1]]  # an old record without the clock
-    for row in deltas[:2]:
-        row["candidate_minus_control_bpb"] = None
+    deltas[:2] = [replace(delta, candidate_minus_control_bpb=None) for delta in deltas[:2]]
     assert len(figure(arms, curves, deltas).axes) == 3

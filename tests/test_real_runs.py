@@ -5,15 +5,19 @@ python -m pytest tests/test_real_runs.py -v
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from nanochat.lab.arms import make_arms
 from nanochat.lab.metrics import METRICS
+from nanochat.lab.runs import RunSummary
 from nanochat.lab.simulation import real_runs
 from nanochat.lab.simulation.real_runs import describe_rates
-from nanochat.lab.verdict.gates import declare, judge
+from nanochat.lab.verdict.declaration import Proposal, declare
+from nanochat.lab.verdict.facts import MetricNoise, Noise
+from nanochat.lab.verdict.gates import judge
 from nanochat.lab.verdict.stats import moderated_t
 from tests.gates_case import WHEN
 from tests.ledger_case import record, row
@@ -30,14 +34,16 @@ def made_up_pool(R, rng, spread=1.0):
 def judged(values, drawn, looks):
     """The same protocol, through the declaration and gates.judge."""
     bank, control, candidate = np.split(drawn, [real_runs.BANK_SEEDS, real_runs.BANK_SEEDS + looks[-1]])
-    noise = {"metrics": {metric: {"s_b": float(x[bank].std(ddof=1)), "nu": len(bank) - 1} for metric, x in values.items()}}
-    declaration = declare("aa", "smoke-cpu", make_arms(["candidate: --matrix-lr=0.03"], []), list(range(looks[-1])), {}, WHEN,
-                          until_decided=len(looks) > 1, noise=noise)
-    facts = {"run_status": "ok", "profile_hash": "p", "declared_at": WHEN, "started_at": WHEN, "training_sec": 9.0}
-    runs = [{"arm": arm, "seed": seed, **facts,
-             **{METRICS[m].column: float(np.exp(x[i]) if METRICS[m].log else x[i]) for m, x in values.items()}}
+    noise = Noise("bank", metrics={metric: MetricNoise(float(x[bank].std(ddof=1)), len(bank) - 1)
+                                   for metric, x in values.items()})
+    plan = Proposal("aa", "smoke-cpu", make_arms(["candidate: --matrix-lr=0.03"], []), list(range(looks[-1])),
+                until_decided=len(looks) > 1)
+    run = RunSummary(run_status="ok", profile_hash="p", declared_at=WHEN, started_at=WHEN, training_sec=9.0)
+    def measured(i):
+        return {METRICS[m].key: float(np.exp(x[i]) if METRICS[m].log else x[i]) for m, x in values.items()}
+    runs = [replace(run, arm=arm, seed=seed, **measured(i))
             for arm, side in (("control", control), ("candidate", candidate)) for seed, i in enumerate(side)]
-    return judge(declaration, runs)[0]["verdict"] in ("promote", "optional")
+    return judge(declare(plan, {}, noise, WHEN), runs)[0].verdict in ("promote", "optional")
 
 
 @pytest.mark.parametrize("looks", [(3,), LOOKS], ids=str)

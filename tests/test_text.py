@@ -4,9 +4,12 @@ Gates and what a label rests on, as text.
 python -m pytest tests/test_text.py -v
 """
 
+from dataclasses import replace
+
 import pytest
 
 from nanochat.lab.report import text as report
+from nanochat.lab.runs import RunSummary
 from nanochat.lab.verdict.stats import smallest_gain
 from tests.report_case import five_candidates, peeking, unbanked
 
@@ -20,25 +23,25 @@ def rows_of(text) -> list[list[str]]:
 
 
 def test_gates_table_has_a_row_a_gate_with_its_numbers():
-    entry = five_candidates()["verdicts"][1]
-    rows = rows_of(report.gates_table(entry))[:len(entry["gates"])]
-    for gate, row in zip(entry["gates"], rows):
-        assert row[1] == gate["role"] and row[-3:] == [gate["result"], gate["noise_source"] or "", gate["section"]]
-    gate = entry["gates"][0]
-    assert rows[0][:7] == ["val_bpb (bpb)", "primary", "5", f"{gate['mean']:+.5f} ({gate['mean'] / 0.0013:+.1f})",
-                            f"[{gate['lo']:.5f}, {gate['hi']:.5f}]", "0.01", f"{gate['p']:.3g}"]
+    entry = five_candidates().verdicts[1]
+    rows = rows_of(report.gates_table(entry))[:len(entry.gates)]
+    for gate, row in zip(entry.gates, rows):
+        assert row[1] == gate.role and row[-3:] == [gate.result, gate.noise_source or "", gate.section]
+    gate = entry.gates[0]
+    assert rows[0][:7] == ["val_bpb (bpb)", "primary", "5", f"{gate.mean:+.5f} ({gate.mean / 0.0013:+.1f})",
+                            f"[{gate.lo:.5f}, {gate.hi:.5f}]", "0.01", f"{gate.p:.3g}"]
     assert [row[0] for row in rows][2:] == ["tok_per_sec (log)", "no instability: run_status"]
     assert [row[7] for row in rows] == ["0", "-0.00995 (-5.0)", "-0.10536 (-8.8)", ""]
     assert "tok_per_sec: loose: its margin is 8.8 sd" in report.gates_table(entry)
 
 
 def test_gate_that_was_missed_or_unbounded_has_empty_cells_and_infinite_ends():
-    gate = five_candidates()["verdicts"][0]["gates"][0]
-    assert report.gate_cells(gate | {"lo": None, "hi": None})[4] == "[-inf, inf]"
+    gate = five_candidates().verdicts[0].gates[0]
+    assert report.gate_cells(replace(gate, lo=None, hi=None))[4] == "[-inf, inf]"
     empty = dict.fromkeys(("mean", "mean_in_sd", "lo", "hi", "level", "p", "noise_source"))
-    assert report.gate_cells(gate | empty | {"result": "fail"}) == ["val_bpb (bpb)", "primary", "5", "", "", "", "", "0", "fail", "",
-                                                                     "7.1 gate 6"]
-    assert report.gates_table(unbanked()["verdicts"][0]) == ""
+    assert report.gate_cells(replace(gate, **empty, result="fail")) == [
+        "val_bpb (bpb)", "primary", "5", "", "", "", "", "0", "fail", "", "7.1 gate 6"]
+    assert report.gates_table(unbanked().verdicts[0]) == ""
 
 
 def test_label_lines_say_what_the_verdicts_rest_on():
@@ -54,38 +57,39 @@ def test_label_lines_say_what_the_verdicts_rest_on():
 
 
 def test_smallest_gains_are_those_of_the_published_table():
-    facts = five_candidates()
-    facts["declaration"]["K"] = 1
-    gains = dict(report.smallest_gains(facts))
+    results = five_candidates()
+    def gains_of(K):
+        return dict(report.smallest_gains(replace(results, declaration=replace(results.declaration, K=K))))
+    gains = gains_of(1)
     assert gains[2] == pytest.approx(0.00349897, rel=1e-4) and gains[8] == pytest.approx(0.00169686, rel=1e-4)
-    facts["declaration"]["K"] = 4
-    assert dict(report.smallest_gains(facts))[5] == pytest.approx(0.00279775, rel=1e-4)
+    assert gains_of(4)[5] == pytest.approx(0.00279775, rel=1e-4)
     assert report.smallest_gains(unbanked()) == []
 
 
 @pytest.mark.parametrize("make", [five_candidates, unbanked, peeking])
 def test_verdicts_end_with_the_label_and_name_every_candidate(make):
-    facts = make()
-    text = report.verdicts(facts)
-    for entry in facts["verdicts"]:
-        assert f"verdict {entry['candidate']}: {entry['text']}\n  {entry['reason']}" in text
+    results = make()
+    text = report.verdicts(results)
+    for entry in results.verdicts:
+        assert f"verdict {entry.candidate}: {entry.text}\n  {entry.reason}" in text
         assert report.gates_table(entry) in text
-    assert text.splitlines()[-1] == report.label_lines(facts | {"verdicts": []})[-1]
-    assert report.results_table(facts)
+    assert text.splitlines()[-1] == report.basis_lines(results)[-1] == report.label_lines(replace(results, verdicts=[]))[-1]
+    assert report.results_table(results)
 
 
 def test_gain_is_named_in_the_unit_of_its_metric():
-    text = report.verdict(peeking()["verdicts"][0])
+    text = report.verdict_text(peeking().verdicts[0])
     assert "of log time_to_target_sec (positive = better)" in text and "bpb" not in text
-    assert "bpb (positive = better)" in report.verdict(five_candidates()["verdicts"][0])
+    assert "bpb (positive = better)" in report.verdict_text(five_candidates().verdicts[0])
 
 
 def test_failure_shows_of_the_log_what_was_not_said_yet_and_once(tmp_path):
     log = tmp_path / "run.log"
     log.write_text("early\n" + "".join(f"line {i}\n" for i in range(3)) + "warning: slow\n" * 5
                    + "RuntimeError: made up\n\nRun ended crash: RuntimeError: made up\n")
-    run = {"run_status": "crash", "error": "RuntimeError: made up"}
+    run = RunSummary(run_status="crash", error="RuntimeError: made up")
     assert report.failure(run, log).splitlines() == [
         f"  crash: RuntimeError: made up; {log} ends:", "    | early", "    | line 0", "    | line 1", "    | line 2",
         "    | warning: slow (5 times)"]
-    assert report.failure({"run_status": "interrupted", "error": "stopped by SIGTERM"}, log) == f"  stopped by SIGTERM; log: {log}"
+    run = RunSummary(run_status="interrupted", error="stopped by SIGTERM")
+    assert report.failure(run, log) == f"  stopped by SIGTERM; log: {log}"

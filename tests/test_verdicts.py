@@ -35,8 +35,8 @@ def test_targets_are_whole():
 def test_a_time_above_the_budget_is_a_target_missed():
     made = Cell("missed", 0.5, 9, 3, False, 0.0, {})
     runs = runs_of(made, np.array([[-1.0, 0.1, 1.0], [0.0, -0.1, 2.0]]))
-    assert [run["time_to_target_sec"] is None for run in runs] == [False, True, True, False, False, True]
-    assert runs[0]["time_to_target_sec"] == pytest.approx(math.exp(-0.05)) and {run["training_sec"] for run in runs} == {1.0}
+    assert [run.time_to_target_sec is None for run in runs] == [False, True, True, False, False, True]
+    assert runs[0].time_to_target_sec == pytest.approx(math.exp(-0.05)) and {run.training_sec for run in runs} == {1.0}
 
 
 @pytest.mark.parametrize("name", ["verdicts reached=1 nu=9 n=3 gain=0", "missed reached=0.8 nu=9 n=3 gain=0"])

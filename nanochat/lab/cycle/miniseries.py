@@ -8,10 +8,11 @@ that does nothing as often as any of its depths does (`false_promotion`).
 
 from dataclasses import asdict, dataclass, field
 
-from nanochat.common import read_json
 from nanochat.config import FIELDS
 from nanochat.lab.arms import CONTROL, parse_arm
+from nanochat.lab.report.result_file import ResultFile, path_of, read_results
 from nanochat.lab.table import number, table
+from nanochat.lab.verdict.facts import GateRow, Verdict
 from nanochat.options import tagged
 
 GATES = {"final_train_loss": 5, "val_bpb": 6}  # floors that have to be shown at every depth; gate 1 is the primary
@@ -25,7 +26,10 @@ class Depth:
     depth: int
     says: str  # promote | not worse | price | unsure | reject
     why: str
-    entry: dict
+    found: Verdict
+
+    def gate(self, metric: str) -> GateRow | None:
+        return next((gate for gate in self.found.gates if gate.metric == metric), None)
 
 
 @dataclass
@@ -42,13 +46,13 @@ def label_of(label: str, depth: int) -> str:
     return f"{label}_d{depth}"
 
 
-def read_depths(folder, label: str, depths: list[int]) -> dict[int, dict]:
-    """{depth: facts of its label}. Raises ValueError naming every depth that is missing."""
+def read_depths(folder, label: str, depths: list[int]) -> dict[int, ResultFile]:
+    """{depth: results of its label}. Raises ValueError naming every depth that is missing."""
     results, missing = {}, []
     for depth in depths:
-        path = folder / f"{label_of(label, depth)}_latest.json"
+        path = path_of(label_of(label, depth), folder)
         try:
-            results[depth] = read_json(path)
+            results[depth] = read_results(path)
         except (OSError, ValueError):
             missing.append(f"depth {depth}: no {path}")
     if missing:
@@ -59,8 +63,11 @@ def read_depths(folder, label: str, depths: list[int]) -> dict[int, dict]:
 # -----------------------------------------------------------------------------
 # Matched conditions
 
-def check_matched(results: dict[int, dict]) -> list[str]:
-    """Names of the candidates. Raises ValueError where the depths do not compare the same thing under the same conditions."""
+def check_matched(results: dict[int, ResultFile]) -> list[str]:
+    """Names of the candidates.
+
+    Raises ValueError where the depths do not compare the same thing under the same conditions.
+    """
     if not results:
         raise ValueError("no depths: expected at least one, as in --depths 2 4")
     first_depth, *others = results
@@ -75,52 +82,49 @@ def check_matched(results: dict[int, dict]) -> list[str]:
     return list(first["candidates"])
 
 
-def _conditions(depth: int, facts: dict) -> dict:
-    settings, declaration = facts["settings"], facts["declaration"]
-    flags = [*settings["profile_flags"], *settings["machine_flags"], *settings["common_flags"]]
-    options = asdict(parse_arm(CONTROL, "", flags).config)
-    if options["depth"] != depth:
-        raise ValueError(f"depth {depth}: {declaration['label']} was run at depth {options['depth']}; use another label")
-    for name in MAY_DIFFER:
-        options.pop(name)
-    gates = {key: declaration.get(key) for key in ("primary", "fallback", "margin", "floors", "alpha")}
-    return {"candidates": {arm["name"]: arm["flags"] for arm in declaration["arms"] if arm["name"] != CONTROL},
-            "profile": settings["profile"], **gates, **options}
+def _conditions(depth: int, results: ResultFile) -> dict:
+    """{name: value} of all that has to be the same at every depth."""
+    settings, declared = results.settings, results.declaration
+    flags = [*settings.profile_flags, *settings.machine_flags, *settings.common_flags]
+    config = parse_arm(CONTROL, "", flags).config
+    if config.depth != depth:
+        raise ValueError(f"depth {depth}: {declared.label} was run at depth {config.depth}; use another label")
+    options = {name: value for name, value in asdict(config).items() if name not in MAY_DIFFER}
+    return {"candidates": {arm.name: arm.flags for arm in declared.candidates}, "profile": settings.profile,
+            "primary": declared.primary, "fallback": declared.fallback, "margin": declared.margin,
+            "floors": [floor.to_json() for floor in declared.floors], "alpha": declared.alpha, **options}
 
 
 # -----------------------------------------------------------------------------
 # The verdict
 
-def judge(results: dict[int, dict]) -> list[Robustness]:
-    """One verdict a candidate, from {depth: facts}. Raises ValueError where the depths cannot be judged together."""
-    return [_robustness(name, [_depth(depth, _entry(facts, name)) for depth, facts in results.items()])
+def judge(results: dict[int, ResultFile]) -> list[Robustness]:
+    """One verdict a candidate, from {depth: results}. Raises ValueError where the depths cannot be judged together."""
+    return [_robustness(name, [_depth(depth, found.verdicts, name) for depth, found in results.items()])
             for name in check_matched(results)]
 
 
-def _entry(facts, name) -> dict:
-    return next((entry for entry in facts["verdicts"] if entry["candidate"] == name), {"verdict": None, "reason": "no cell has been run"})
-
-
-def _depth(depth: int, entry: dict) -> Depth:
+def _depth(depth: int, verdicts: list[Verdict], name: str) -> Depth:
     """What one depth says about the candidate. Raises ValueError where it says nothing."""
-    verdict, reason = entry["verdict"], entry["reason"]
-    if verdict is None:
-        raise ValueError(f"depth {depth}: no verdict on {entry.get('candidate', 'the candidate')} ({reason}): run it to its end")
-    if verdict in ("promote", "reject"):
-        return Depth(depth, verdict, reason, entry)
-    if verdict == "optional":
-        return Depth(depth, "price", reason, entry)
-    unsure = not_shown(entry)
+    found = next((verdict for verdict in verdicts if verdict.candidate == name), None)
+    if found is None or found.verdict is None:
+        who, why = (name, found.reason) if found else ("the candidate", "no cell has been run")
+        raise ValueError(f"depth {depth}: no verdict on {who} ({why}): run it to its end")
+    if found.verdict in ("promote", "reject"):
+        return Depth(depth, found.verdict, found.reason, found)
+    if found.verdict == "optional":
+        return Depth(depth, "price", found.reason, found)
+    unsure = not_shown(found)
     if unsure:
-        return Depth(depth, "unsure", "; ".join(unsure), entry)
-    return Depth(depth, "not worse", "gates 5 and 6 are shown, and no gate is shown worse", entry)
+        return Depth(depth, "unsure", "; ".join(unsure), found)
+    return Depth(depth, "not worse", "gates 5 and 6 are shown, and no gate is shown worse", found)
 
 
-def not_shown(entry: dict) -> list[str]:
-    """What keeps an undecided entry from "not worse": a floor that is not shown, or any of the gates shown worse."""
-    gates = {gate["metric"]: gate for gate in entry.get("gates") or []}
+def not_shown(found: Verdict) -> list[str]:
+    """What keeps an undecided verdict from "not worse": a floor that is not shown, or any of the gates shown worse."""
+    gates = {gate.metric: gate for gate in found.gates}
     if not gates.keys() & GATES.keys():
-        return [entry["reason"]]
+        return [found.reason]
     out = []
     for metric, n in GATES.items():
         gate = gates.get(metric)
@@ -129,15 +133,15 @@ def not_shown(entry: dict) -> list[str]:
         elif not _within(gate):
             out.append(f"gate {n} ({metric}) is not shown to be within its margin")
     for gate in gates.values():
-        if (gate["role"] == "primary" or gate["metric"] in GATES) and gate.get("hi") is not None and gate["hi"] < 0:
-            out.append(f"{gate['metric']} is shown worse")
+        if (gate.role == "primary" or gate.metric in GATES) and gate.hi is not None and gate.hi < 0:
+            out.append(f"{gate.metric} is shown worse")
     return out
 
 
-def _within(gate) -> bool:
-    if gate["role"] == "primary" and gate["metric"] == "val_bpb":  # its own margin asks for "better"
-        return gate.get("lo") is not None and gate["lo"] > -VAL_BPB_MARGIN
-    return gate["result"] == "pass"
+def _within(gate: GateRow) -> bool:
+    if gate.role == "primary" and gate.metric == "val_bpb":  # its own margin asks for "better"
+        return gate.lo is not None and gate.lo > -VAL_BPB_MARGIN
+    return gate.result == "pass"
 
 
 def _robustness(name: str, depths: list[Depth]) -> Robustness:
@@ -173,8 +177,11 @@ def false_promotion(depths: int, alpha: float) -> float:
 # Report
 
 def results_table(verdicts: list[Robustness], alpha: float) -> str:
-    rows = [[v.candidate, str(d.depth), d.says, str(d.entry.get("n", "")), number(d.entry.get("mean_gain"), "+.5f"),
-             number(d.entry.get("lo"), "+.5f"), number(d.entry.get("hi"), "+.5f"), *(_gate_cell(d.entry, metric) for metric in GATES)]
+    def gate_cell(d, metric):
+        gate = d.gate(metric)
+        return gate.result if gate else ""
+    rows = [[v.candidate, str(d.depth), d.says, str(d.found.n), number(d.found.mean_gain, "+.5f"),
+             number(d.found.lo, "+.5f"), number(d.found.hi, "+.5f"), *(gate_cell(d, metric) for metric in GATES)]
             for v in verdicts for d in v.depths]
     header = ["candidate", "depth", "says", "n", "gain", "at least", "at most", *(f"gate {n}" for n in GATES.values())]
     lines = ["", table(header, rows), ""]
@@ -183,18 +190,15 @@ def results_table(verdicts: list[Robustness], alpha: float) -> str:
         lines += [f"  rollback to default-off: {v.rollback}"] if v.rollback else []
     n = max(len(v.depths) for v in verdicts)
     if n > 1:
-        lines.append(f"A change that does nothing passes {n} depths in up to {100 * false_promotion(n, alpha):.0f} % of cases: "
-                     "this confirms what another label has promoted, and promotes nothing by itself")
+        lines.append(f"A change that does nothing passes {n} depths in up to {100 * false_promotion(n, alpha):.0f} % of "
+                     "cases: this confirms what another label has promoted, and promotes nothing by itself")
     return "\n".join(lines)
-
-
-def _gate_cell(entry, metric) -> str:
-    return next((gate["result"] for gate in entry.get("gates") or [] if gate["metric"] == metric), "")
 
 
 def summary(verdicts: list[Robustness]) -> list[dict]:
     """For JSON: verdicts, with what each depth says and its bounds."""
     def at_depth(d):
-        return {"depth": d.depth, "says": d.says, "why": d.why, **{key: d.entry.get(key) for key in ("n", "mean_gain", "lo", "hi")}}
+        return {"depth": d.depth, "says": d.says, "why": d.why, "n": d.found.n, "mean_gain": d.found.mean_gain,
+                "lo": d.found.lo, "hi": d.found.hi}
     return [{"candidate": v.candidate, "verdict": v.verdict, "reason": v.reason, "rollback": v.rollback,
              "depths": [at_depth(d) for d in v.depths]} for v in verdicts]

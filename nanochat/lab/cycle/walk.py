@@ -15,9 +15,23 @@ from nanochat.config import FIELDS
 from nanochat.lab.arms import CONTROL, parse_arm
 from nanochat.lab.commands import EXIT_FAILED_CELL, module_command, now, shown
 from nanochat.lab.cycle import miniseries
-from nanochat.lab.cycle.rules import PHASES, Status, banked_seeds, common_winner, label_status, reentry, relative_gain
+from nanochat.lab.cycle.rules import (
+    PHASES,
+    CycleRecord,
+    Past,
+    Status,
+    Step,
+    Winner,
+    banked_seeds,
+    common_winner,
+    flags_of,
+    label_status,
+    reentry,
+    relative_gain,
+)
 from nanochat.lab.ledger import experiments
 from nanochat.lab.profiles import Profile
+from nanochat.lab.report.result_file import ResultFile, path_of, read_results
 
 FUSION_FLAGS = ("fused_rmsnorm", "chunked_ce")
 NEXT = ("make the accepted flags the default (nanochat/config.py), results checked", "write the entry: python -m scripts.gates --log-entry "
@@ -44,44 +58,46 @@ class Cycle:
     noise_seeds: int
     dry_run: bool = False
     accepted: list[str] = field(default_factory=list)  # flags that the labels so far have promoted
-    phases: list[dict] = field(default_factory=list)
+    phases: list[Step] = field(default_factory=list)
     improvement: float = 0.0
     promoted: bool = False
 
     def base(self) -> str:
         return " ".join([self.flags, *self.accepted]).strip()
 
-    def facts(self, label: str) -> dict:
+    def results(self, label: str) -> ResultFile | None:
+        """None where there is no file that can be read: the label has to be run."""
         try:
-            return read_json(self.results_dir / f"{label}_latest.json")
+            return read_results(path_of(label, self.results_dir))
         except (OSError, ValueError):
-            return {}
+            return None
 
     def note(self, phase: int, what: str, state: str, why: str, say):
-        self.phases.append({"phase": phase, "what": what, "state": state, "why": why})
+        self.phases.append(Step(phase, what, state, why))
         say(to_paste(f"phase {phase}, {what}: {state}{': ' + why if why else ''}"))
 
 
-def walk(cycle: Cycle, call, say=print) -> dict:
+def walk(cycle: Cycle, call, say=print) -> CycleRecord:
     """Run what is left, phase by phase; returns what results/<label>_cycle.json says. call(command, env) -> exit code."""
-    stopped, decided, phases = None, True, dict(enumerate((_noise, _slice, _sweeps, _shape_and_fusion, _miniseries, _promotion)))
+    stopped, decided = None, True
+    phases = dict(enumerate((_noise, _slice, _sweeps, _shape_and_fusion, _miniseries, _promotion)))
     try:
         for now_in in phases:
             phases[now_in](cycle, call, say)
     except Stop as e:
         stopped, decided = f"phase {now_in}, {PHASES[now_in]}: {e}", e.decided
         say(to_paste(f"stopped in {stopped}"))
-    record = {"timestamp": now(), "label": cycle.label, "profile": cycle.profile.name, "flags": cycle.flags, "accepted": cycle.accepted,
-              "phases": cycle.phases, "stopped": stopped, "complete": decided and not cycle.dry_run, "improvement": cycle.improvement,
-              "promoted": cycle.promoted}
+    record = CycleRecord(cycle.label, now(), cycle.profile.name, cycle.flags, cycle.accepted, cycle.phases, stopped,
+                         decided and not cycle.dry_run, cycle.improvement, cycle.promoted)
     if not cycle.dry_run:
-        write_json(cycle.results_dir / f"{cycle.label}_cycle.json", record)
+        write_json(cycle.results_dir / f"{cycle.label}_cycle.json", record.to_json())
     return record
 
 
-def read_cycles(folder) -> list[dict]:
+def read_cycles(folder) -> list[CycleRecord]:
     """Every cycle that has been walked here, oldest first."""
-    return sorted((read_json(path) for path in Path(folder).glob("*_cycle.json")), key=lambda cycle: cycle["timestamp"])
+    found = [CycleRecord.from_json(read_json(path)) for path in Path(folder).glob("*_cycle.json")]
+    return sorted(found, key=lambda cycle: cycle.timestamp)
 
 
 # -----------------------------------------------------------------------------
@@ -100,11 +116,11 @@ def _run(cycle, call, say, command, env=None):
 def _template(cycle, call, say, phase: int, name: str, labels: list[str], **env) -> list[Status]:
     """The statuses of a template's labels, after running it where one of them is not finished."""
     flags = cycle.base()
-    statuses = [label_status(cycle.facts(label), flags) for label in labels]
+    statuses = [label_status(cycle.results(label), flags) for label in labels]
     if not all(status.finished for status in statuses):
         command = ["bash", f"runs/{name}.sh"]
         _run(cycle, call, say, command, {"LABEL": f"{cycle.label}_{name}", "PROFILE": cycle.profile.name, "FLAGS": flags, **env})
-        statuses = [label_status(cycle.facts(label), flags) for label in labels]
+        statuses = [label_status(cycle.results(label), flags) for label in labels]
     for label, status in zip(labels, statuses):
         cycle.note(phase, label, "done" if status.finished else "open", status.why, say)
         if not status.finished and not cycle.dry_run:
@@ -112,27 +128,23 @@ def _template(cycle, call, say, phase: int, name: str, labels: list[str], **env)
     return statuses
 
 
-def _accept(cycle, label: str, entry: dict, say):
+def _accept(cycle: Cycle, label: str, winner: Winner, say):
     """Carry a promoted candidate on, unless it was rejected before and has come back on the same seeds."""
-    facts = cycle.facts(label)
-    refusals = reentry(_earlier(cycle, label), label, entry["flags"], facts["declaration"]["seeds"])
+    results = cycle.results(label)
+    refusals = reentry(_earlier(cycle, label), label, winner.flags, results.declaration.seeds)
     if refusals:
         say(f"  not carried on: {'; '.join(refusals)}")
         return
-    cycle.accepted.append(entry["flags"])
-    cycle.improvement = max(cycle.improvement, relative_gain(facts, entry))
+    cycle.accepted.append(winner.flags)
+    cycle.improvement = max(cycle.improvement, relative_gain(results, winner.found))
 
 
-def _earlier(cycle, label) -> list[dict]:
+def _earlier(cycle: Cycle, label: str) -> list[Past]:
     """Verdicts of the other labels here: what was rejected, with which flags, on which seeds."""
-    out = []
-    for path in sorted(cycle.results_dir.glob("*_latest.json")):
-        declaration = (facts := read_json(path)).get("declaration") or {}
-        flags = {arm["name"]: arm["flags"] for arm in declaration.get("arms", [])}
-        if declaration.get("label") != label:
-            out += [{"label": declaration["label"], "flags": flags[entry["candidate"]], "seeds": declaration["seeds"],
-                     "verdict": entry["verdict"]} for entry in facts.get("verdicts", [])]
-    return out
+    files = [read_results(path) for path in sorted(cycle.results_dir.glob("*_latest.json"))]
+    return [Past(results.declaration.label, flags_of(results, found.candidate), results.declaration.seeds, found.verdict)
+            for results in files if results.declaration and results.declaration.label != label
+            for found in results.verdicts]
 
 
 # -----------------------------------------------------------------------------
@@ -168,7 +180,7 @@ def _sweeps(cycle, call, say):
         labels = [f"{cycle.label}_{name}"] if name != "horizon" else [f"{cycle.label}_horizon_r{ratio}" for ratio in cycle.ratios]
         statuses = _template(cycle, call, say, 2, name, labels, BATCH=f"{config.batch_multiplier:g}", LR=f"{config.lr_multiplier:g}",
                              WD=f"{config.wd_multiplier:g}", RATIOS=" ".join(cycle.ratios))
-        best = common_winner(statuses, [cycle.facts(label) for label in labels]) if not cycle.dry_run else None
+        best = None if cycle.dry_run else common_winner(statuses, [cycle.results(label) for label in labels])
         if best:
             _accept(cycle, labels[0], best, say)
 
@@ -214,7 +226,7 @@ def _miniseries(cycle, call, say):
     except ValueError as e:
         raise Stop(str(e)) from e
     cycle.note(4, PHASES[4], "done", f"{verdict.verdict}: {verdict.reason}", say)
-    cycle.improvement = min(relative_gain(results[d.depth], d.entry) for d in verdict.depths)
+    cycle.improvement = min(relative_gain(results[d.depth], d.found) for d in verdict.depths)
     cycle.promoted = verdict.verdict == "promote"
     if not cycle.promoted:
         raise Stop(f"the miniseries says {verdict.verdict}: {verdict.reason}", decided=True)
@@ -222,8 +234,8 @@ def _miniseries(cycle, call, say):
 
 def _is_finished(cycle, label) -> bool:
     """The label has a verdict, and on what is accepted now."""
-    facts = cycle.facts(label)
-    return label_status(facts).finished and facts["declaration"]["arms"][1]["flags"] == " ".join(cycle.accepted)
+    results = cycle.results(label)
+    return label_status(results).finished and results.declaration.arms[1].flags == " ".join(cycle.accepted)
 
 
 def _promotion(cycle, call, say):

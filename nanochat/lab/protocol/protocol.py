@@ -27,6 +27,7 @@ from nanochat.lab.protocol.runner import TRAINER, Outcome, Runner
 from nanochat.lab.protocol.session import Session
 from nanochat.lab.report.html import write_report
 from nanochat.lab.report.plots import draw_protocol
+from nanochat.lab.report.result_file import ResultFile
 from nanochat.lab.report.text import failure, results_table, run_line
 from nanochat.lab.trees.tree_arms import check_seeds
 from nanochat.lab.verdict import gates
@@ -117,16 +118,15 @@ def run(protocol: Protocol, say=print) -> int:
                 return EXIT_INTERRUPTED
         facts = session.write()
         report_results(session, facts, say)
-    return EXIT_OK if all(row["run_status"] == "ok" for row in facts["runs"]) else EXIT_FAILED_CELL
+    return EXIT_OK if all(run.run_status == "ok" for run in facts.runs) else EXIT_FAILED_CELL
 
 
 def batches(session: Session):
     """The cells up to each declared look, of the arms that are still undecided; a fixed protocol has one look."""
     protocol, done = session.protocol, 0
-    for look in session.declaration["looks"]:
+    for look in session.declaration.looks:
         if done:
-            runs = [run.to_json() for run in session.ordered_runs()]  # boundary
-            decided = gates.is_decided(session.declaration, runs)
+            decided = gates.is_decided(session.declaration, session.ordered_runs())
             if all(decided.values()):
                 return
         skipped = [name for name, no_use in decided.items() if no_use] if done else []
@@ -174,7 +174,7 @@ def _check_tree(session):
 
 
 def _tell(session, progress, cell: Cell, outcome: Outcome):
-    row = session.finish(cell, outcome).to_json()  # boundary
+    row = session.finish(cell, outcome)
     progress.end(cell.title)
     done = progress.n_cells - progress.n_to_run + progress.done_cells
     progress.say(f"[{done}/{progress.n_cells}] {run_line(row, outcome.elapsed_sec)}")
@@ -182,15 +182,15 @@ def _tell(session, progress, cell: Cell, outcome: Outcome):
         progress.say(failure(row, session.runner.log_path(cell)))
 
 
-def report_results(session: Session, facts: dict, say=print):
+def report_results(session: Session, facts: ResultFile, say=print):
     """The tables, the picture and where everything is."""
     protocol, written = session.protocol, [session.results.latest, session.results.history]
     say(results_table(facts))
-    curves = {(run["arm"], run["seed"]): curve(protocol.home, run["run_tag"]) for run in facts["runs"]}
+    curves = {(run.arm, run.seed): curve(protocol.home, run.run_tag) for run in facts.runs}
     names = [arm.name for arm in protocol.arms]
-    if draw_protocol(session.results.picture, protocol.name, names, curves, facts["deltas"]):
+    if draw_protocol(session.results.picture, protocol.name, names, curves, facts.deltas):
         written.append(session.results.picture)
-    if session.declaration["noise_source"] == "none":
+    if session.declaration.noise_source == "none":
         more = protocol.seeds + [max(protocol.seeds) + i for i in range(1, 6 - len(protocol.seeds))]
         say(f"to settle it without a bank, reusing these cells:\n  {to_paste(protocol.command(more))}")
     page = session.results.logs / "report.html"
@@ -209,9 +209,9 @@ def _announce(session, changed, say):
         say(f"  {arm.name}: {arm.flags or 'the profile as it is'}")
     for a, b in same_options(p.arms):
         say(f"  {b} has the options of {a}: an A/A comparison, differences should be exactly 0")
-    for arm in session.declaration["arms"]:
-        if arm["profile_changes"]:
-            say(f"  {arm['name']} changes the workload ({'; '.join(arm['profile_changes'])}): "
+    for arm in session.declaration.arms:
+        if arm.profile_changes:
+            say(f"  {arm.name} changes the workload ({'; '.join(arm.profile_changes)}): "
                 "it is run and shown, and gets no verdict")
     for line in changed:
         say(f"  new declaration, {line}")

@@ -14,9 +14,12 @@ from nanochat.lab.ledger import experiments
 from nanochat.lab.ledger.bank import banked_target, measure, with_target
 from nanochat.lab.protocol.results import curve, delta_rows, means, summary_of
 from nanochat.lab.protocol.runner import Outcome, Runner
+from nanochat.lab.report.result_file import Delta, Means, ResultFile, Settings
 from nanochat.lab.runs import RunSummary
 from nanochat.lab.trees.tree_arms import provenance
 from nanochat.lab.verdict import gates
+from nanochat.lab.verdict.declaration import Proposal, declaration_changes, declare
+from nanochat.lab.verdict.facts import Declaration, Noise, Target
 from nanochat.lab.verdict.time_to_target import crossing, crossing_step
 from nanochat.record import read_metrics, record_dir
 
@@ -48,31 +51,30 @@ class Session:
         p, plan = self.protocol, self.protocol.plan
         changes = {arm.name: profile_changes(p.arms[0], arm, plan.primary) for arm in p.arms[1:]}
         bank, target = self.read_bank()
-        self.declaration = gates.declare(
-            p.label, p.profile.name, p.arms, p.seeds, changes, now(), primary=plan.primary, fallback=plan.fallback,
-            min_gain=plan.min_gain, until_decided=plan.until_decided, source=plan.noise, noise=bank, target=target)
-        self.declaration["common_flags"] = shlex.join(p.workload.added_flags)
+        proposal = Proposal(p.label, p.profile.name, p.arms, p.seeds, plan.primary, plan.fallback, plan.min_gain,
+                            plan.until_decided, plan.noise, target, shlex.join(p.workload.added_flags))
+        self.declaration = declare(proposal, changes, bank, now())
         old, seen = self.previous.get("declaration"), self.previous.get("runs")
-        changed = gates.declaration_changes(old, self.declaration) if old else []
+        old = Declaration.from_json(old) if old else None
+        changed = declaration_changes(old, self.declaration) if old else []
         if old and seen and not p.fresh:
             if not changed:
                 self.declaration = old
-            elif old.get("noise_source") != "none" and old.get("K"):
+            elif old.noise_source != "none" and old.K:
                 raise ValueError(f"label {p.name} was declared otherwise and has been run ({'; '.join(changed)}): "
                                  "changing it now would be an undeclared look; use another --label, or the declaration "
                                  "it has")
         self.write()
         return changed
 
-    def read_bank(self) -> tuple[dict | None, dict | None]:
+    def read_bank(self) -> tuple[Noise | None, Target | None]:
         """(what is banked for this profile on this machine, the target); None without a ledger, a bank or a target.
 
         The target is by hand, or what every banked control run reached; the bank's times are to that target.
         """
         p = self.protocol
-        by_hand, target = p.plan.target_bpb is not None, None
-        if by_hand:
-            target = {"metric": "val_bpb", "threshold": p.plan.target_bpb, "source": "by hand"}
+        by_hand = p.plan.target_bpb is not None
+        target = Target("val_bpb", p.plan.target_bpb, "by hand") if by_hand else None
         bank = p.bank or p.ledger
         if bank is None or p.arms[0].tree_id:  # what is banked is the noise of this repository
             return None, target
@@ -80,12 +82,12 @@ class Session:
         rows = experiments.read(bank, profile_hash=p.profile_hash, device=f"{kind}: {p.machine}")
         runs, _ = experiments.banked_runs(rows, p.profile_hash, p.seeds)
         if not by_hand and len(runs) > 1 and p.plan.primary == "time_to_target":
-            target = {"metric": "val_bpb", "threshold": banked_target(rows, p.profile_hash, p.seeds), "source": "bank"}
+            target = Target("val_bpb", banked_target(rows, p.profile_hash, p.seeds), "bank")
         if target:
             curves = {row["run_id"]: read_metrics(record_dir(p.home, row["run_id"]) / "metrics.jsonl") for row in runs}
             curves = {tag: lines for tag, lines in curves.items() if lines}
-            rows = with_target(rows, curves, "val_bpb", target["threshold"])
-        return measure(rows, p.profile_hash, p.seeds), target
+            rows = with_target(rows, curves, "val_bpb", target.threshold)
+        return Noise.from_json(measure(rows, p.profile_hash, p.seeds)), target
 
     # -------------------------------------------------------------------------
     # Runs
@@ -105,23 +107,23 @@ class Session:
 
     def finish(self, cell: Cell, outcome: Outcome) -> RunSummary:
         """The run of a cell that has ended: in memory, in the history, in the ledger, in the results."""
-        run = self._keep(cell, outcome, self.declaration["declared_at"], now())
+        run = self._keep(cell, outcome, self.declaration.declared_at, now())
         self.results.append(run)
         if self.protocol.ledger and outcome.record:
             metrics = read_metrics(record_dir(self.protocol.home, cell.tag) / "metrics.jsonl")
-            row = experiments.row_of_run(run, outcome.record, metrics, self.declaration["target"])
-            experiments.append(self.protocol.ledger, row)
+            target = self.declaration.target and self.declaration.target.to_json()
+            experiments.append(self.protocol.ledger, experiments.row_of_run(run, outcome.record, metrics, target))
         self.write()
         return run
 
     def _keep(self, cell, outcome, declared_at, timestamp) -> RunSummary:
         """declared_at: when the protocol was declared under which the cell was run; timestamp: when it ended."""
-        p, goal = self.protocol, self.declaration["target"]
+        p, goal = self.protocol, self.declaration.target
         points = curve(p.home, cell.tag) if goal else []
         run = summary_of(
             cell, outcome, label=p.label, recipe=p.profile.name, declared_at=declared_at, timestamp=timestamp,
-            time_to_target_sec=crossing(points, goal["threshold"]) if points else None,
-            steps_to_target=crossing_step(points, goal["threshold"]) if points else None)
+            time_to_target_sec=crossing(points, goal.threshold) if points else None,
+            steps_to_target=crossing_step(points, goal.threshold) if points else None)
         self.runs[cell.arm.name, cell.seed] = run
         return run
 
@@ -132,27 +134,23 @@ class Session:
     # -------------------------------------------------------------------------
     # Files
 
-    def settings(self) -> dict:
+    def settings(self) -> Settings:
         p, arms = self.protocol, [{"name": arm.name, "flags": arm.flags} for arm in self.protocol.arms]
-        return {"label": p.label, "profile": p.profile.name, "profile_flags": list(p.profile.flags),
-                "machine_flags": p.workload.machine_flags, "common_flags": p.workload.common_flags, "seeds": p.seeds,
-                "arms": arms, "base_dir": str(p.home), "timeout_sec": p.timeout_sec, "jobs": p.jobs,
-                "command": p.command()}
+        return Settings(p.label, p.profile.name, list(p.profile.flags), p.workload.machine_flags,
+                        p.workload.common_flags, p.seeds, arms, str(p.home), p.timeout_sec, p.jobs, p.command())
 
-    def facts(self) -> dict:
+    def facts(self) -> ResultFile:
         runs, names = self.ordered_runs(), [arm.name for arm in self.protocol.arms]
         seeds = [seed for seed in self.protocol.seeds if any(run.seed == seed for run in runs)]
-        deltas, written = delta_rows(names, seeds, runs), [run.to_json() for run in runs]
-        verdicts = gates.judge(self.declaration, written) if runs else []  # boundary
-        noise = self.declaration["noise"] or {"metrics": {}, "left_out": []}
-        return {
-            "timestamp": now(), "settings": self.settings(),
-            "runs": written, "deltas": deltas, **means(names, deltas), "verdicts": verdicts,
-            "noise": {"source": self.declaration["noise_source"], **noise},
-            "provenance": self.provenance, "declaration": self.declaration,
-        }
+        deltas = delta_rows(names, seeds, runs)
+        return ResultFile(
+            now(), self.settings(), runs, [Delta.from_json(row) for row in deltas],
+            {name: Means.from_json(mean) for name, mean in means(names, deltas)["by_candidate"].items()},
+            gates.judge(self.declaration, runs) if runs else [],
+            self.declaration.noise or Noise(self.declaration.noise_source), self.provenance, self.declaration)
 
-    def write(self) -> dict:
+
+    def write(self) -> ResultFile:
         facts = self.facts()
-        self.results.write(facts)
+        self.results.write(facts.to_json())
         return facts

@@ -10,6 +10,8 @@ import math
 
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.metrics import METRICS
+from nanochat.lab.runs import RunSummary
+from nanochat.lab.verdict.facts import GateRow, Verdict
 
 
 def gain_text(metric: str, d: float) -> str:
@@ -23,31 +25,39 @@ def gain_text(metric: str, d: float) -> str:
     words = m.good if d >= 0 else m.bad
     if not m.log:
         return f"{abs(d):.4g} {words}"
-    return f"{abs(100 * math.expm1(-m.sign * d)):.3g} % {words}"  # change of the candidate's value, relative to the control's
+    change = 100 * math.expm1(-m.sign * d)  # of the candidate's value, relative to the control's
+    return f"{abs(change):.3g} % {words}"
 
 
-def pair_gains(metric: str, runs: list[dict], candidate: str) -> list[tuple[int, float]]:
+def pair_gains(metric: str, runs: list[RunSummary], candidate: str) -> list[tuple[int, float]]:
     """(seed, d) of every pair in which both runs ended ok and have the metric, in the order of the runs."""
     m = METRICS[metric]
-    values = {(run["arm"], run["seed"]): run.get(m.key) for run in runs if run["run_status"] == "ok"}
+    values = {(run.arm, run.seed): getattr(run, m.key) for run in runs if run.run_status == "ok"}
     pairs = [(seed, value, values.get((candidate, seed))) for (arm, seed), value in values.items() if arm == CONTROL]
     if m.log:
         return [(seed, m.sign * math.log(a / b)) for seed, a, b in pairs if a and b]
     return [(seed, m.sign * (a - b)) for seed, a, b in pairs if a is not None and b is not None]
 
 
-def primary_gate(entry: dict) -> dict:
-    """The gate that decides; an entry without gates is itself the only one, on val_bpb."""
-    gates = [gate for gate in entry.get("gates") or [] if gate["role"] == "primary"]
-    return gates[0] if gates else {"metric": entry.get("metric") or "val_bpb", "n": entry.get("n"), "mean": entry.get("mean_gain"),
-                                   "lo": entry.get("lo"), "hi": entry.get("hi")}
+def primary_gate(verdict: Verdict) -> GateRow:
+    """The gate that decides; a verdict without gates is itself the only one, on val_bpb."""
+    gates = [gate for gate in verdict.gates if gate.role == "primary"]
+    metric = verdict.metric or "val_bpb"
+    return gates[0] if gates else GateRow(metric, "primary", metric, n=verdict.n, mean=verdict.mean_gain, lo=verdict.lo,
+                                          hi=verdict.hi)
 
 
-def headline(entry: dict) -> str:
+def shown_gain(verdict: Verdict) -> float | None:
+    """The lower bound of a gain that was shown; None where none was."""
+    lo = primary_gate(verdict).lo
+    return lo if verdict.verdict in ("promote", "optional") and lo is not None and lo > 0 else None
+
+
+def headline(verdict: Verdict) -> str:
     """One sentence: for a promotion the lower bound of the gain, else the verdict's reason."""
-    gate = primary_gate(entry)
-    lo, mean = gate.get("lo"), gate.get("mean")
-    if entry["verdict"] in ("promote", "optional") and lo is not None and mean is not None and lo > 0:
-        price = "; every floor holds" if entry["verdict"] == "promote" else ", at a price inside its floor"
-        return f"at least {gain_text(gate['metric'], lo)} (measured: {gain_text(gate['metric'], mean)}, {gate['n']} seeds){price}"
-    return entry["reason"] or "no runs yet"
+    gate, lo = primary_gate(verdict), shown_gain(verdict)
+    if lo is not None and gate.mean is not None:
+        price = "; every floor holds" if verdict.verdict == "promote" else ", at a price inside its floor"
+        measured = f"(measured: {gain_text(gate.metric, gate.mean)}, {gate.n} seeds)"
+        return f"at least {gain_text(gate.metric, lo)} {measured}{price}"
+    return verdict.reason or "no runs yet"

@@ -1,10 +1,12 @@
 """
-dev/LEADERBOARD.md from the ledger: one table a profile, an entry for each arm on the same code, rewritten between two markers.
+dev/LEADERBOARD.md from the ledger: one table a profile, an entry for each arm on the same code, rewritten between two
+markers.
 
-Entries are ranked by measured time-to-target, then by val_bpb. A time counts only where every run of the entry reached the same
-target: the mean over those that happened to reach it would flatter. An extrapolated time has a column of its own and never
-ranks. The order is an overview of what was measured, not a test: runs of different days are compared here, and noise
-decides between neighbours. The verdict column is the test (verdict/gates.py), where a result file of the label is at hand.
+Entries are ranked by measured time-to-target, then by val_bpb. A time counts only where every run of the entry reached
+the same target: the mean over those that happened to reach it would flatter. An extrapolated time has a column of its
+own and never ranks. The order is an overview of what was measured, not a test: runs of different days are compared
+here, and noise decides between neighbours. The verdict column is the test (verdict/gates.py), where a result file of
+the label is at hand.
 """
 
 import re
@@ -13,15 +15,17 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 from nanochat.config import FIELDS
+from nanochat.lab.report.result_file import ResultFile
 from nanochat.lab.table import number
 from nanochat.options import flag, tagged
 
 BEGIN, END = "<!-- leaderboard: begin -->", "<!-- leaderboard: end -->"
 OF_ONE_RUN = ("--seed", *map(flag, tagged(FIELDS, "name")))  # what tells the runs of an entry apart
-TIME, EXTRAPOLATED, BPB, SPEED = "time_to_target_sec_measured", "time_to_target_sec_extrapolated", "val_bpb", "tok_per_sec_median"
+TIME, EXTRAPOLATED = "time_to_target_sec_measured", "time_to_target_sec_extrapolated"
+BPB, SPEED = "val_bpb", "tok_per_sec_median"
 SAYS_OF_THE_ARM = ("ok", "diverged")  # other endings say something of the machine
-HEADER = ["rank", "arm", "n", "seeds", "time_to_target_sec", "extrapolated_sec", "val_bpb", "sd", "tok_per_sec", "failed",
-          "verdict", "commit"]
+HEADER = ["rank", "arm", "n", "seeds", "time_to_target_sec", "extrapolated_sec", "val_bpb", "sd", "tok_per_sec",
+          "failed", "verdict", "commit"]
 
 
 @dataclass
@@ -42,7 +46,8 @@ class Entry:
         """Mean measured seconds, where all runs reached `target`."""
         spoken = [run for run in self.runs if run["status"] in SAYS_OF_THE_ARM]
         times = self.values(TIME)
-        return mean(times) if spoken and len(times) == len(spoken) and all(target_of(run) == target for run in spoken) else None
+        reached = spoken and len(times) == len(spoken) and all(target_of(run) == target for run in spoken)
+        return mean(times) if reached else None
 
 
 def as_number(value) -> float | None:
@@ -88,8 +93,10 @@ def code_of(row) -> str:
 
 
 def make_entries(rows: list[dict], verdicts: dict | None = None) -> list[Entry]:
-    """Rows of one profile, grouped by arm, options, code and patch. Of a seed that was run twice the later row counts: the same
-    cell again is not another sample. verdicts: {(label, arm, config_hash): verdict}."""
+    """Rows of one profile, grouped by arm, options, code and patch. verdicts: {(label, arm, config_hash): verdict}.
+
+    Of a seed that was run twice the later row counts: the same cell again is not another sample.
+    """
     groups: dict[tuple, dict] = {}
     for row in sorted(rows, key=lambda row: (text_of(row, "timestamp"), text_of(row, "run_id"))):
         key = (text_of(row, "arm"), shared_command(text_of(row, "command")), code_of(row), text_of(row, "patch_hash"))
@@ -100,19 +107,20 @@ def make_entries(rows: list[dict], verdicts: dict | None = None) -> list[Entry]:
     entries = []
     for (arm, *_), runs in groups.items():
         runs = [runs[seed] for seed in sorted(runs, key=lambda seed: (len(seed), seed))]
-        found = {(verdicts or {}).get((text_of(row, "label"), arm, text_of(row, "config_hash"))) for row in runs} - {None}
-        entries.append(Entry(arm, runs, ", ".join(sorted(found))))
+        found = {(verdicts or {}).get((text_of(row, "label"), arm, text_of(row, "config_hash"))) for row in runs}
+        entries.append(Entry(arm, runs, ", ".join(sorted(found - {None}))))
     return entries
 
 
 def ranking_target(rows: list[dict]) -> tuple | None:
     """The target that the profile's newest row with one names: times to others are not comparable with it."""
     with_target = [row for row in rows if target_of(row)]
-    return target_of(max(with_target, key=lambda row: (text_of(row, "timestamp"), text_of(row, "run_id")))) if with_target else None
+    newest = max(with_target, key=lambda row: (text_of(row, "timestamp"), text_of(row, "run_id")), default=None)
+    return target_of(newest) if newest else None
 
 
 def rank(entries: list[Entry], target) -> list[Entry]:
-    """All runs reached the target: by time. Then the others by val_bpb. Last those with a diverged run, or with none that ended ok."""
+    """All runs reached the target: by time. Then the others by val_bpb. Last: a run diverged, or none ended ok."""
     def key(entry):
         time, bpb = entry.time(target), entry.values(BPB)
         broken = not bpb or any(run["status"] == "diverged" for run in entry.runs)
@@ -120,19 +128,21 @@ def rank(entries: list[Entry], target) -> list[Entry]:
     return sorted(entries, key=key)
 
 
-def verdicts_of(results: list[dict]) -> dict:
-    """{(label, arm, config_hash): verdict} of result files (results/<label>_latest.json)."""
+def verdicts_of(files: list[ResultFile]) -> dict:
+    """{(label, arm, config_hash): verdict} of result files."""
     found = {}
-    for facts in results:
-        by_arm = {entry["candidate"]: entry["verdict"] for entry in facts.get("verdicts", []) if entry["verdict"]}
-        for run in facts.get("runs", []):
-            if run["arm"] in by_arm:
-                found[facts["settings"]["label"], run["arm"], run["config_hash"]] = by_arm[run["arm"]]
+    for results in files:
+        by_arm = {verdict.candidate: verdict.verdict for verdict in results.verdicts if verdict.verdict}
+        found |= {(results.settings.label, run.arm, run.config_hash): by_arm[run.arm]
+                  for run in results.runs if run.arm in by_arm}
     return found
 
 
 def profiles(rows: list[dict], verdicts: dict | None = None) -> list[tuple[str, tuple | None, list[Entry]]]:
-    """(title, target, ranked entries) of every profile in the ledger, by name. Rows without a profile hash are not comparable."""
+    """(title, target, ranked entries) of every profile in the ledger, by name.
+
+    Rows without a profile hash are not comparable.
+    """
     by_hash: dict[str, list] = {}
     for row in rows:
         if text_of(row, "profile_hash"):
@@ -153,7 +163,8 @@ def markdown(rows: list[dict], verdicts: dict | None = None) -> str:
     parts = [section(*profile) for profile in with_rivals(found)]
     alone = [profile for profile in found if profile not in with_rivals(found)]
     if alone:
-        parts.append("\n".join(["## One arm alone", "Profiles in which nothing is ranked.", "", *map(lone_line, alone)]))
+        lines = ["## One arm alone", "Profiles in which nothing is ranked.", "", *map(lone_line, alone)]
+        parts.append("\n".join(lines))
     return "\n\n".join(parts) if parts else "No row in the ledger yet."
 
 
@@ -165,14 +176,17 @@ def with_rivals(found: list[tuple]) -> list[tuple]:
 def lone_line(profile) -> str:
     title, _, (entry,) = profile
     bpb = entry.values(BPB)
-    return f"- {in_line(title)}: {in_line(entry.arm)}, n {len(entry.ok)}" + (f", val_bpb {mean(bpb):.5f}" if bpb else "")
+    said = f", val_bpb {mean(bpb):.5f}" if bpb else ""
+    return f"- {in_line(title)}: {in_line(entry.arm)}, n {len(entry.ok)}{said}"
 
 
 def section(title: str, target, entries: list[Entry]) -> str:
     goal = f"Target: {target[0]} {target[1]:g}." if target else "No target was declared: ranked by val_bpb."
-    table = [HEADER, ["---"] + ["---"] + ["---:"] * 8 + ["---"] * 2] + [cells(i + 1, entry, target) for i, entry in enumerate(entries)]
+    table = [HEADER, ["---"] + ["---"] + ["---:"] * 8 + ["---"] * 2]
+    table += [cells(i + 1, entry, target) for i, entry in enumerate(entries)]
     lines = ["| " + " | ".join(map(in_cell, row)) + " |" for row in table]
-    commands = [f"# {i + 1} {entry.arm}\n{shared_command(text_of(entry.runs[-1], 'command'))}" for i, entry in enumerate(entries)]
+    commands = [f"# {i + 1} {entry.arm}\n{shared_command(text_of(entry.runs[-1], 'command'))}"
+                for i, entry in enumerate(entries)]
     code = fenced("\n".join(["# add --seed", *commands]))
     return "\n".join([f"## {in_line(title)}", facts_of(entries), goal, "", *lines, "", code])
 
@@ -180,7 +194,8 @@ def section(title: str, target, entries: list[Entry]) -> str:
 def facts_of(entries) -> str:
     """The workload in a line, by the newest row."""
     row = max((run for entry in entries for run in entry.runs), key=lambda run: text_of(run, "timestamp"))
-    keys = ("depth", "max_seq_len", "device_batch_size", "total_batch_size", "num_iterations", "device", "dataset_id", "tokenizer_id")
+    keys = ("depth", "max_seq_len", "device_batch_size", "total_batch_size", "num_iterations", "device", "dataset_id",
+            "tokenizer_id")
     return in_line(", ".join(f"{key} {text_of(row, key)}" for key in keys if text_of(row, key)) + ".")
 
 
@@ -189,10 +204,10 @@ def cells(place: int, entry: Entry, target) -> list[str]:
     failed = [run["status"] for run in entry.runs if run["status"] != "ok"]
     row = entry.runs[-1]
     commit = text_of(row, "git_commit")[:7] + ("+" if text_of(row, "dirty").lower() in ("true", "1") else "")
-    return [str(place), entry.arm, str(len(entry.ok)), " ".join(text_of(run, "seed") for run in entry.ok), time_cell(entry, target),
-            extrapolated_cell(entry, target), number(mean(bpb) if bpb else None, ".5f"), spread(bpb, ".5f"),
-            number(mean(speed) if speed else None, ",.0f"), ", ".join(f"{failed.count(how)} {how}" for how in sorted(set(failed))),
-            entry.verdict, commit]
+    return [str(place), entry.arm, str(len(entry.ok)), " ".join(text_of(run, "seed") for run in entry.ok),
+            time_cell(entry, target), extrapolated_cell(entry, target), number(mean(bpb) if bpb else None, ".5f"), spread(bpb, ".5f"),
+            number(mean(speed) if speed else None, ",.0f"),
+            ", ".join(f"{failed.count(how)} {how}" for how in sorted(set(failed))), entry.verdict, commit]
 
 
 def time_cell(entry, target) -> str:
@@ -234,9 +249,12 @@ def fenced(text: str) -> str:
 
 
 def replaced(page: str, table: str, name: str = "the page") -> str:
-    """`page` with `table` between the markers, and nothing else changed. Raises ValueError where they are missing or doubled."""
+    """`page` with `table` between the markers, and nothing else changed.
+
+    Raises ValueError where they are missing or doubled.
+    """
     if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise ValueError(f"{name}: expected one line {BEGIN!r} and after it one line {END!r}, found {page.count(BEGIN)} and "
-                         f"{page.count(END)}; add both lines where the table belongs")
+        raise ValueError(f"{name}: expected one line {BEGIN!r} and after it one line {END!r}, found "
+                         f"{page.count(BEGIN)} and {page.count(END)}; add both lines where the table belongs")
     head, rest = page.split(BEGIN)
     return f"{head}{BEGIN}\n\n{table}\n\n{END}{rest.split(END)[1]}"

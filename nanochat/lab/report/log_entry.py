@@ -8,9 +8,12 @@ import re
 from statistics import mean, stdev
 
 from nanochat.lab.arms import CONTROL
-from nanochat.lab.report.gains import gain_text, headline, primary_gate
-from nanochat.lab.report.text import GATE_HEADER, gate_cells, gate_notes, label_lines, seeds_text
+from nanochat.lab.report.gains import gain_text, headline, primary_gate, shown_gain
+from nanochat.lab.report.result_file import ResultFile
+from nanochat.lab.report.text import GATE_HEADER, basis_lines, gate_cells, gate_notes, seeds_text
+from nanochat.lab.runs import RunSummary
 from nanochat.lab.table import looks_text, number
+from nanochat.lab.verdict.facts import Verdict
 
 REOPEN = {
     "promote": "a miniseries in which another depth disagrees",
@@ -24,89 +27,87 @@ SHOWN = {"val_bpb": ".5f", "final_train_loss": ".4f", "time_to_target_sec": ",.1
          "avg_tok_per_sec": ",.0f", "peak_mem_mib": ",.0f"}
 
 
-def log_entry(facts: dict) -> str:
+def log_entry(results: ResultFile) -> str:
     """Markdown, newest first as in the log: the candidates of one label in the order declared."""
-    if not facts["verdicts"]:
+    if not results.verdicts:
         raise ValueError("the result file has no verdict yet: run the protocol to its end, then draft its entry")
-    return "\n\n".join(_entry(facts, entry) for entry in facts["verdicts"]) + "\n"
+    return "\n\n".join(_entry(results, verdict) for verdict in results.verdicts) + "\n"
 
 
-def _entry(facts, entry) -> str:
-    sections = [f"{_change(facts, entry)} TODO: why (source).", f"**Did it help?** {_did_it_help(entry)}",
-                f"**How sure?**{_how_sure(facts, entry)}", f"**Caveat**{_caveat(facts, entry)}",
-                f"**How to repeat** {_how_to_repeat(facts)}", *_tables(facts, entry)]
-    return f"## {facts['timestamp'][:10]}: {_title(facts, entry)}\n" + "\n\n".join(sections)
+def _entry(results: ResultFile, verdict: Verdict) -> str:
+    sections = [f"{_change(results, verdict)} TODO: why (source).", f"**Did it help?** {_did_it_help(verdict)}",
+                f"**How sure?**{_how_sure(results, verdict)}", f"**Caveat**{_caveat(results.runs, verdict)}",
+                f"**How to repeat** {_how_to_repeat(results)}", *_tables(results.runs, verdict)]
+    return f"## {results.timestamp[:10]}: {_title(results.settings.label, verdict)}\n" + "\n\n".join(sections)
 
 
-def _title(facts, entry) -> str:
+def _title(label: str, verdict: Verdict) -> str:
     """The result in plain words. A gain that was shown is quoted at its lower bound: see gains.py."""
-    gate = primary_gate(entry)
-    lo, mean = gate.get("lo"), gate.get("mean")
-    if entry["verdict"] in ("promote", "optional") and lo is not None and lo > 0:
-        result = f"at least {gain_text(gate['metric'], lo)}"
+    gate, lo = primary_gate(verdict), shown_gain(verdict)
+    if lo is not None:
+        result = f"at least {gain_text(gate.metric, lo)}"
     else:
-        result = SAYS.get(entry["verdict"], "no loss shown")  # promoted without a gain: what it buys is in the reason
-        result += f", measured {gain_text(gate['metric'], mean)}" if mean is not None else ""
-    label = facts["settings"]["label"] or "protocol"
-    return f"{entry['candidate']} of {label}: {result} ({entry['verdict'] or 'no verdict'})"
+        result = SAYS.get(verdict.verdict, "no loss shown")  # promoted without a gain: what it buys is in the reason
+        result += f", measured {gain_text(gate.metric, gate.mean)}" if gate.mean is not None else ""
+    return f"{verdict.candidate} of {label or 'protocol'}: {result} ({verdict.verdict or 'no verdict'})"
 
 
-def _change(facts, entry) -> str:
-    flags = next(arm["flags"] for arm in facts["declaration"]["arms"] if arm["name"] == entry["candidate"])
-    provenance = facts["provenance"]
+def _change(results: ResultFile, verdict: Verdict) -> str:
+    flags = next(arm.flags for arm in results.declaration.arms if arm.name == verdict.candidate)
+    known = results.provenance
     parts = [f"Tried: {_code(flags)} on top of the control" if flags else "Tried: nothing, the options of the control"]
-    parts += [f"patch {provenance['patch_hash']}"] if provenance.get("patch_hash") else []
-    commit, dirty = provenance.get("git_commit"), " with uncommitted changes" if provenance.get("dirty") else ""
+    parts += [f"patch {known['patch_hash']}"] if known.get("patch_hash") else []
+    commit, dirty = known.get("git_commit"), " with uncommitted changes" if known.get("dirty") else ""
     parts += [f"commit {commit[:12]}{dirty}"] if commit else []
     return ", ".join(parts) + "."
 
 
-def _did_it_help(entry) -> str:
-    said = headline(entry)
-    gain = "" if said == entry["reason"] else f"{said[:1].upper()}{said[1:]}. "
-    return f"{gain}Verdict {entry['verdict'] or 'missing'}: {entry['reason']}."
+def _did_it_help(verdict: Verdict) -> str:
+    said = headline(verdict)
+    gain = "" if said == verdict.reason else f"{said[:1].upper()}{said[1:]}. "
+    return f"{gain}Verdict {verdict.verdict or 'missing'}: {verdict.reason}."
 
 
-def _how_sure(facts, entry) -> str:
+def _how_sure(results: ResultFile, verdict: Verdict) -> str:
     """Seeds and planned checks, what noise the label leans on, and how many seeds would settle it."""
-    declared, seeds = facts["declaration"], sorted({run["seed"] for run in facts["runs"]})
-    lines = [f"Seeds {' '.join(map(str, seeds))}; planned checks at {looks_text(declared['looks'])}; "
-             f"{declared['K']} candidate{'s' * (declared['K'] != 1)}; declared {declared['declared_at']}"]
-    return _list([*lines, *filter(None, [seeds_text(entry)]), *label_lines(facts | {"verdicts": []})])
+    declared, seeds = results.declaration, sorted({run.seed for run in results.runs})
+    lines = [f"Seeds {' '.join(map(str, seeds))}; planned checks at {looks_text(declared.looks)}; "
+             f"{declared.K} candidate{'s' * (declared.K != 1)}; declared {declared.declared_at}"]
+    return _list([*lines, *filter(None, [seeds_text(verdict)]), *basis_lines(results)])
 
 
-def _caveat(facts, entry) -> str:
-    failed = [f"{run['arm']} s{run['seed']} {run['run_status']}" for run in facts["runs"] if run["run_status"] != "ok"]
+def _caveat(runs: list[RunSummary], verdict: Verdict) -> str:
+    failed = [f"{run.arm} s{run.seed} {run.run_status}" for run in runs if run.run_status != "ok"]
     lines = [f"Runs that did not end ok: {', '.join(failed)}"] if failed else []
-    return _list([*lines, *gate_notes(entry), f"Reopen with {REOPEN[entry['verdict']]}"])
+    return _list([*lines, *gate_notes(verdict), f"Reopen with {REOPEN[verdict.verdict]}"])
 
 
-def _how_to_repeat(facts) -> str:
-    settings = facts["settings"]
-    device = next((run["device"] for run in facts["runs"] if run.get("device")), None)
-    fence = _ticks(settings["command"], least=3)
+def _how_to_repeat(results: ResultFile) -> str:
+    settings = results.settings
+    device = next((run.device for run in results.runs if run.device), None)
+    fence = _ticks(settings.command, least=3)
     on = f" on {device}" if device else ""
-    return (f"experiment_name {settings['label'] or 'none'}, profile {settings['profile']}{on}:"
-            f"\n{fence}\n{settings['command']}\n{fence}")
+    return (f"experiment_name {settings.label or 'none'}, profile {settings.profile}{on}:"
+            f"\n{fence}\n{settings.command}\n{fence}")
 
 
-def _tables(facts, entry) -> list[str]:
+def _tables(runs: list[RunSummary], verdict: Verdict) -> list[str]:
     """Control against candidate, then every gate."""
-    tables = [_means(facts["runs"], entry["candidate"])]
-    if entry.get("gates"):
-        rows = [GATE_HEADER, ["---"] * len(GATE_HEADER), *[gate_cells(gate) for gate in entry["gates"]]]
+    tables = [_means(runs, verdict.candidate)]
+    if verdict.gates:
+        rows = [GATE_HEADER, ["---"] * len(GATE_HEADER), *[gate_cells(gate) for gate in verdict.gates]]
         tables.append([_row(row) for row in rows])
     return ["\n".join(rows) for rows in tables if rows]
 
 
-def _means(runs, candidate) -> list[str]:
+def _means(runs: list[RunSummary], candidate: str) -> list[str]:
     """Control against candidate: mean ± standard deviation (n) of what was measured."""
     rows = [["metric", CONTROL, candidate], ["---", "---:", "---:"]]
-    for key, form in SHOWN.items():
-        values = [[run[key] for run in runs if run["arm"] == arm and run["run_status"] == "ok"
-                   and run.get(key) is not None] for arm in (CONTROL, candidate)]
+    for name, form in SHOWN.items():
+        values = [[getattr(run, name) for run in runs if run.arm == arm and run.run_status == "ok"
+                   and getattr(run, name) is not None] for arm in (CONTROL, candidate)]
         if any(values):
-            rows.append([key, *(_mean_text(mine, form) for mine in values)])
+            rows.append([name, *(_mean_text(mine, form) for mine in values)])
     return [_row(row) for row in rows] if len(rows) > 2 else []
 
 

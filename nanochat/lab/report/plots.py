@@ -19,35 +19,38 @@ from matplotlib.ticker import MaxNLocator  # noqa: E402
 from nanochat.common import atomic_writer  # noqa: E402
 from nanochat.lab.arms import CONTROL  # noqa: E402
 from nanochat.lab.report.curves import as_arrays, from_first_timed, limits, mean_curve  # noqa: E402
+from nanochat.lab.report.result_file import Delta  # noqa: E402
 from nanochat.lab.verdict.stats import ALPHA, t_above  # noqa: E402
 
 # Okabe & Ito (2008), told apart with every common colour blindness; the control is grey, not a colour.
 COLORS = ("#4d4d4d", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))  # overlapping means stay visible
 SIZE_IN, DPI = (15, 5), 100
-STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6",
-         "axes.axisbelow": True, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left"}
+STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+         "grid.color": "#e6e6e6", "axes.axisbelow": True, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left"}
 
 
-def draw_protocol(path, name: str, arms: list[str], curves: dict, deltas: list[dict]) -> bool:
+def draw_protocol(path, name: str, arms: list[str], curves: dict, deltas: list[Delta]) -> bool:
     """Write the picture; False, and no file, when no run has a validation.
 
-    curves: {(arm, seed): [(step, training seconds or None, val_bpb), ...]}; deltas: as results.delta_rows.
+    curves: {(arm, seed): [(step, training seconds or None, val_bpb), ...]}.
     """
     curves = as_arrays(curves)
     if not curves:
         return False
     with plt.rc_context(STYLE):
         widths = (1, 1, 0.9) if arms[1:] else (1, 1)  # noise has no pairs
-        fig, (over_step, over_time, *paired) = plt.subplots(1, len(widths), figsize=SIZE_IN, width_ratios=widths, layout="constrained")
+        fig, (over_step, over_time, *paired) = plt.subplots(1, len(widths), figsize=SIZE_IN, width_ratios=widths,
+                                                            layout="constrained")
         _curves(over_step, arms, curves, x=0)
         _curves(over_time, arms, curves, x=1)
         over_step.set(xlabel="step", ylabel="validation loss (bits per byte)", title="Over steps")
         over_step.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 2.5, 5, 10]))
-        over_time.set(xlabel="training time (s), without start-up and validation", ylabel="validation loss (bits per byte)",
-                      title="Over training time")
+        over_time.set(xlabel="training time (s), without start-up and validation",
+                      ylabel="validation loss (bits per byte)", title="Over training time")
         n = len({seed for _, seed in curves})
-        over_step.legend(frameon=False, title=f"thick: mean of {n} seeds; thin: each" if n > 1 else None, alignment="left")
+        title = f"thick: mean of {n} seeds; thin: each" if n > 1 else None
+        over_step.legend(frameon=False, title=title, alignment="left")
         if paired:
             _paired(paired[0], arms[1:], deltas)
         fig.suptitle(f"protocol {name}, {n} seed{'s' * (n > 1)}", x=0.01, ha="left", fontsize=14)
@@ -81,8 +84,9 @@ def _paired(ax, candidates, deltas):
     """Candidate minus control, a dot a seed; the mean with the interval that n pairs give by themselves."""
     ticks, names, has_bar = [], [], False
     for k, arm in enumerate(candidates):
-        rows = [row for row in deltas if row["candidate"] == arm and row["candidate_minus_control_bpb"] is not None]
-        d = np.array([row["candidate_minus_control_bpb"] for row in rows])
+        pairs = [(delta.seed, delta.candidate_minus_control_bpb) for delta in deltas
+                 if delta.candidate == arm and delta.candidate_minus_control_bpb is not None]
+        d = np.array([bpb for _, bpb in pairs])
         color = COLORS[(k + 1) % len(COLORS)]
         spread = len(candidates) == 1 and len(d) <= 8  # room for a place, and a name, for each seed
         xs = np.arange(len(d)) if spread else k + np.linspace(-0.25, 0.05, len(d)) if len(d) else np.empty(0)
@@ -90,7 +94,8 @@ def _paired(ax, candidates, deltas):
         at = len(d) if spread else k + 0.25
         has_bar |= _mean_bar(ax, at, d, color)
         ticks += [*xs, at] if spread else [k]
-        names += [*(f"seed {row['seed']}" if len(d) < 4 else str(row["seed"]) for row in rows), "mean"] if spread else [arm]
+        seeds = [f"seed {seed}" if len(d) < 4 else str(seed) for seed, _ in pairs]
+        names += [*seeds, "mean"] if spread else [arm]
     ax.axhline(0, color="black", lw=1)
     ax.set_xticks(ticks, names, rotation=0 if sum(map(len, names)) <= 40 else 90, fontsize=10)
     ax.set_xlim(-0.6, max(ticks, default=0) + 0.6)
@@ -136,7 +141,8 @@ def draw_leaderboard(path, profiles) -> bool:
 
     profiles: [(title, target, ranked entries)], see leaderboard.profiles. Small: a run; large: the mean of an entry.
     """
-    drawable = [(title, target, [entry for entry in entries if len(_dots(entry))]) for title, target, entries in profiles]
+    drawable = [(title, target, [entry for entry in entries if len(_dots(entry))])
+                for title, target, entries in profiles]
     drawable = [item for item in drawable if item[2]]
     if not drawable:
         return False

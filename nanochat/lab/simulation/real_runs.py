@@ -13,7 +13,8 @@ from scipy.special import ndtri
 
 from nanochat.lab.ledger.experiments import banked_runs, value_of
 from nanochat.lab.table import looks_text, table
-from nanochat.lab.verdict.gates import BANK_SEEDS, FLOORS, PRIMARY
+from nanochat.lab.verdict.declaration import FLOORS, PRIMARY
+from nanochat.lab.verdict.gates import BANK_SEEDS
 from nanochat.lab.verdict.looks import replay
 from nanochat.lab.verdict.stats import ALPHA, moderated_t
 

@@ -10,7 +10,7 @@ Every cell of ideas/verdict_targets.csv has a generator of its own. Command line
 import csv
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 import numpy as np
@@ -18,8 +18,11 @@ from scipy.special import ndtri
 
 from nanochat.lab.arms import CONTROL, make_arms
 from nanochat.lab.metrics import METRICS
+from nanochat.lab.runs import RunSummary
 from nanochat.lab.simulation.made_up_runs import FALSE_WITHIN, SEED
-from nanochat.lab.verdict.gates import declare, judge
+from nanochat.lab.verdict.declaration import Proposal, declare
+from nanochat.lab.verdict.facts import Declaration, MetricNoise, Noise, Target
+from nanochat.lab.verdict.gates import judge
 
 VERDICTS = ("promote", "reject", "inconclusive")
 MEASURES = (*VERDICTS, "seeds")
@@ -60,25 +63,26 @@ def _range(text: str) -> tuple[float, float]:
 # -----------------------------------------------------------------------------
 # A protocol
 
-def declaration_of(cell: Cell, s_b: float) -> dict:
-    """As scripts.protocol declares it, with the bank's spread s_b, its floors left out: the target's figures have none."""
+def declaration_of(cell: Cell, s_b: float) -> Declaration:
+    """As scripts.protocol declares it, with the bank's spread s_b; without floors, which the target's figures lack."""
     metric = "val_bpb" if cell.reached == 1 else "time_to_target"
-    scale, target = (1.0, None) if cell.reached == 1 else (SD_LOG, {"metric": "val_bpb", "threshold": LEVEL})
-    noise = {"metrics": {metric: {"s_b": scale * s_b, "nu": cell.nu}}}
-    arms = make_arms(["candidate: --matrix-lr=0.03"], [])
-    return declare("made up", "smoke-cpu", arms, list(range(cell.most)), {}, WHEN, primary=metric, min_gain=scale, noise=noise,
-                   until_decided=cell.peeking, target=target) | {"floors": []}
+    scale, target = (1.0, None) if cell.reached == 1 else (SD_LOG, Target("val_bpb", LEVEL))
+    plan = Proposal("made up", "smoke-cpu", make_arms(["candidate: --matrix-lr=0.03"], []), list(range(cell.most)), metric,
+                min_gain=scale, until_decided=cell.peeking, target=target)
+    noise = Noise("bank", metrics={metric: MetricNoise(scale * s_b, cell.nu)})
+    return replace(declare(plan, {}, noise, WHEN), floors=[])
 
 
-def runs_of(cell: Cell, z) -> list[dict]:
+def runs_of(cell: Cell, z) -> list[RunSummary]:
     """z: [2, most], control and candidate in sd, the gain taken off. A time above the budget is a target missed."""
-    run = {"run_status": "ok", "profile_hash": "made up", "declared_at": WHEN, "started_at": WHEN, "training_sec": 1.0}
+    budget = math.exp(SD_LOG * float(ndtri(cell.reached))) if cell.reached < 1 else 1.0
     if cell.reached == 1:
-        key, values = METRICS["val_bpb"].key, (LEVEL + z).tolist()
+        name, values = METRICS["val_bpb"].key, (LEVEL + z).tolist()
     else:
-        run["training_sec"] = budget = math.exp(SD_LOG * float(ndtri(cell.reached)))
-        key, values = METRICS["time_to_target"].key, [[t if t <= budget else None for t in row] for row in np.exp(SD_LOG * z).tolist()]
-    return [run | {"arm": arm, "seed": seed, key: value}
+        name, times = METRICS["time_to_target"].key, np.exp(SD_LOG * z).tolist()
+        values = [[t if t <= budget else None for t in row] for row in times]
+    run = RunSummary(run_status="ok", profile_hash="made up", declared_at=WHEN, started_at=WHEN, training_sec=budget)
+    return [replace(run, arm=arm, seed=seed, **{name: value})
             for arm, row in zip((CONTROL, "candidate"), values) for seed, value in enumerate(row)]
 
 
@@ -89,8 +93,8 @@ def measure(cell: Cell, protocols: int, seed: int = SEED) -> dict:
         z, s_b = rng.standard_normal((2, cell.most)), float(rng.standard_normal(cell.nu + 1).std(ddof=1))
         z[1] -= cell.gain
         entry, = judge(declaration_of(cell, s_b), runs_of(cell, z))
-        verdicts[entry["verdict"]] += 1
-        seeds += entry["n"]
+        verdicts[entry.verdict] += 1
+        seeds += entry.n
     found = {name: 100 * verdicts[name] / protocols for name in VERDICTS} | {"seeds": seeds / protocols}
     return {name: found[name] for name in cell.targets}
 

@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.metrics import METRICS
+from nanochat.lab.runs import RunSummary
+from nanochat.lab.verdict.facts import Declaration, DeclaredArm, TimeBySteps
 from nanochat.lab.verdict.stats import MIN_PAIRS_WITHOUT_BANK
 from nanochat.lab.verdict.time_to_target import paired_differences, time_from_steps
 
 RERUN = ("crash", "oom", "timeout", "interrupted")  # says nothing about the arm
 TIMED = ("tok_per_sec", "time_to_target", "wall_time")
+Pair = tuple[RunSummary, RunSummary]  # control, candidate
 
 
 class Refusal(ValueError):
@@ -44,7 +47,8 @@ class Evidence:
     gates: list[Gate] = field(default_factory=list)  # primary first
     diverged: set[str] = field(default_factory=set)
     refusal: str | None = None
-    by_steps: list[tuple | None] = field(default_factory=list)  # log(control / candidate) of (steps to target, step time), one per pair
+    # log(control / candidate) of (steps to target, step time), one per pair
+    by_steps: list[tuple | None] = field(default_factory=list)
 
     @property
     def stopped(self) -> str | None:
@@ -56,102 +60,106 @@ class Evidence:
         return None
 
 
-def gather(declaration, runs) -> dict[str, Evidence]:
+def gather(declaration: Declaration, runs: list[RunSummary]) -> dict[str, Evidence]:
     """{candidate: Evidence}. Raises Refusal for what is wrong with the whole set of runs."""
     refuse_undeclared(declaration, runs)
-    names = [arm["name"] for arm in declaration["arms"] if arm["name"] != CONTROL]
-    return {name: _evidence(declaration, runs, name) for name in names}
+    return {arm.name: _evidence(declaration, runs, arm) for arm in declaration.candidates}
 
 
-def refuse_undeclared(declaration, runs):
+def refuse_undeclared(declaration: Declaration, runs: list[RunSummary]):
     """Duplicates, arms or seeds that were not declared, more candidates than declared, clocks that run backwards."""
-    cells = Counter((run["arm"], run["seed"]) for run in runs)
+    cells = Counter((run.arm, run.seed) for run in runs)
     twice = [cell for cell, n in cells.items() if n > 1]
     if twice:
         raise Refusal(f"duplicate rows for {twice[0]}: one cell is one run")
-    declared = {(arm["name"], seed) for arm in declaration["arms"] for seed in declaration["seeds"]}
+    declared = {(arm.name, seed) for arm in declaration.arms for seed in declaration.seeds}
     foreign = cells.keys() - declared
     if foreign:
         raise Refusal(f"{sorted(foreign)[0]} was not declared before the first run; use a new label")
-    if len(declaration["arms"]) - 1 != declaration["K"] or len(declaration["seeds"]) != declaration["looks"][-1]:
+    if len(declaration.arms) - 1 != declaration.K or len(declaration.seeds) != declaration.looks[-1]:
         raise Refusal("the declaration contradicts itself: its arms, seeds and looks were changed after it was written")
     for run in runs:
-        if run.get("declared_at") and run.get("started_at") and run["started_at"] < run["declared_at"]:
-            raise Refusal(f"{run['arm']} on seed {run['seed']} began at {run['started_at']}, before its declaration of "
-                          f"{run['declared_at']}: a clock ran backwards, or it was not declared")
+        if run.declared_at and run.started_at and run.started_at < run.declared_at:
+            raise Refusal(f"{run.arm} on seed {run.seed} began at {run.started_at}, before its declaration of "
+                          f"{run.declared_at}: a clock ran backwards, or it was not declared")
 
 
-def _evidence(declaration, runs, name) -> Evidence:
+def _evidence(declaration: Declaration, runs: list[RunSummary], arm: DeclaredArm) -> Evidence:
     try:
-        pairs = paired_runs(declaration, runs, name)
-        diverged = {run["arm"] for pair in pairs for run in pair if run["run_status"] == "diverged"}
+        pairs = paired_runs(declaration, runs, arm)
+        diverged = {run.arm for pair in pairs for run in pair if run.run_status == "diverged"}
         gates = [] if diverged else make_gates(declaration, pairs)
-        return Evidence(len(pairs), gates, diverged, by_steps=[] if diverged else [_step_ratios(*pair) for pair in pairs])
+        by_steps = [] if diverged else [_step_ratios(*pair) for pair in pairs]
+        return Evidence(len(pairs), gates, diverged, by_steps=by_steps)
     except ValueError as e:
         return Evidence(refusal=str(e))
 
 
-def paired_runs(declaration, runs, name) -> list[tuple[dict, dict]]:
+def paired_runs(declaration: Declaration, runs: list[RunSummary], arm: DeclaredArm) -> list[Pair]:
     """(control, candidate) of the leading seeds that both have run. Raises Refusal where a pair cannot be compared.
 
     A fixed protocol has one look, at all of its seeds; with several, the seeds after the last look are not there yet.
     """
-    changes = next(arm["profile_changes"] for arm in declaration["arms"] if arm["name"] == name)
-    if changes:
-        raise Refusal(f"{name} is another workload than the control ({'; '.join(changes)}): different profiles are not compared")
-    by_cell = {(run["arm"], run["seed"]): run for run in runs}
+    if arm.profile_changes:
+        raise Refusal(f"{arm.name} is another workload than the control ({'; '.join(arm.profile_changes)}): "
+                      "different profiles are not compared")
+    by_cell = {(run.arm, run.seed): run for run in runs}
     pairs, ended = [], None
-    for seed in declaration["seeds"]:
-        cells = [by_cell.get((arm, seed)) for arm in (CONTROL, name)]
-        for arm, run in zip((CONTROL, name), cells):
-            if run is not None and run["run_status"] in RERUN:
-                raise Refusal(f"{arm} on seed {seed} ended as {run['run_status']}: re-run it, the pair is never dropped")
-            if run is None and len(declaration["looks"]) == 1:
-                raise Refusal(f"{arm} on seed {seed} has not been run: control and candidate need the same seeds")
+    for seed in declaration.seeds:
+        cells = by_cell.get((CONTROL, seed)), by_cell.get((arm.name, seed))
+        for name, run in zip((CONTROL, arm.name), cells):
+            if run is not None and run.run_status in RERUN:
+                raise Refusal(f"{name} on seed {seed} ended as {run.run_status}: re-run it, the pair is never dropped")
+            if run is None and len(declaration.looks) == 1:
+                raise Refusal(f"{name} on seed {seed} has not been run: control and candidate need the same seeds")
         if cells[1] is not None and (ended is not None or cells[0] is None):
-            raise Refusal(f"{name} on seed {seed} has run, but not its pair or an earlier seed: seeds are taken in the declared order")
+            raise Refusal(f"{arm.name} on seed {seed} has run, but not its pair or an earlier seed: "
+                          "seeds are taken in the declared order")
         if None in cells:
             ended = seed
         else:
-            pairs.append(tuple(cells))
+            pairs.append(cells)
     if len(pairs) < 2:
         raise Refusal("fewer than 2 pairs: one seed shows one draw of the noise; add seeds")
-    same = ("device", "dataset_id", "tokenizer_id")
-    if not declaration.get("horizons_differ"):
-        same = (*same, "bound") if declaration.get("matched_budget") else ("profile_hash",)
-    profiles = {tuple(run.get(name) for name in same) for pair in pairs for run in pair}
-    if len(profiles) > 1:
-        raise Refusal(f"{name} and control differ in device, dataset or tokenizer: different profiles are not compared")
+    if len({_workload(declaration, run) for pair in pairs for run in pair}) > 1:
+        raise Refusal(f"{arm.name} and control differ in device, dataset or tokenizer: different profiles are not compared")
     return pairs
+
+
+def _workload(declaration: Declaration, run: RunSummary) -> tuple:
+    """What the runs of a pair have to share. Where the shape or the length is a treatment, their profiles differ."""
+    same = run.device, run.dataset_id, run.tokenizer_id
+    if declaration.horizons_differ:
+        return same
+    return (*same, run.bound) if declaration.matched_budget else (run.profile_hash,)
 
 
 # -----------------------------------------------------------------------------
 # Differences
 
-def make_gates(declaration, pairs) -> list[Gate]:
+def make_gates(declaration: Declaration, pairs: list[Pair]) -> list[Gate]:
     """The primary gate, or its declared fallback where the candidate missed the target, then the floors."""
-    primary = make_gate(declaration, pairs, declaration["primary"], "primary", declaration["margin"])
-    if primary.missed and declaration["fallback"]:
+    primary = make_gate(pairs, declaration.primary, "primary", declaration.margin)
+    if primary.missed and declaration.fallback:
         note = f"fallback: {primary.missed}"
-        primary = make_gate(declaration, pairs, declaration["fallback"], "primary", -math.log(1.03))
+        primary = make_gate(pairs, declaration.fallback, "primary", -math.log(1.03))
         primary.note = note
-    floors = [make_gate(declaration, pairs, floor["metric"], "floor", floor["margin"]) for floor in declaration["floors"]]
-    return [primary, *floors]
+    return [primary, *(make_gate(pairs, floor.metric, "floor", floor.margin) for floor in declaration.floors)]
 
 
-def make_gate(declaration, pairs, metric, role, margin) -> Gate:
+def make_gate(pairs: list[Pair], metric: str, role: str, margin: float) -> Gate:
     gate = Gate(metric, role, margin)
     if metric in TIMED:
         gate.note = _untimely(pairs)
     if metric == "time_to_target":
-        times = [[run["time_to_target_sec"] for run in side] for side in zip(*pairs)]
-        budget = min(run["training_sec"] for pair in pairs for run in pair)
+        times = [[run.time_to_target_sec for run in side] for side in zip(*pairs)]
+        budget = min(run.training_sec for pair in pairs for run in pair)
         gate.d, gate.censored, gate.missed = paired_differences(*times, budget)
         if gate.missed:
-            seed = next(run["seed"] for _, run in pairs if run["time_to_target_sec"] is None)
+            seed = next(run.seed for _, run in pairs if run.time_to_target_sec is None)
             gate.missed = f"candidate missed the target on seed {seed}"
         return gate
-    if role == "floor" and any(run.get(METRICS[metric].key) is None for pair in pairs for run in pair):
+    if role == "floor" and any(measured(run, metric) is None for pair in pairs for run in pair):
         gate.missed = "not measured in every run"
         return gate
     for control, candidate in pairs:
@@ -160,21 +168,29 @@ def make_gate(declaration, pairs, metric, role, margin) -> Gate:
     return gate
 
 
-def _value(run, metric) -> float:
-    x = run.get(METRICS[metric].key)
+def measured(run: RunSummary, metric: str) -> float | None:
+    """The value of a metric as the run has it, which is not yet its logarithm."""
+    return getattr(run, METRICS[metric].key)
+
+
+def _value(run: RunSummary, metric: str) -> float:
+    x = measured(run, metric)
     if x is None or not math.isfinite(x) or (METRICS[metric].log and x <= 0):
-        raise Refusal(f"{run['arm']} on seed {run['seed']} is {run['run_status']} with {METRICS[metric].key} {x}: not a finite number")
+        raise Refusal(f"{run.arm} on seed {run.seed} is {run.run_status} with {METRICS[metric].key} {x}: "
+                      "not a finite number")
     return math.log(x) if METRICS[metric].log else x
 
 
-def _step_ratios(control, candidate) -> tuple[float, float] | None:
-    ratios = [(control.get(key), candidate.get(key)) for key in ("steps_to_target", "dt_median_ms")]
+def _step_ratios(control: RunSummary, candidate: RunSummary) -> tuple[float, float] | None:
+    ratios = [(control.steps_to_target, candidate.steps_to_target), (control.dt_median_ms, candidate.dt_median_ms)]
     return tuple(math.log(a / b) for a, b in ratios) if all(a and b for a, b in ratios) else None
 
 
-def time_by_steps(e: Evidence, n: int) -> dict | None:
-    """Time to target as steps x median step time over the first n pairs, shown beside the measured one, which decides: it
-    tells a better step from a faster one. None below the pairs that give the steps a spread of their own."""
+def time_by_steps(e: Evidence, n: int) -> TimeBySteps | None:
+    """Time to target as steps x median step time over the first n pairs, shown beside the measured one, which decides.
+
+    It tells a better step from a faster one. None below the pairs that give the steps a spread of their own.
+    """
     found = e.by_steps[:n]
     if len(found) < MIN_PAIRS_WITHOUT_BANK or None in found:
         return None
@@ -183,15 +199,15 @@ def time_by_steps(e: Evidence, n: int) -> dict | None:
         time = time_from_steps(steps, step_time)
     except ValueError:  # equal ratios in every pair: copied, not measured
         return None
-    return {"mean": time.mean, "lo": time.lo, "hi": time.hi, "level": time.level, "n": len(found),
-            "steps": sum(steps) / len(found), "step_time": sum(step_time) / len(found)}
+    return TimeBySteps(time.mean, time.lo, time.hi, time.level, len(found), sum(steps) / len(found),
+                       sum(step_time) / len(found))
 
 
-def _untimely(pairs) -> str | None:
+def _untimely(pairs: list[Pair]) -> str | None:
     """Speeds are only compared between cells that took turns on one machine."""
-    apart = [control["seed"] for control, candidate in pairs if control.get("declared_at") != candidate.get("declared_at")]
+    apart = [control.seed for control, candidate in pairs if control.declared_at != candidate.declared_at]
     if apart:
-        raise Refusal(f"control and candidate of seed {apart[0]} ran under different protocols: their speeds do not compare; "
-                      "FRESH=1 runs both")
-    loaded = [f"{run['arm']} s{run['seed']}" for pair in pairs for run in pair if run.get("overloaded")]
+        raise Refusal(f"control and candidate of seed {apart[0]} ran under different protocols: their speeds do not "
+                      "compare; FRESH=1 runs both")
+    loaded = [f"{run.arm} s{run.seed}" for pair in pairs for run in pair if run.overloaded]
     return f"overloaded: {', '.join(loaded)}" if loaded else None

@@ -1,0 +1,97 @@
+"""
+The declaration of a label: all that decides, fixed before its first run and on disk before it.
+
+    plan = Proposal("mix005", "smoke-cpu", arms, seeds=[1337, 2026])
+    declaration = declare(plan, changes={}, noise=None, declared_at=now())
+
+Floors and margins are those of the plan, section 7.1. What a label may not change after its runs were seen is all but
+the date and the bank: `declaration_changes` says what differs.
+"""
+
+import math
+from dataclasses import dataclass
+
+from nanochat.lab.arms import Arm, horizons_differ, matched_budget
+from nanochat.lab.verdict import looks as looks_module
+from nanochat.lab.verdict.facts import Declaration, DeclaredArm, Floor, Noise, Target, bank_of
+from nanochat.lab.verdict.stats import ALPHA, MIN_PAIRS_WITHOUT_BANK
+
+# A floor passes when the lower bound of the gain lies above -margin; a primary gate when it lies above -margin too, so
+# that a margin of -log 1.03 asks for three percent.
+PRIMARY = {"time_to_target": 0.0, "wall_time": -math.log(1.03), "val_bpb": 0.0}
+FLOORS = {"final_train_loss": math.log(1.01), "val_bpb": 0.005, "tok_per_sec": -math.log(0.90)}
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a protocol asks for. Raises ValueError for a plan that could decide nothing."""
+    label: str
+    profile: str  # its name
+    arms: list[Arm]  # control first
+    seeds: list[int]  # all that may be run
+    primary: str = "val_bpb"  # one of PRIMARY
+    fallback: str | None = None  # or "wall_time": decides where a candidate misses the target
+    min_gain: float | None = None  # the smallest gain worth having; None: one standard deviation of the bank
+    until_decided: bool = False  # a look after each seed, from the first number of pairs that can decide
+    source: str = "bank"  # or "own": the spread of the differences alone
+    target: Target | None = None
+    common_flags: str = ""  # of every arm, as one would type them
+
+    def __post_init__(self):
+        if self.primary not in PRIMARY or self.fallback not in (None, "wall_time"):
+            raise ValueError(f"--primary={self.primary}: expected one of {', '.join(PRIMARY)}; "
+                             "the only fallback is wall_time")
+        if self.primary == "time_to_target" and not self.target:
+            raise ValueError("--primary=time_to_target: no target; give --target-bpb, or bank control runs with "
+                             "`make noise` first")
+        if self.until_decided and len(self.seeds) > looks_module.MAX_SEEDS:
+            raise ValueError(f"--max-seeds={len(self.seeds)}: expected at most {looks_module.MAX_SEEDS}")
+        if self.horizons_differ and self.fallback:
+            raise ValueError(f"--fallback={self.fallback}: arms of different lengths have different wall times by design; "
+                             "leave it out")
+
+    @property
+    def horizons_differ(self) -> bool:
+        """The length of a run is a treatment: the time to one target decides, and final losses are not compared."""
+        return self.primary == "time_to_target" and horizons_differ(self.arms)
+
+    @property
+    def smallest_gain(self) -> float | None:
+        return math.log(1.03) if self.min_gain is None and self.primary == "wall_time" else self.min_gain
+
+
+def declare(plan: Proposal, changes: dict, noise: Noise | None, declared_at: str) -> Declaration:
+    """The declaration of a plan. changes: {arm: profile options it changes}. noise: what the bank has of the profile.
+
+    Raises ValueError where the seeds do not reach the first look.
+    """
+    s_b, nu = bank_of(noise, plan.primary)
+    banked, n = nu > 0 and plan.source == "bank", len(plan.seeds)
+    looks = looks_module.declared_looks(nu if banked else 0, n) if plan.until_decided else [n]
+    min_gain = plan.smallest_gain
+    return Declaration(
+        declared_at, plan.label, plan.profile, plan.primary, PRIMARY[plan.primary], plan.fallback, _floors(plan), plan.target,
+        alpha=ALPHA, min_gain=s_b if min_gain is None and banked else min_gain, seeds=list(plan.seeds), looks=looks,
+        max_seeds=n, matched_budget=matched_budget(plan.arms[0].config), horizons_differ=plan.horizons_differ,
+        K=len(plan.arms) - 1, noise=noise if banked else None, common_flags=plan.common_flags,
+        noise_source="bank" if banked else "own" if looks[-1] >= MIN_PAIRS_WITHOUT_BANK else "none",
+        arms=[DeclaredArm(arm.name, arm.flags, changes.get(arm.name, [])) for arm in plan.arms])
+
+
+def _floors(plan: Proposal) -> list[Floor]:
+    """Without what differs by design.
+
+    A larger model does fewer tokens a second by design; runs of different lengths end at different losses by design.
+    """
+    by_design = {"tok_per_sec"} if matched_budget(plan.arms[0].config) else set()
+    if plan.horizons_differ and not by_design:
+        by_design = {"final_train_loss", "val_bpb"}
+    return [Floor(metric, margin) for metric, margin in FLOORS.items() if metric not in {plan.primary, *by_design}]
+
+
+def declaration_changes(old: Declaration, new: Declaration) -> list[str]:
+    """What differs from an earlier declaration of a label, beside its date and the bank, which may have grown."""
+    same = ("declared_at", "noise", "min_gain" if new.noise and old.noise else "noise")
+    before, after = old.to_json(), new.to_json()
+    return [f"{key}: {before.get(key)} -> {after[key]}" for key in after
+            if key not in same and (before.get(key) or None) != (after[key] or None)]  # an older version had fewer keys

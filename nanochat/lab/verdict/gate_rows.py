@@ -1,0 +1,51 @@
+"""
+The rows of a verdict's table: what each gate asks and what was found, in its unit and in sd of one control run.
+"""
+
+import math
+
+from nanochat.lab.arms import CONTROL
+from nanochat.lab.verdict.evidence import Evidence, Gate
+from nanochat.lab.verdict.facts import Declaration, GateRow, bank_of
+from nanochat.lab.verdict.stats import Comparison
+
+SECTION = {"time_to_target": "7.1 gate 1", "wall_time": "7.1 gate 2", "final_train_loss": "7.1 gate 5",
+           "val_bpb": "7.1 gate 6", "tok_per_sec": "7.1 throughput"}  # of the plan
+UNIT = {"val_bpb": "bpb"}  # the others are logs
+LOOSE_FLOOR = 5  # sd: a margin above it passes nearly anything
+
+
+def gate_row(declaration: Declaration, gate: Gate, test: Comparison, plain: Comparison) -> GateRow:
+    """test: the gate at the level of the look; plain: at the level of the whole label, by which it can fail."""
+    s_b, nu = bank_of(declaration.noise, gate.metric)
+    in_sd = gate.margin / s_b if s_b else None
+    asked = {"gate": gate.metric, "role": gate.role, "metric": gate.metric, "unit": UNIT.get(gate.metric, "log"),
+             "threshold": gate.margin, "threshold_in_sd": in_sd, "section": SECTION[gate.metric], "n": test.n}
+    if test.source == "missed":
+        result = "fail" if gate.metric == "time_to_target" else "cannot tell"
+        return GateRow(**asked, result=result, note=gate.missed)
+    note = gate.note
+    if gate.role == "floor" and s_b and in_sd > LOOSE_FLOOR:
+        note = f"loose: its margin is {in_sd:.1f} sd" + (f"; {gate.note}" if gate.note else "")
+    numbers = {"mean": test.mean, "mean_in_sd": test.mean / s_b if s_b else None, "lo": test.lo, "hi": test.hi,
+               "level": test.level, "p": test.p}
+    passes = "pass" if test.p <= test.level else "fail" if plain.hi < -gate.margin else "cannot tell"
+    return GateRow(**asked, note=note, noise_source=_source(test, nu), result=passes,
+                   **{name: finite(value) for name, value in numbers.items()})
+
+
+def _source(test: Comparison, nu: int) -> str:
+    return {"bank": f"bank nu={nu}", "own": "own: spreads more than the bank" if nu else "own",
+            "bank-only": "bank-only: missed targets"}.get(test.source, test.source)
+
+
+def stability_row(e: Evidence) -> GateRow:
+    """Gate 3: no run diverged. It counts, and tests nothing."""
+    result = "pass" if not e.diverged else "cannot tell" if CONTROL in e.diverged else "fail"
+    note = f"diverged: {', '.join(sorted(e.diverged))}" if e.diverged else None
+    return GateRow("no instability", "count", "run_status", unit="", n=e.n, result=result, section="7.1 gate 3", note=note)
+
+
+def finite(value):
+    """JSON has no infinity: a bound that is not there is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
