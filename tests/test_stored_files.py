@@ -22,6 +22,8 @@ from nanochat.lab.arms import split_flags
 from nanochat.lab.ledger.bank import measure
 from nanochat.lab.ledger.experiments import read
 from nanochat.lab.profiles import PROFILES
+from nanochat.lab.report.result_file import read_results
+from nanochat.lab.verdict.gates import judge
 from nanochat.record import read_metrics, read_record
 from nanochat.tokenizer import get_tokenizer, get_tokenizer_id
 from nanochat.trainer import train
@@ -94,3 +96,15 @@ def test_rows_belong_to_the_profile_that_is_computed_today(stored):
     flags = [*PROFILES["smoke-cpu"].flags, *split_flags("flags", declaration["common_flags"])]
     found = profile_hash(read_config(flags), "cpu", row["dataset_id"], row["tokenizer_id"])
     assert found == declaration["noise"]["profile_hash"] == row["profile_hash"]
+
+
+def test_the_stored_runs_get_the_stored_verdicts_to_the_last_digit(stored):
+    """Two candidates, a bank, a look after each seed: every number of every gate."""
+    facts = read_results(stored / "results" / "dec_latest.json")
+    verdicts = [verdict.to_json() for verdict in judge(facts.declaration, facts.runs)]
+    assert verdicts == dec(stored)["verdicts"] and [v["verdict"] for v in verdicts] == ["inconclusive", "reject"]
+
+
+def test_a_result_file_is_written_again_as_it_was(stored):
+    facts = read_results(stored / "results" / "dec_latest.json")
+    assert json.dumps(facts.to_json()) == json.dumps(dec(stored))
