@@ -120,6 +120,8 @@ class TrainConfig:
                                     tags=("machine", "ledger_row"))
     total_batch_size: int = option(-1, "tokens per optimizer step (-1 = from the scaling law)", role="workload",
                                    check=positive_or_minus_one, tags=("batch_law", "resolved"))
+    matrix_optimizer: str = option("muon", "what steps the matrices: a row of KINDS in nanochat/optim.py",
+                                   check=plain_name, before="muon")
     embedding_lr: float = option(0.3, "learning rate of the embeddings (AdamW)", check=positive_rate)
     unembedding_lr: float = option(0.008, "learning rate of lm_head (AdamW)", check=positive_rate)
     weight_decay: float = option(0.28, "cautious weight decay of the matrices (Muon)", check=non_negative,

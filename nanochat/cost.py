@@ -10,7 +10,8 @@ from nanochat.config import TrainConfig, model_options
 from nanochat.config_check import model_shape
 from nanochat.gpt import GPT, make_gpt
 from nanochat.gpt_config import GPTConfig
-from nanochat.layers.layer import roles_of
+from nanochat.layers.layer import roles_of, row_of
+from nanochat.optim import KINDS
 from nanochat.schedule import Scaled, ema_time_scale, scale_run
 
 
@@ -73,6 +74,7 @@ class Resolved(Scaled):
 def resolve(config: TrainConfig, vocab_size: int, world_size: int = 1, dtype: str = "float32",
             compile: bool = False) -> Resolved:
     """Replace every -1 by upstream's rules. Raises ValueError where what results cannot be run."""
+    row_of(KINDS, config.matrix_optimizer, "matrix-optimizer")
     model_config = gpt_config(config, vocab_size)
     model = meta_model(model_config)
     n, flops = scaling_params(model), flops_per_token(model)

@@ -1,19 +1,22 @@
 """
-What a model is, without torch: sizes, the names of its layers, and which of upstream's extras it has.
+What a model is, without torch: its sizes, the names of its layers, and which of upstream's extras it has.
 
-A checkpoint holds these fields: upstream's seven in "model_config", ours in "variant" where they differ from their
-default. So a field keeps its name, its type and its meaning once it is there.
+GPTConfig has upstream's seven fields, written here, and one for each option of nanochat/config.py that says
+model=True. A checkpoint holds these fields: upstream's in "model_config", ours in "variant" where they differ from
+their default. So a field keeps its name, its type and its meaning once it is there.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, make_dataclass
+
+from nanochat.config import FIELDS
 
 # What a checkpoint's "model_config" holds, exactly.
 UPSTREAM_KEYS = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "window_pattern")
 
 
 @dataclass
-class GPTConfig:
-    # size: UPSTREAM_KEYS
+class Sizes:
+    """Upstream's fields, and what follows from all of them."""
     n_layer: int = 12
     n_embd: int = 768
     n_head: int = 6
@@ -21,22 +24,6 @@ class GPTConfig:
     vocab_size: int = 32768
     sequence_len: int = 2048
     window_pattern: str = "SSSL"
-    # ours: what a checkpoint's "variant" holds where it is not the default
-    mixer: str = "attention"  # names separated by commas, tiled over the layers
-    mlp: str = "relu_squared"
-    residual: str = "plain"
-    symplectic_gate_mix: float = 0.15
-    symplectic_gate_eps: float = 1e-6
-    symplectic_gate_layers: str = "all"
-    symplectic_gate_ramp_start: int = 0
-    symplectic_gate_ramp_steps: int = 0
-    value_embeds: bool = True
-    smear: bool = True
-    lambdas: bool = True  # per-layer scalars on the residual stream and on x0
-    backout: bool = True
-    qk_norm: bool = True
-    logit_softcap: float = 15.0  # 0 = off
-    rope_base: float = 100000.0
 
     @property
     def head_dim(self) -> int:
@@ -69,3 +56,8 @@ class GPTConfig:
         """Our fields that are not at their default: empty where the checkpoint is upstream's model."""
         return {f.name: getattr(self, f.name) for f in fields(self)
                 if f.name not in UPSTREAM_KEYS and getattr(self, f.name) != f.default}
+
+
+# One declaration of an option serves the command line, the record of a run and the model.
+_ours = [(name, o.type, field(default=o.default)) for name, o in FIELDS.items() if o.model and name not in UPSTREAM_KEYS]
+GPTConfig = make_dataclass("GPTConfig", _ours, bases=(Sizes,), namespace={"__module__": __name__})

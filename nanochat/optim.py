@@ -59,9 +59,11 @@ def make_group(kind: str, params: list, lr: float, **hyper) -> dict:
     return dict(kind=kind, params=params, lr=lr, **{**row_of(KINDS, kind, "kind").defaults, **hyper})
 
 
-def param_groups(model, unembedding_lr, embedding_lr, matrix_lr, scalar_lr, weight_decay) -> list[dict]:
+def param_groups(model, unembedding_lr, embedding_lr, matrix_lr, scalar_lr, weight_decay,
+                 matrix_optimizer="muon") -> list[dict]:
     """Every parameter of the model in exactly one group, in upstream's order; groups without parameters are left
-    out. The rates are parameters of their own, as the trainer's flags are."""
+    out. matrix_optimizer: the kind that steps the matrices, a row of KINDS. The rates are parameters of their own,
+    as the trainer's flags are."""
     rates = dict(unembedding_lr=unembedding_lr, embedding_lr=embedding_lr, scalar_lr=scalar_lr)
     by_width = (model.config.n_embd / 768) ** -0.5
     roles, named, groups = roles_of(model), dict(model.named_parameters()), []
@@ -76,14 +78,14 @@ def param_groups(model, unembedding_lr, embedding_lr, matrix_lr, scalar_lr, weig
     assert not vectors, f"Muon needs matrices; give these parameters another role: {vectors}"
     matrices = [named.pop(name) for name in list(named) if roles[name] in MUON_ROLES]
     for shape in sorted({p.shape for p in matrices}):
-        groups.append(make_group("muon", [p for p in matrices if p.shape == shape], matrix_lr,
+        groups.append(make_group(matrix_optimizer, [p for p in matrices if p.shape == shape], matrix_lr,
                                  weight_decay=weight_decay))
     assert not named, f"parameters whose role has no optimizer group: { {name: roles[name] for name in named} }"
     return [group for group in groups if group["params"]]
 
 
 def setup_optimizer(model, polar_dtype=torch.float32, compile_update=False, **rates) -> "MuonAdamW":
-    """rates: unembedding_lr, embedding_lr, matrix_lr, scalar_lr, weight_decay."""
+    """rates: unembedding_lr, embedding_lr, matrix_lr, scalar_lr, weight_decay; and matrix_optimizer."""
     optimizer = MuonAdamW(param_groups(model, **rates), polar_dtype, compile_update)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]

@@ -3,7 +3,8 @@ The processes that train one model together, and what they must agree on.
 
 Example: a clock says on rank 0 that the wall budget is spent, and on rank 1 that a millisecond is left. If each rank
 decided for itself, rank 0 would stop and rank 1 would wait for it for ever. So every decision to stop, to save or to
-validate, and every test for divergence, is taken together, through the three methods of Ranks.
+validate, and every test for divergence, is taken together: from a number that all have (the losses summed, the clock
+of rank 0), or by asking whether any rank has a reason.
 
 One rank decides alone: the methods then return what they got, and torch is never imported.
 """

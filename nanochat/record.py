@@ -12,6 +12,8 @@ Keys are upstream's wandb keys. A validation line at step s is of the weights be
 
 import json
 import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from nanochat.common import atomic_write, read_json, write_json
@@ -22,6 +24,7 @@ EXIT_CODES = {"ok": 0, "crash": 1, "diverged": 3, "oom": 4, "interrupted": 130} 
 # Smoothing of the loss that is shown and recorded as final_train_loss. Upstream's is the same; its meta files hold the
 # average before the weight of the 0 that it started from is divided out.
 EMA_BETA = 0.9
+PACKAGES = ("torch", "numpy", "tiktoken", "pyarrow")  # whose versions a record has
 
 
 def record_dir(base_dir, run_id) -> Path:
@@ -34,6 +37,26 @@ def read_record(base_dir, run_id) -> dict | None:
         return read_json(record_dir(base_dir, run_id) / "run.json")
     except (FileNotFoundError, NotADirectoryError, ValueError):  # JSON or UTF-8 that is none
         return None
+
+
+def record_stamp(base_dir, run_id) -> tuple[int, int] | None:
+    """Which run.json this is: every write replaces the file, so an earlier attempt's is told from a new one."""
+    try:
+        stat = (record_dir(base_dir, run_id) / "run.json").stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
+
+
+def versions() -> dict:
+    """{"python": "3.12.1", "torch": "2.13.0", ...}; None for a package that is not installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 def read_metrics(path) -> list[dict]:

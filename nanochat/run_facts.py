@@ -1,11 +1,9 @@
 """What run.json says of a run: where it came from, what it ran on, and its results."""
 
-import platform
 import statistics
 import sys
 from dataclasses import asdict
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -15,20 +13,8 @@ from nanochat.common import git_state
 from nanochat.config import config_hash, profile_hash
 from nanochat.cost import ended_by_wall_budget
 from nanochat.manifest import get_dataset_id
-from nanochat.record import RunRecord, TensorBoardSink, WandbSink, read_metrics, record_dir
+from nanochat.record import RunRecord, TensorBoardSink, WandbSink, read_metrics, record_dir, versions
 from nanochat.schedule import TIMED_FROM_STEP
-
-PACKAGES = ("torch", "numpy", "tiktoken", "pyarrow")
-
-
-def versions() -> dict:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def open_record(run, argv: list[str], tokenizer_id: str, resumed_from: int | None) -> RunRecord:

@@ -107,7 +107,8 @@ def set_up(config: TrainConfig, argv: list[str], stage: Stage, base_dir: Path, t
     optimizer = setup_optimizer(model, unembedding_lr=config.unembedding_lr * scale,
                                 embedding_lr=config.embedding_lr * scale,
                                 matrix_lr=config.matrix_lr * scale, scalar_lr=config.scalar_lr * scale,
-                                weight_decay=resolved.weight_decay, polar_dtype=dtype, compile_update=compiling)
+                                weight_decay=resolved.weight_decay, matrix_optimizer=config.matrix_optimizer,
+                                polar_dtype=dtype, compile_update=compiling)
     state = LoopState()
     if checkpoint:
         model.load_state_dict(checkpoint[0], strict=True)

@@ -55,7 +55,7 @@ def train(config: TrainConfig, argv: list[str], stage: Stage = BASE) -> dict:
 def loop(run: Run):
     config, step_at_start = run.config, run.step
     while True:
-        step, run.bound = run.step, run.ranks.broadcast(run.reached())
+        step, run.bound = run.step, run.reached()
         last = run.bound is not None
         run.model.step.fill_(step)
         if eval_due(run, last):
@@ -114,8 +114,9 @@ def train_step(run: Run, first: bool):
     run.optimizer.step()
     run.model.zero_grad(set_to_none=True)
     dev.synchronize(run.device)
+    dt = run.ranks.broadcast(time.perf_counter() - t0)  # one clock for all: it moves the schedule and ends the run
     terms = {name: run.ranks.sum(term.item()) / run.ranks.world_size for name, term in total_terms.items()}
-    log_step(run, StepResult(loss, terms, norm, lrm, time.perf_counter() - t0, first))
+    log_step(run, StepResult(loss, terms, norm, lrm, dt, first))
 
 
 def save(run: Run):

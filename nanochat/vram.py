@@ -113,13 +113,13 @@ class Memory:
         return self.peak - self.weights - self.gradients - self.optimizer - self.activations
 
 
-def measure(model: GPT, batch_size: int, tracker: MemoryTracker) -> Memory:
+def measure(model: GPT, batch_size: int, tracker: MemoryTracker, matrix_optimizer="muon") -> Memory:
     """One training step with accumulated gradients, inside the tracker. The model must be fresh, and made inside it."""
     def phase_ends() -> int:
         peak, tracker.peak = tracker.peak, tracker.now
         return peak
     found = dict(weights=tracker.now)
-    optimizer = setup_optimizer(model, polar_dtype=model.compute_dtype, **RATES)
+    optimizer = setup_optimizer(model, polar_dtype=model.compute_dtype, matrix_optimizer=matrix_optimizer, **RATES)
     for p in model.parameters():
         p.grad = torch.empty_like(p)
     found["gradients"] = tracker.now - sum(found.values())
@@ -137,12 +137,12 @@ def measure(model: GPT, batch_size: int, tracker: MemoryTracker) -> Memory:
     return Memory(batch_size, update=phase_ends(), **found)
 
 
-def predict(config: GPTConfig, dtype, batch_size: int) -> Memory:
+def predict(config: GPTConfig, dtype, batch_size: int, matrix_optimizer="muon") -> Memory:
     """`measure` on the meta device: nothing is allocated or computed."""
     with torch.device("meta"), MemoryTracker() as tracker, FlashAttention():
         model = make_gpt(config, dtype)
         model.init_tables()
-        return measure(model, batch_size, tracker)
+        return measure(model, batch_size, tracker, matrix_optimizer)
 
 
 @dataclass
@@ -182,8 +182,9 @@ class Estimate:
         return low
 
 
-def estimate(config: GPTConfig, dtype, compile: bool) -> Estimate:
+def estimate(config: GPTConfig, dtype, compile: bool, matrix_optimizer="muon") -> Estimate:
     """Measure at two batch sizes of several chunks of the loss each, from where on memory is linear in the batch."""
     rows_per_chunk = max(1, CHUNK_LOGITS // config.vocab_size)
     small = -(-3 * rows_per_chunk // config.sequence_len)
-    return Estimate(config, dtype, compile, predict(config, dtype, small), predict(config, dtype, 2 * small))
+    memory = [predict(config, dtype, batch_size, matrix_optimizer) for batch_size in (small, 2 * small)]
+    return Estimate(config, dtype, compile, *memory)

@@ -1,13 +1,14 @@
 """
-Shapes for a budget of parameters and a vocabulary, each with the flags to paste:
+Find shapes of a model for a budget of parameters and a vocabulary, each with the flags to paste:
 
     python -m scripts.arch --budget 38e6 --vocab-size 24576 --head-dim 64    # every shape near the budget
     python -m scripts.arch --ratio 1:1:1 --vocab-size 24576 --depths 2,4,8   # wte : matrices : lm_head in proportion
     python -m scripts.arch --vocab-size 24576                                # what --depth alone gives
 
-Parameters are counted on the real modules, on the meta device. The budget is for what a plain GPT counts: wte +
-matrices + lm_head, where a layer has 12 C^2 (4 attention, 8 MLP). Value embeddings, gates and scalars come on top
-and are listed apart. A row marked * has the three parts in the ratio asked for (1:1:1 where none is).
+Parameters are counted on the real modules, on the meta device. The budget covers the parameters of a plain GPT: wte +
+matrices + lm_head, where a layer of width C has 12 C^2 (4 attention, 8 MLP). Value embeddings, gates and scalars are
+not in the budget; they are listed in columns of their own. A row marked * has the three parts in the ratio of --ratio
+(1:1:1 if it is not given).
 """
 
 import argparse
@@ -27,27 +28,33 @@ EXACT = 0.01  # a ratio is met when no part is further off than this share
 def build_parser() -> argparse.ArgumentParser:
     from nanochat.gpt import GPTConfig
     parser = argparse.ArgumentParser(prog="arch", allow_abbrev=False,
-                                     description="Shapes for a budget of parameters. Every flag of scripts.base_train "
-                                     "that has a say in the model is one here too, like --head-dim.",
+                                     description="Find shapes of a model for a budget of parameters. Flags of "
+                                                 "scripts.base_train that affect the model are flags here too, like "
+                                                 "--head-dim.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     search = parser.add_mutually_exclusive_group()
-    search.add_argument("--budget", type=float, help="parameters of wte, matrices and lm_head together")
-    search.add_argument("--ratio", help="A:B:A, sizes of wte : matrices : lm_head; lists the widths on both sides of it")
-    parser.add_argument("--tolerance", type=float, default=0.1, help="how far from the budget a shape may be, as a share of it")
-    parser.add_argument("--vocab-size", type=int, default=GPTConfig.vocab_size, help="tokens in the vocabulary")
-    parser.add_argument("--depths", default=DEPTHS, help="numbers of layers to try")
+    search.add_argument("--budget", type=float, help="parameters in wte, matrices and lm_head together")
+    search.add_argument("--ratio", metavar="A:B:A",
+                        help="sizes of wte : matrices : lm_head; for each depth the widths on both sides of it "
+                             "are listed")
+    parser.add_argument("--tolerance", type=float, default=0.1,
+                        help="how far from the budget a shape may be, as a share of the budget")
+    parser.add_argument("--vocab-size", type=int, default=GPTConfig.vocab_size,
+                        help="number of tokens in the vocabulary")
+    parser.add_argument("--depths", default=DEPTHS, help="numbers of layers to try, with commas between")
     return parser
 
 
 def parse_args(argv):
-    """The search, with the training configuration that is searched around as `base`. Raises ValueError for bad input."""
+    """The search, with the training configuration that is searched around as `base`. ValueError for bad input."""
     args, rest = build_parser().parse_known_args(hyphenate(argv))
     args.base = parse_options(TrainConfig, rest)
     return args
 
 
 def parse_ratio(text: str) -> float:
-    """"1:2:1" -> 2.0, matrices over wte. Untied wte and lm_head have one size, so the first and the last must be equal."""
+    """"1:2:1" -> 2.0, matrices over wte. Untied wte and lm_head have one size, so the first and the last number must be
+    equal."""
     try:
         a, b, c = map(float, text.split(":"))
     except ValueError:
@@ -65,7 +72,8 @@ def check(args) -> list[int]:
         depths = [0]
     if depths[0] < 1:
         raise ValueError(f"--depths={args.depths}: expected numbers of layers with commas between, like 4,8,12")
-    for name, ok in (("budget", args.budget is None or 0 < args.budget < float("inf")), ("tolerance", 0 <= args.tolerance < float("inf")),
+    for name, ok in (("budget", args.budget is None or 0 < args.budget < float("inf")),
+                     ("tolerance", 0 <= args.tolerance < float("inf")),
                      ("vocab_size", args.vocab_size > 0)):
         if not ok:
             raise ValueError(f"{flag(name)}={getattr(args, name)}: expected a positive number")
@@ -87,9 +95,11 @@ class Shape:
     def row(self, ratio: float) -> list[str]:
         c, m = self.counts, self.model
         off = self.matrices_over_wte / ratio  # goes with the width, so that width / off has the ratio exactly
-        numbers = (m.n_layer, m.n_embd, m.n_head, *(c[k] for k in ("wte", "matrices", "lm_head", "plain", "value_embeds")),
+        numbers = (m.n_layer, m.n_embd, m.n_head,
+                   *(c[k] for k in ("wte", "matrices", "lm_head", "plain", "value_embeds")),
                    c["gates"] + c["scalars"], c["all"])
-        return ["*" if abs(off - 1) <= EXACT else "", *(f"{n:,}" for n in numbers), f"{(c['wte'] + c['lm_head']) / c['plain']:.0%}",
+        return ["*" if abs(off - 1) <= EXACT else "", *(f"{n:,}" for n in numbers),
+                f"{(c['wte'] + c['lm_head']) / c['plain']:.0%}",
                 f"{self.flops:.2e}", f"{m.n_embd / m.n_layer:.0f}", f"{m.n_embd / off:.1f}",
                 " ".join([f"--depth={m.n_layer}", *(f for f in to_argv(self.config) if not f.startswith("--depth="))])]
 
@@ -107,8 +117,9 @@ def near_budget(args, depths) -> list[Shape]:
         nearest += map(shape_of, heads[max(0, first - 1):first + 1])
     if not found:
         best = min(nearest, key=lambda s: abs(s.counts["plain"] - args.budget))
-        raise ValueError(f"no shape within {args.tolerance:.0%} of {args.budget:,.0f} parameters; nearest: {best.model.n_layer} layers "
-                         f"x {best.model.n_embd} wide = {best.counts['plain']:,}: raise --tolerance, or lower --head-dim or --vocab-size")
+        raise ValueError(f"no shape within {args.tolerance:.0%} of {args.budget:,.0f} parameters; "
+                         f"nearest: {best.model.n_layer} layers x {best.model.n_embd} wide = {best.counts['plain']:,}: "
+                         "raise --tolerance, or lower --head-dim or --vocab-size")
     return sorted(found, key=lambda s: abs(s.counts["plain"] - args.budget))
 
 
@@ -134,8 +145,8 @@ def near_ratio(args, depths, ratio: float) -> list[Shape]:
 
 
 def format_table(shapes, ratio: float, ratio_text: str) -> str:
-    header = ["", "depth", "width", "heads", "wte", "matrices", "lm_head", "plain", "value embeds", "gates, scalars", "all", "embeddings",
-              "FLOPs/token", "aspect", f"width for {ratio_text}", "flags"]
+    header = ["", "depth", "width", "heads", "wte", "matrices", "lm_head", "plain", "value embeds", "gates, scalars",
+              "all", "embeddings", "FLOPs/token", "aspect", f"width for {ratio_text}", "flags"]
     rows = [header, *(shape.row(ratio) for shape in shapes)]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join([*(cell.rjust(w) for cell, w in zip(row[:-1], widths)), row[-1]]) for row in rows)
@@ -156,8 +167,10 @@ def main(argv=None):
         print(f"arch: error: {e}", file=sys.stderr)
         sys.exit(2)
     print(format_table(shapes, ratio, ratio_text))
-    print(f"\n* wte : matrices : lm_head = {ratio_text}. plain = wte + matrices + lm_head; embeddings = share of wte and lm_head in it.")
-    print(to_paste(f"Flags are for scripts.base_train; the tokenizer: python -m scripts.tok_train --vocab-size={args.vocab_size}"))
+    print(f"\n* wte : matrices : lm_head = {ratio_text}. plain = wte + matrices + lm_head; "
+          "embeddings = share of wte and lm_head in it.")
+    print(to_paste("Flags are for scripts.base_train; the tokenizer: "
+                   f"python -m scripts.tok_train --vocab-size={args.vocab_size}"))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ Complete text with a base model, again and again, loading it once:
     python -m scripts.base_complete
     python -m scripts.base_complete -g d12 -p "The capital of France is" -m 32
 
-Type or paste text after `> ` and end it with a line that says ###. The prompt comes back in gray, its
-completion streams behind it. Ctrl-C stops a completion; at the `> ` it leaves, as Ctrl-D does.
-What it says about loading and cutting goes to stderr, so that stdout holds text alone.
+Type or paste text after `> `, and end it with a line that says ###. The prompt comes back in gray, and its completion
+streams behind it. Ctrl-C stops a completion. At the `> `, Ctrl-C or Ctrl-D ends the command. Notes on loading, and on
+prompts that were cut, go to stderr, so that stdout holds only text.
 """
 
 import argparse
@@ -21,23 +21,29 @@ GRAY, RESET = "\033[90m", "\033[0m"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="base_complete", description="Complete text with a base model.", allow_abbrev=False,
+    parser = argparse.ArgumentParser(prog="base_complete", allow_abbrev=False,
+                                     description="Complete text with a base model, once or again and again.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("-g", "--model-tag", help="checkpoint folder (default: the deepest d<N>)")
+    parser.add_argument("-g", "--model-tag", help="folder of the checkpoint (default: the deepest d<N>)")
     parser.add_argument("-s", "--step", type=int, help="step of the checkpoint (default: the newest whole one)")
-    parser.add_argument("-p", "--prompt", help="complete this text and leave")
-    parser.add_argument("-m", "--max-tokens", type=int, default=256, help="tokens per completion, at most")
-    parser.add_argument("-t", "--temperature", type=float, default=0.8, help="0 = always the likeliest token")
+    parser.add_argument("-p", "--prompt", help="complete this text, then end")
+    parser.add_argument("-m", "--max-tokens", type=int, default=256, help="most tokens in a completion")
+    parser.add_argument("-t", "--temperature", type=float, default=0.8,
+                        help="temperature of sampling; 0 = always the likeliest token")
     parser.add_argument("-k", "--top-k", type=int, default=50, help="sample among this many tokens (0 = all)")
-    parser.add_argument("--seed", type=int, default=42, help="of the first completion; each one after it takes the next")
+    parser.add_argument("--seed", type=int, default=42,
+                        help="seed of the first completion; each later completion takes the next number")
     parser.add_argument("--delimiter", default="###", help="the line that ends a prompt")
-    parser.add_argument("--device-type", choices=("", "cuda", "cpu", "mps"), default="", help="empty = autodetect")
+    parser.add_argument("--device-type", choices=("", "cuda", "cpu", "mps"), default="",
+                        help="device to run on; empty = autodetect")
     return parser
 
 
 def check(args):
-    for name, ok, expected in (("max-tokens", args.max_tokens >= 1, "at least 1"), ("top-k", args.top_k >= 0, "0 or more"),
-                               ("temperature", 0 <= args.temperature < float("inf"), "0 or more"), ("seed", args.seed >= 0, "0 or more")):
+    for name, ok, expected in (("max-tokens", args.max_tokens >= 1, "at least 1"),
+                               ("top-k", args.top_k >= 0, "0 or more"),
+                               ("temperature", 0 <= args.temperature < float("inf"), "0 or more"),
+                               ("seed", args.seed >= 0, "0 or more")):
         if not ok:
             raise ValueError(f"--{name}={getattr(args, name.replace('-', '_'))}: expected {expected}")
 
@@ -57,7 +63,8 @@ def prompt_tokens(tokenizer, text: str, room: int) -> list[int]:
 
 def printable(text: str) -> str:
     """Without the control characters that a model may write: they would move the cursor or color the terminal."""
-    return "".join(c if c in "\n\t" or not (c < " " or "\x7f" <= c < "\xa0") else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(c if c in "\n\t" or not (c < " " or "\x7f" <= c < "\xa0") else "\N{REPLACEMENT CHARACTER}"
+                   for c in text)
 
 
 class Completer:
@@ -78,7 +85,8 @@ class Completer:
         self.max_tokens, context = args.max_tokens, model.config.sequence_len
         if self.max_tokens >= context:
             self.max_tokens = context // 2
-            note(f"--max-tokens={args.max_tokens} leaves no room for a prompt in a context of {context} tokens: using {self.max_tokens}")
+            note(f"--max-tokens={args.max_tokens} leaves no room for a prompt in a context of {context} tokens: "
+                 f"using {self.max_tokens}")
         self.room = context - self.max_tokens
         note(f"step {meta['step']} of {tag}, {dtype} ({why})")
 
@@ -88,7 +96,8 @@ class Completer:
         decoder = StreamDecoder(self.tokenizer)  # never flushed: half a character at the end is not shown
         tokens = prompt_tokens(self.tokenizer, text, self.room)
         self.seed += 1
-        for (token,), _ in self.engine.generate(tokens, max_tokens=self.max_tokens, seed=self.seed - 1, **self.sampling):
+        for (token,), _ in self.engine.generate(tokens, max_tokens=self.max_tokens, seed=self.seed - 1,
+                                                **self.sampling):
             if token in self.engine.end_ids:
                 break
             yield printable(decoder.push(token))
@@ -140,7 +149,7 @@ def interact(completer: Completer, delimiter: str):
 def main(argv=None) -> int:
     parser = build_parser()
     args = parser.parse_args(hyphenate(sys.argv[1:] if argv is None else argv))
-    for stream in (sys.stdin, sys.stdout):  # a terminal that is not UTF-8 shows a question mark, and does not end the session
+    for stream in (sys.stdin, sys.stdout):  # a terminal that is not UTF-8 shows a question mark; the session goes on
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:

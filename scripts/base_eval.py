@@ -4,8 +4,8 @@ Evaluate a base model: bits per byte on both splits, and samples.
     python -m scripts.base_eval --model-tag d12 --device-batch-size 16
     python -m scripts.base_eval --eval bpb --split-tokens 524288 --output-json results/d12_eval.json
 
-Flags, lines and figures are upstream's (documents in the order of the files), so both projects print the same
-bpb for one checkpoint. CORE is not here yet.
+Flags, printed lines and figures are upstream's, and documents are read in the order of the files. So both projects
+print the same bpb for a checkpoint. CORE is not here yet.
 """
 
 import argparse
@@ -21,15 +21,17 @@ MODES = ("core", "bpb", "sample")
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="base_eval", description="Evaluate a base model.", allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--eval", default="bpb,sample", help=f"what to do, of {','.join(MODES)} (core is not here yet)")
-    parser.add_argument("--model-tag", help="checkpoint folder (default: the deepest d<N>)")
+    parser.add_argument("--eval", default="bpb,sample",
+                        help=f"evaluations to run, of {','.join(MODES)} (core is not here yet)")
+    parser.add_argument("--model-tag", help="folder of the checkpoint (default: the deepest d<N>)")
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest whole one)")
     parser.add_argument("--max-per-task", type=int, default=-1,
                         help="examples per CORE task: not here yet, anything but -1 is refused")
-    parser.add_argument("--device-batch-size", type=int, default=32, help="rows per batch")
-    parser.add_argument("--split-tokens", type=int, default=40 * 524288, help="tokens per split")
-    parser.add_argument("--device-type", choices=("", "cuda", "cpu", "mps"), default="", help="empty = autodetect")
-    parser.add_argument("--output-json", metavar="FILE", help="also write the results there")
+    parser.add_argument("--device-batch-size", type=int, default=32, help="rows in a batch")
+    parser.add_argument("--split-tokens", type=int, default=40 * 524288, help="tokens to read of each split")
+    parser.add_argument("--device-type", choices=("", "cuda", "cpu", "mps"), default="",
+                        help="device to run on; empty = autodetect")
+    parser.add_argument("--output-json", metavar="FILE", help="also write the results to this file")
     return parser
 
 

@@ -1,12 +1,13 @@
 """
-Append runs to the ledger of Lane B, one row each, from their records and the inference that they were run for:
+Append runs to the ledger of Lane B, a row for each, from their records and the inference that they were run for:
 
-    python -m scripts.lane_b_log_run --inference=results/infer.json --records nc_lane_d2_control_s1 nc_lane_d2_inferred_s1
-    python -m scripts.lane_b_log_run --inference=results/infer.json --label=lane        # what a protocol ran and is not logged yet
+    python -m scripts.lane_b_log_run --inference=results/infer.json \\
+        --records nc_lane_d2_control_s1 nc_lane_d2_inferred_s1
+    python -m scripts.lane_b_log_run --inference=results/infer.json --label=lane   # its runs that have no row yet
 
-A run is the control, the inferred or the confirmation arm of that inference; failed runs are logged too. Every run is checked before
-the first row is written. Rows go to dev/ledger/lane_b.csv. Exit code: 0 ok, 2 bad input: a run that is logged already, that has not
-ended, or that contradicts the inference.
+A run is the control, the inferred or the confirmation arm of that inference. Failed runs are logged too. Every run is
+checked before the first row is written. Rows go to dev/ledger/lane_b.csv. Exit code: 0 ok; 2 bad input: a run that is
+logged already, that has not ended, or that contradicts the inference.
 """
 
 import argparse
@@ -22,13 +23,15 @@ from nanochat.lab.protocol.results import tags_of
 
 def build_parser():
     parser = argparse.ArgumentParser(prog="python -m scripts.lane_b_log_run", allow_abbrev=False,
-                                     description="Append runs to the ledger of Lane B.")
-    parser.add_argument("--inference", type=Path, required=True, metavar="FILE.json", help="what scripts.lane_b_infer_ratio wrote")
+                                     description="Append runs to the ledger of Lane B (make lane-b).")
+    parser.add_argument("--inference", type=Path, required=True, metavar="FILE.json",
+                        help="the file that scripts.lane_b_infer_ratio wrote")
     parser.add_argument("--record", "--records", dest="records", nargs="+", action="extend", default=[], metavar="RUN",
-                        help="runs: ids, or paths to their records")
-    parser.add_argument("--label", help="the runs of results/<label>_latest.json that the ledger does not have")
-    parser.add_argument("--notes", default="", metavar="TEXT", help="into the last column, after the arm")
-    parser.add_argument("--ledger", type=Path, default=run_log.LEDGER, metavar="PATH", help="default: %(default)s")
+                        help="runs to add: ids, or paths to their records")
+    parser.add_argument("--label", help="add the runs of results/<label>_latest.json that the ledger does not have")
+    parser.add_argument("--notes", default="", metavar="TEXT", help="text for the last column, after the arm")
+    parser.add_argument("--ledger", type=Path, default=run_log.LEDGER, metavar="PATH",
+                        help="file of the ledger (default: %(default)s)")
     return parser
 
 

@@ -1,13 +1,13 @@
 """
-The ledger of experiments: look at it, add the record of any run, run a row again.
+The ledger, a table with one row for every run: look at it, add the record of a run, run a row again.
 
-    python -m scripts.ledger --last=20                        newest last
+    python -m scripts.ledger --last=20                        the newest rows, newest last
     python -m scripts.ledger --where label=mix005 --where 'val_bpb<2.7' --columns seed val_bpb
     python -m scripts.ledger --import nc_mix005_d4_gate_s1337 --label=mix005 --arm=gate
-    python -m scripts.ledger --rerun 12                       print commit, base dir and command
-    python -m scripts.ledger --rerun 12 --run                 do it, in a worktree, and compare val_bpb
+    python -m scripts.ledger --rerun 12                       print commit, base dir and command of row 12
+    python -m scripts.ledger --rerun 12 --run                 run them, in a worktree, and compare val_bpb
 
-Exit code: 0 ok (reproduced), 1 not reproduced, 2 bad input, 130 interrupted.
+Exit code: 0 ok (with --run: the same val_bpb), 1 another val_bpb, 2 bad input, 130 interrupted.
 """
 
 import argparse
@@ -35,17 +35,21 @@ HASH_LETTERS = 8
 
 def build_parser():
     parser = argparse.ArgumentParser(prog="python -m scripts.ledger", allow_abbrev=False,
-                                     description="Look at the ledger, add a run to it, run a row again.")
+                                     description="Look at the table of all runs, add a run to it, run a row again.")
     parser.add_argument("--where", action="append", default=[], metavar="CONDITION",
-                        help="rows to show: column=value, column<value or column>value (an empty value: an empty cell); repeat for more")
+                        help="show only rows with column=value, column<value or column>value; without a value: "
+                             "rows with an empty cell; repeat for more conditions")
     parser.add_argument("--last", type=int, metavar="N", help="show only the newest N rows")
-    parser.add_argument("--columns", nargs="+", metavar="COLUMN", help=f"columns to show, or all (default: {' '.join(COLUMNS)})")
-    parser.add_argument("--import", dest="import_run", metavar="RUN", help="add the run of this id, or of this path to its folder")
-    parser.add_argument("--label", metavar="LABEL", help="label of the imported run")
-    parser.add_argument("--arm", metavar="ARM", help="arm of the imported run")
-    parser.add_argument("--rerun", type=int, metavar="ROW", help="print what it takes to run a row again")
-    parser.add_argument("--run", action="store_true", help="with --rerun: run it, in a worktree, and compare")
-    parser.add_argument("--ledger", type=Path, default=experiments.LEDGER, metavar="PATH", help="default: %(default)s")
+    parser.add_argument("--columns", nargs="+", metavar="COLUMN",
+                        help=f"columns to show; 'all' shows all of them (default: {' '.join(COLUMNS)})")
+    parser.add_argument("--import", dest="import_run", metavar="RUN",
+                        help="add the run with this id, or with this path to its folder")
+    parser.add_argument("--label", metavar="LABEL", help="with --import: label of the run")
+    parser.add_argument("--arm", metavar="ARM", help="with --import: arm of the run, like control")
+    parser.add_argument("--rerun", type=int, metavar="ROW", help="print the commands that run this row again")
+    parser.add_argument("--run", action="store_true", help="with --rerun: run them, in a worktree, and compare val_bpb")
+    parser.add_argument("--ledger", type=Path, default=experiments.LEDGER, metavar="PATH",
+                        help="file of the ledger (default: %(default)s)")
     return parser
 
 
@@ -56,7 +60,8 @@ def known_column(name: str) -> str:
     columns = ["row", *experiments.schema()]
     if name not in columns:
         near = difflib.get_close_matches(name, columns, n=1)
-        raise ValueError(f"{name!r} is no column of the ledger" + (f"; did you mean {near[0]}?" if near else f": {', '.join(columns)}"))
+        raise ValueError(f"{name!r} is no column of the ledger"
+                         + (f"; did you mean {near[0]}?" if near else f": {', '.join(columns)}"))
     return name
 
 
@@ -77,7 +82,8 @@ def parse_condition(text: str) -> tuple:
 def show(args):
     if args.last is not None and args.last < 1:
         raise ValueError(f"--last={args.last}: expected 1 or more")
-    columns = [known_column(name) for name in args.columns or COLUMNS] if args.columns != ["all"] else ["row", *experiments.schema()]
+    columns = (["row", *experiments.schema()] if args.columns == ["all"] else
+               [known_column(name) for name in args.columns or COLUMNS])
     rows = experiments.read(args.ledger, where=[parse_condition(text) for text in args.where], last=args.last)
     if rows:
         print(table(columns, [[cell(name, row[name]) for name in columns] for row in rows]))
@@ -104,9 +110,10 @@ def import_run(args):
         if value is not None and not NAME.fullmatch(value):
             raise ValueError(f"{flag}={value}: expected letters, digits, '.', '_' and '-'")
     if args.label == experiments.NOISE:
-        raise ValueError(f"--label={args.label}: the bank is filled by `make noise`, whole, never by picking runs; choose another label")
+        raise ValueError(f"--label={args.label}: the bank is filled by `make noise`, whole, never by picking runs; "
+                         "choose another label")
     record, metrics, profile = find_run(args.import_run, get_base_dir())
-    row = experiments.row_of_record(record, metrics, label=args.label, arm=args.arm, profile=profile)
+    row = experiments.row_of_record(record, metrics, label=args.label, arm=args.arm, recipe=profile)
     for other in experiments.read(args.ledger, run_id=row["run_id"]):
         if experiments.identity(other) == experiments.identity(row):
             raise ValueError(f"{args.import_run} is in {args.ledger} already, as row {other['row']}")

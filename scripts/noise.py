@@ -3,7 +3,7 @@ How much the control varies by itself. First bank some runs of it, then read wha
 
     python -m scripts.noise --run --seeds=8        (= make noise SEEDS=8)
     python -m scripts.noise
-    python -m scripts.noise --aa-rate              # how often A/A protocols drawn from 24 banked runs or more would promote
+    python -m scripts.noise --aa-rate              # how often A/A protocols drawn from 24 banked runs or more promote
 
 Banked runs are on seeds that protocols do not use; complete ones are reused, so that 10 after 8 trains two more.
 Rows go to dev/ledger/experiments.csv. Exit code: 0 ok, 1 some run failed, 2 bad input, 130 interrupted (go on
@@ -11,7 +11,6 @@ with the same command).
 """
 
 import argparse
-import importlib.util
 import os
 import shlex
 import sys
@@ -24,8 +23,10 @@ from nanochat.lab.arms import CONTROL, make_arms, split_flags
 from nanochat.lab.commands import EXIT_INTERRUPTED, exit_code
 from nanochat.lab.ledger import bank, experiments
 from nanochat.lab.ledger.rerun import home_of
+from nanochat.lab.protocol.build import build_protocol, choose_workload, make_data
 from nanochat.lab.protocol.protocol import Protocol, run
 from nanochat.lab.protocol.runner import stop_on_signals
+from nanochat.lab.runs import RunSummary
 from nanochat.lab.simulation.real_runs import describe_rates
 from nanochat.record import read_metrics, read_record, record_dir
 
@@ -36,22 +37,30 @@ class NoiseProtocol(Protocol):
     """The control alone."""
 
     def command(self, seeds=None) -> str:
-        words = ["python", "-m", "scripts.noise", "--run", f"--seeds={len(seeds or self.seeds)}", f"--profile={self.profile.name}"]
-        return shlex.join(words + ([f"--flags={shlex.join(self.common_flags)}"] if self.common_flags else []))
+        words = ["python", "-m", "scripts.noise", "--run", f"--seeds={len(seeds or self.seeds)}"]
+        common = self.workload.common_flags
+        words += [f"--profile={self.profile.name}", *([f"--flags={shlex.join(common)}"] if common else [])]
+        return shlex.join(words)
 
 
 def build_parser():
     parser = argparse.ArgumentParser(prog="python -m scripts.noise", allow_abbrev=False,
-                                     description="Bank runs of the control alone, and say what their spread lets a protocol see.")
+                                     description="Bank runs of the control alone, and say what their spread lets a "
+                                                 "protocol see.")
     parser.add_argument("--run", action="store_true", help="train what the bank lacks first")
     parser.add_argument("--seeds", type=int, default=8, metavar="N", help="how many banked runs (default: %(default)s)")
-    parser.add_argument("--profile", choices=list(profiles.PROFILES), help="the workload to bank (default: as scripts.protocol)")
-    parser.add_argument("--flags", default="", metavar="FLAGS", help="more training flags, as in --flags='--num-iterations=30'")
-    parser.add_argument("--jobs", type=int, metavar="N", help=f"runs side by side (default: on a CPU {SIDE_BY_SIDE}, else 1)")
+    parser.add_argument("--profile", choices=list(profiles.PROFILES),
+                        help="the workload to bank (default: as scripts.protocol)")
+    parser.add_argument("--flags", default="", metavar="FLAGS",
+                        help="more training flags, as in --flags='--num-iterations=30'")
+    parser.add_argument("--jobs", type=int, metavar="N",
+                        help=f"runs side by side (default: on a CPU {SIDE_BY_SIDE}, else 1)")
     parser.add_argument("--fresh", action="store_true", default=os.environ.get("FRESH", "") not in ("", "0"),
                         help="run every seed anew (also FRESH=1)")
-    parser.add_argument("--profile-hash", default="", metavar="HASH", help="show this profile (its first letters; default: the newest)")
-    parser.add_argument("--aa-rate", action="store_true", help="also draw A/A protocols from the banked runs and show how many promote")
+    parser.add_argument("--profile-hash", default="", metavar="HASH",
+                        help="show this profile (its first letters; default: the newest)")
+    parser.add_argument("--aa-rate", action="store_true",
+                        help="also draw A/A protocols from the banked runs and show how many promote")
     parser.add_argument("--label", help="show the profile of this label's newest row")
     parser.add_argument("--ledger", type=Path, default=experiments.LEDGER, metavar="PATH", help="default: %(default)s")
     return parser
@@ -62,20 +71,17 @@ def build_parser():
 
 def make_protocol(args) -> NoiseProtocol:
     seeds = bank.noise_seeds(args.seeds)
-    profile, memory_mib = profiles.choose(args.profile, "protocol-16gb")
-    common = split_flags("--flags", args.flags)
-    machine = profiles.machine_flags(profile, memory_mib, has_triton=importlib.util.find_spec("triton") is not None)
-    arms = make_arms([], [*profile.flags, *machine, *common])
-    cpu = arms[0].config.device_type == "cpu"
-    jobs = min(SIDE_BY_SIDE, len(seeds), os.cpu_count() or 1) if cpu else 1
-    return NoiseProtocol(experiments.NOISE, profile, arms, seeds, profile.home(get_base_dir()), common_flags=common, machine_flags=machine,
-                         fresh=args.fresh, jobs=jobs if args.jobs is None else args.jobs)
+    workload = choose_workload(args.profile, "protocol-16gb", split_flags("--flags", args.flags))
+    arms = make_arms([], workload.flags)
+    side_by_side = min(SIDE_BY_SIDE, len(seeds), os.cpu_count() or 1) if arms[0].config.device_type == "cpu" else 1
+    return build_protocol(experiments.NOISE, workload, arms, seeds, kind=NoiseProtocol, fresh=args.fresh,
+                          jobs=side_by_side if args.jobs is None else args.jobs)
 
 
 def bank_runs(protocol: Protocol, ledger) -> int:
     """Append a row for every ended run of the protocol that the ledger has not; returns how many."""
     ours = {(cell.tag, cell.config_hash) for cell in protocol.cells}
-    runs = [run for run in protocol.results.read_latest().get("runs", []) if (run["run_tag"], run["config_hash"]) in ours]
+    runs = [run for run in protocol.results.read_runs() if (run.run_tag, run.config_hash) in ours]
     rows = [noise_row(protocol, run) for run in runs]
     present = {experiments.identity(row) for row in experiments.read(ledger, label=experiments.NOISE)}
     new = [row for row in rows if experiments.identity(row) not in present]
@@ -84,23 +90,22 @@ def bank_runs(protocol: Protocol, ledger) -> int:
     return len(new)
 
 
-def noise_row(protocol: Protocol, run: dict) -> dict:
-    """The ledger's row of an entry of the result file, from its record; a run that was killed may have left none."""
-    known = {"run_id": run["run_tag"], "seed": run["seed"], "config_hash": run["config_hash"], "status": run["run_status"],
-             "timestamp": run["started_at"] or run["timestamp"]}
-    record, metrics = read_record(protocol.home, run["run_tag"]) or {}, []
-    if record.get("config_hash") == run["config_hash"]:
-        metrics = read_metrics(record_dir(protocol.home, run["run_tag"]) / "metrics.jsonl")
+def noise_row(protocol: Protocol, run: RunSummary) -> dict:
+    """The ledger's row of a run of the result file, from its record; a run that was killed may have left none."""
+    record, metrics = read_record(protocol.home, run.run_tag) or {}, []
+    if record.get("config_hash") == run.config_hash:
+        metrics = read_metrics(record_dir(protocol.home, run.run_tag) / "metrics.jsonl")
     else:
         record = {}
-    return experiments.row_of_record(record, metrics, label=experiments.NOISE, arm=CONTROL, profile=protocol.profile.name,
-                                     declared_at=run["declared_at"], overloaded=run["overloaded"], known=known)
+    told = ("run_tag", "seed", "config_hash", "run_status", "started_at", "timestamp", "declared_at", "overloaded")
+    return experiments.row_of_record(record, metrics, label=experiments.NOISE, arm=CONTROL,
+                                     recipe=protocol.profile.name, **{name: getattr(run, name) for name in told})
 
 
 def run_noise(args) -> tuple[int, str]:
     """(exit code, profile hash). Whatever has ended is banked, also when the user stops it."""
     protocol = make_protocol(args)
-    protocol.identify(*profiles.prepare(protocol.profile, protocol.home, dataset, tokenizer, protocol.results.logs))
+    make_data(protocol, dataset, tokenizer)
     try:
         code = run(protocol)
     finally:
@@ -117,8 +122,9 @@ def choose_profile(rows, args) -> str:
     if args.profile_hash:
         found = {row["profile_hash"] for row in rows if (row["profile_hash"] or "").startswith(args.profile_hash)}
         if len(found) != 1:
-            raise ValueError(f"--profile-hash={args.profile_hash}: {len(found)} profiles in the ledger begin so, expected one; "
-                             f"there are {', '.join(row['profile_hash'][:8] for row in bank.profiles_present(rows)) or 'none'}")
+            present = ", ".join(row["profile_hash"][:8] for row in bank.profiles_present(rows))
+            raise ValueError(f"--profile-hash={args.profile_hash}: {len(found)} profiles in the ledger begin so, "
+                             f"expected one; there are {present or 'none'}")
         return found.pop()
     wanted = [row for row in rows if row["profile_hash"] and row["label"] == (args.label or experiments.NOISE)]
     if not wanted and args.label:

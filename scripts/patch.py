@@ -1,13 +1,14 @@
 """
-Candidate changes as patches on any nanochat checkout, and the checkout itself:
+Make a checkout of nanochat, and put a patch on any nanochat checkout or take it off again:
 
     python -m scripts.patch upstream [--remote URL|PATH] [--commit COMMIT] [--folder FOLDER]
     python -m scripts.patch check  --patch patches/nanochat_seed.patch --tree PATH
     python -m scripts.patch apply  --patch ... --tree PATH
     python -m scripts.patch revert --patch ... --tree PATH
 
-The checkout's default folder is upstream/ under NANOCHAT_BASE_DIR. Exit code: 0, or 2 where nothing was changed and the
-message says why. patches/README.md tells how a candidate lives; lab/trees/patches.py does the work.
+The checkout's default folder is upstream/ under NANOCHAT_BASE_DIR. Exit code: 0 ok; 2 if nothing was changed, with a
+message that says why. patches/README.md tells how a patch becomes an option or is given up. lab/trees/patches.py does
+the work.
 """
 
 import argparse
@@ -18,16 +19,20 @@ from nanochat.lab.trees import patches
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(prog="python -m scripts.patch", description="Patches on a checkout of any nanochat.")
+    parser = argparse.ArgumentParser(prog="python -m scripts.patch",
+                                     description="Make a checkout of nanochat; check, apply or revert a patch on one.")
     commands = parser.add_subparsers(dest="command", required=True)
     upstream = commands.add_parser("upstream", help="clone or update a checkout; print its branch, commit and path")
-    upstream.add_argument("--remote", help=f"URL or path (default: {patches.UPSTREAM} at {patches.UPSTREAM_COMMIT[:7]})")
-    upstream.add_argument("--commit", help="commit, branch or tag (default: the remote's HEAD)")
-    upstream.add_argument("--folder", help="where (default: upstream/ under NANOCHAT_BASE_DIR)")
-    for name, help in (("check", "dry run"), ("apply", "apply and note it"), ("revert", "take back what apply did, and nothing else")):
+    upstream.add_argument("--remote", help="URL or path to clone from "
+                          f"(default: {patches.UPSTREAM} at {patches.UPSTREAM_COMMIT[:7]})")
+    upstream.add_argument("--commit", help="commit, branch or tag to check out (default: the remote's HEAD)")
+    upstream.add_argument("--folder", help="folder of the checkout (default: upstream/ under NANOCHAT_BASE_DIR)")
+    for name, help in (("check", "say whether the patch applies; changes nothing"),
+                       ("apply", "apply the patch, and note its hash and the base commit"),
+                       ("revert", "take back the lines that apply changed, and nothing else")):
         command = commands.add_parser(name, help=help)
-        command.add_argument("--patch", required=True, help="a git diff")
-        command.add_argument("--tree", required=True, help="top folder of a git checkout")
+        command.add_argument("--patch", required=True, help="file with a git diff")
+        command.add_argument("--tree", required=True, help="top folder of the git checkout to change")
     return parser
 
 

@@ -6,12 +6,10 @@ Compare candidates with a control over paired seeds, and say what the comparison
 
 Every arm is checked before the first run; complete runs are reused, stopped ones resumed. Writes
 results/<label>_latest.json, <label>_history.csv and <label>.png in the working directory, and a row a run into the
-ledger. Exit code: 0 all
-runs ok, 1 some run failed, 2 bad input, 130 interrupted (the same command goes on).
+ledger. Exit code: 0 all runs ok, 1 some run failed, 2 bad input, 130 interrupted (the same command goes on).
 """
 
 import argparse
-import importlib.util
 import os
 import sys
 from dataclasses import asdict
@@ -23,6 +21,8 @@ from nanochat.lab import profiles
 from nanochat.lab.arms import parse_seeds, refuse_rounded, split_flags
 from nanochat.lab.commands import exit_code
 from nanochat.lab.ledger.experiments import LEDGER
+from nanochat.lab.protocol.build import build_protocol, choose_workload, make_data
+from nanochat.lab.protocol.plan import Plan
 from nanochat.lab.protocol.protocol import Protocol, run
 from nanochat.lab.protocol.runner import stop_on_signals
 from nanochat.lab.trees.tree_arms import make_all_arms
@@ -43,27 +43,35 @@ def build_parser():
     parser.add_argument("--candidate", action="append", metavar="'[NAME:] FLAGS'",
                         help=f"what a candidate adds to the control; repeat for more (default: {DEFAULT_CANDIDATE})")
     parser.add_argument("--arm", action="append", default=[], metavar="'NAME: tree=PATH patch=FILE flags=...'",
-                        help="an arm on another checkout, or with patches (lab/trees/); named control it replaces the control")
+                        help="an arm on another checkout, or with patches (lab/trees/); "
+                             "named control it replaces the control")
     parser.add_argument("--profile", choices=list(profiles.PROFILES),
                         help="the workload (default: protocol-16gb with a CUDA device, else smoke-cpu)")
     parser.add_argument("--num-iterations", type=int, help="optimizer steps, instead of the profile's")
     parser.add_argument("--flags", default="", metavar="'FLAGS'", help="training flags for every arm, control too")
-    parser.add_argument("--primary", choices=list(PRIMARY), default="val_bpb", help="the metric that decides; the others are floors")
-    parser.add_argument("--target-bpb", type=float, metavar="BPB", help="what time to target is measured to (default: from the bank)")
+    parser.add_argument("--primary", choices=list(PRIMARY), default="val_bpb",
+                        help="the metric that decides; the others are floors")
+    parser.add_argument("--target-bpb", type=float, metavar="BPB",
+                        help="what time to target is measured to (default: from the bank)")
     parser.add_argument("--fallback", choices=("wall_time",), help="decides where a candidate misses the target")
     parser.add_argument("--min-gain", type=float, metavar="GAIN",
-                        help="the smallest gain worth having: a candidate shown to have less is rejected (default: one sd of the bank)")
+                        help="the smallest gain worth having: a candidate shown to have less is rejected "
+                             "(default: one sd of the bank)")
     parser.add_argument("--noise", choices=("bank", "own"), default="bank",
                         help="spread from banked control runs, or of the differences alone")
-    parser.add_argument("--until", choices=("decided",), help="add seeds, one at a time, until every candidate is decided or futile")
-    parser.add_argument("--max-seeds", type=int, metavar="N", help=f"the most that --until may run (default: {MAX_SEEDS})")
+    parser.add_argument("--until", choices=("decided",),
+                        help="add seeds, one at a time, until every candidate is decided or futile")
+    parser.add_argument("--max-seeds", type=int, metavar="N",
+                        help=f"the most that --until may run (default: {MAX_SEEDS})")
     parser.add_argument("--aa", action="store_true", default=os.environ.get("AA", "") not in ("", "0"),
-                        help="candidates are the control on other seeds: what is promoted is a false promotion (also AA=1)")
+                        help="candidates are the control on other seeds: what is promoted is a false promotion "
+                             "(also AA=1)")
     parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH",
                         help="rows and bank (default: dev/ledger/experiments.csv, or NANOCHAT_LEDGER)")
     parser.add_argument("--jobs", type=int, metavar="N",
                         help="cells that run side by side (default: on a CPU the arms of a seed, else 1)")
-    parser.add_argument("--timeout-minutes", type=float, metavar="MINUTES", help="stop a cell, resumable, after this long")
+    parser.add_argument("--timeout-minutes", type=float, metavar="MINUTES",
+                        help="stop a cell, resumable, after this long")
     parser.add_argument("--fresh", action="store_true", default=os.environ.get("FRESH", "") not in ("", "0"),
                         help="run every cell anew (also FRESH=1)")
     return parser
@@ -101,20 +109,16 @@ def all_seeds(seeds, until, most):
 def make_protocol(args) -> Protocol:
     """Everything that can be wrong is found here, before data is made or anything is trained."""
     seeds = all_seeds(parse_seeds(DEFAULT_SEEDS if args.seeds is None else args.seeds), args.until, args.max_seeds)
-    profile, memory_mib = profiles.choose(args.profile, "protocol-16gb")
     common = [f"--num-iterations={args.num_iterations}"] if args.num_iterations is not None else []
-    common += split_flags("--flags", args.flags)
-    machine = profiles.machine_flags(profile, memory_mib, has_triton=importlib.util.find_spec("triton") is not None)
+    workload = choose_workload(args.profile, "protocol-16gb", [*common, *split_flags("--flags", args.flags)])
     candidates = args.candidate or (["aa:"] if args.aa else [] if args.arm else [DEFAULT_CANDIDATE])
-    arms = make_all_arms(candidates, args.arm, [*profile.flags, *machine, *common], get_base_dir())
+    arms = make_all_arms(candidates, args.arm, workload.flags, get_base_dir())
     if args.aa and (args.arm or any(arm.flags for arm in arms)):
-        raise ValueError("--aa runs the control against itself: leave --candidate and --arm out, or give candidates no flags")
-    return Protocol(
-        args.label, profile, arms, seeds, profile.home(get_base_dir()), common_flags=common, machine_flags=machine, min_gain=args.min_gain,
-        fresh=args.fresh, timeout_sec=args.timeout_minutes and args.timeout_minutes * 60,
-        jobs=profiles.side_by_side(arms) if args.jobs is None else args.jobs, primary=args.primary, fallback=args.fallback,
-        target_bpb=args.target_bpb, noise=args.noise, until_decided=bool(args.until), aa=args.aa, ledger=args.ledger,
-        machine=profiles.machine_name(arms[0].config.device_type))
+        raise ValueError("--aa runs the control against itself: leave --candidate and --arm out, "
+                         "or give candidates no flags")
+    plan = Plan(args.primary, args.fallback, args.min_gain, args.target_bpb, args.noise, bool(args.until), args.aa)
+    return build_protocol(args.label, workload, arms, seeds, plan=plan, ledger=args.ledger, fresh=args.fresh,
+                          timeout_sec=args.timeout_minutes and args.timeout_minutes * 60, jobs=args.jobs)
 
 
 def refuse_no_ops(protocol):
@@ -127,7 +131,7 @@ def refuse_no_ops(protocol):
 
 def compare(args) -> int:
     protocol = make_protocol(args)
-    protocol.identify(*profiles.prepare(protocol.profile, protocol.home, dataset, tokenizer, protocol.results.logs))
+    make_data(protocol, dataset, tokenizer)
     refuse_no_ops(protocol)
     return run(protocol)
 

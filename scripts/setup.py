@@ -1,14 +1,14 @@
 """
 Make the virtual environment .venv with the pinned packages of pyproject.toml, or bring it up to date.
 
-    python -m scripts.setup            what training needs
-    python -m scripts.setup --dev      and what the tests need
+    python -m scripts.setup            the packages that training needs
+    python -m scripts.setup --dev      the same, and the packages that the tests need
 
-Standard library only: this runs on a bare Python, Windows included. Torch has several builds and one name, so
-pip alone cannot choose: without an NVIDIA card Linux would get gigabytes of CUDA, and with one Windows would get
-none. This picks PyTorch's own index where the default build is the wrong one, and falls back to the default where
-that index cannot be reached. A stamp in .venv makes the second call cheap. Nothing of ours is installed: scripts
-are run from the repository root.
+This runs on a Python without any packages, on Windows too, so it uses only the standard library. Torch has several
+builds under one name, and pip cannot choose between them: Linux without an NVIDIA card would get gigabytes of CUDA, and
+Windows with such a card would get no CUDA. So torch is taken from PyTorch's own index if the default build is the wrong
+one, and from the default index if PyTorch's cannot be reached. A stamp in .venv makes the second call quick. Nothing of
+this repository is installed: its commands are run from the root of the repository.
 """
 
 import argparse
@@ -38,7 +38,8 @@ STILL_SEC = 30  # pip unpacks gigabytes without a word
 
 
 def read_pins(key, text=None):
-    """The list `key = [...]` of pyproject.toml. Python 3.10 has no tomllib, but a TOML list of strings is a Python literal.
+    """The list `key = [...]` of pyproject.toml. Python 3.10 has no tomllib, but a TOML list of strings is a Python
+    literal.
 
     >>> read_pins("dev", 'dev = [\\n    "pytest==9.2.0",  # why\\n]')
     ['pytest==9.2.0']
@@ -114,35 +115,41 @@ def ensure_venv():
     if not VENV_PYTHON.exists():
         print(f"making {VENV} with Python {sys.version.split()[0]}")
         run([sys.executable, "-m", "venv", *(["--clear"] if VENV.exists() else []), VENV],
-            "The virtual environment could not be made. On Debian and Ubuntu: sudo apt install python3-venv; then run this again.")
-    found = re.search(r"^version(?:_info)? = (\d+)\.(\d+)\S*", (VENV / "pyvenv.cfg").read_text(encoding="utf-8"), re.MULTILINE)
+            "The virtual environment could not be made. On Debian and Ubuntu: sudo apt install python3-venv; "
+            "then run this again.")
+    text = (VENV / "pyvenv.cfg").read_text(encoding="utf-8")
+    found = re.search(r"^version(?:_info)? = (\d+)\.(\d+)\S*", text, re.MULTILINE)
     if not found or (int(found.group(1)), int(found.group(2))) < (3, 10):
         sys.exit(f"{VENV} has a Python older than 3.10. Delete that folder and run this again with a newer one.")
     return found.group(0).split(" = ")[1]
 
 
 def pip(*args):
-    """pip's own lines are the progress, minutes of it: every package by name and size; bars only where they can move."""
+    """Run pip. It works for minutes, and its own lines show the progress: each package by name and size. Progress bars
+    are shown on a terminal only."""
     bars = [] if sys.stdout.isatty() or args[0] != "install" else ["--progress-bar=off"]
     run([VENV_PYTHON, "-m", "pip", "--disable-pip-version-check", *args, *bars],
-        "pip failed; its message is above. Without a network, point pip at a folder of wheels (PIP_FIND_LINKS) or a mirror "
-        "(PIP_INDEX_URL). Then run this again: what is installed stays.")
+        "pip failed; its message is above. Without a network, point pip at a folder of wheels (PIP_FIND_LINKS) "
+        "or a mirror (PIP_INDEX_URL). Then run this again: what is installed stays.")
 
 
 def install(pins, build, installed_build):
     """Install the pins, torch from the index of `build` where that can be reached."""
     torch_pin = next(pin for pin in pins if pin.startswith("torch=="))
     index = index_url(build, torch_pin) if build else None
-    if subprocess.run([str(VENV_PYTHON), "-c", "import pip"], capture_output=True).returncode:  # made by uv, or cut short
+    has_pip = subprocess.run([str(VENV_PYTHON), "-c", "import pip"], capture_output=True).returncode == 0
+    if not has_pip:  # .venv was made by uv, or making it was cut short
         run([VENV_PYTHON, "-m", "ensurepip"], f"{VENV} has no pip. Delete that folder and run this again.")
     if installed_build not in (None, build):  # every build satisfies the pin: pip would keep the old one
         pip("uninstall", "--yes", "torch")
     names = {re.match(r"[\w.-]+", pin).group() for pin in pins}
-    print(f"installing {len(names)} pinned packages (torch: {build if index else 'default'} build); minutes on the first time")
+    print(f"installing {len(names)} pinned packages (torch: {build if index else 'default'} build); "
+          "minutes on the first time")
     start = time.monotonic()
     pip("install", *(["--extra-index-url", index] if index else []), *pins)
     print(f"installed in {time.monotonic() - start:.0f} s; starting torch once")
-    run([VENV_PYTHON, "-c", "import sys, torch; print(f'ready: Python {sys.version.split()[0]}, torch {torch.__version__}')"],
+    ready = "import sys, torch; print(f'ready: Python {sys.version.split()[0]}, torch {torch.__version__}')"
+    run([VENV_PYTHON, "-c", ready],
         f"torch was installed and does not import; its message is above. Delete {VENV} and run this again.")
 
 
@@ -159,10 +166,10 @@ def fingerprint(*parts):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m scripts.setup", description=__doc__.strip().splitlines()[0])
-    parser.add_argument("--dev", action="store_true", help="also install what the tests need")
+    parser.add_argument("--dev", action="store_true", help="also install the packages that the tests need")
     parser.add_argument("--torch-build", metavar="NAME", default=None,
-                        help=f"folder under {TORCH_INDEX} to take torch from, like cpu, cu126 or rocm6.4; remembered in .venv "
-                             "(default: by the hardware)")
+                        help=f"take torch from this folder of {TORCH_INDEX}, like cpu, cu126 or rocm6.4; remembered in "
+                             ".venv (default: chosen by the hardware)")
     args = parser.parse_args(argv)
 
     version = ensure_venv()

@@ -1,14 +1,15 @@
 """
-How often a verdict is wrong, and how often it sees a gain, on made-up records and beside its targets:
+How often a verdict is wrong, and how often it sees a gain, measured on made-up runs:
 
     python -m scripts.simulate_gates                            # every table, some of them minutes
     python -m scripts.simulate_gates --table=8.1 --table=bank   # some of them
     python -m scripts.simulate_gates --protocols=40000 --output-json=results/simulate_gates.json
 
-Made-up runs go through the functions that decide real ones. Each number stands beside its target (in brackets, with
-the difference), from ideas/simulation_targets.csv, and for the tables of whole verdicts from ideas/verdict_targets.csv, on a
-tenth of the protocols; a * is outside its tolerance. Writes results/simulate_gates.png
-in the working directory. Exit code: 0 all inside, 1 some outside, 2 bad input.
+Made-up runs go through the functions that decide real ones. Each number is printed with its target and the difference
+in brackets; a * means that the difference is outside the tolerance. Targets are in ideas/simulation_targets.csv. The
+tables `verdicts` and `missed` simulate whole verdicts, on a tenth of the protocols; their targets are in
+ideas/verdict_targets.csv. Writes results/simulate_gates.png in the working directory. Exit code: 0 all inside, 1 some
+outside, 2 bad input.
 """
 
 import argparse
@@ -27,20 +28,26 @@ from nanochat.options import hyphenate
 IDEAS = Path(__file__).resolve().parent.parent / "ideas"
 TARGETS, VERDICT_TARGETS = IDEAS / "simulation_targets.csv", IDEAS / "verdict_targets.csv"
 TITLES = {"8.1": "fixed n, pairs not correlated", "8.2": "fixed n, correlated pairs", "8.3": "where assumptions fail",
-          "8.4": "against other rules", "8.5": "seeds added until decided, at most 12", "bank": "a bank that came out low by luck",
-          "verdicts": "how the verdicts fall, by the gain in sd", "missed": "a target that only a share of the control's runs reach"}
+          "8.4": "against other rules", "8.5": "seeds added until decided, at most 12",
+          "bank": "a bank that came out low by luck",
+          "verdicts": "how the verdicts fall, by the gain in sd",
+          "missed": "a target that only a share of the control's runs reach"}
 VERDICT_SHARE = 10  # a verdict is made of one protocol at a time, which takes longer
 FEWEST = 1000  # protocols: below, the tolerances are smaller than the luck
 
 
 def build_parser():
     parser = argparse.ArgumentParser(prog="python -m scripts.simulate_gates", allow_abbrev=False,
-                                     description="The error rate and the power of the verdicts, by simulation.")
-    parser.add_argument("--table", action="append", choices=list(TITLES), help="repeat for more (default: every table)")
-    parser.add_argument("--protocols", type=int, default=PROTOCOLS, help="made-up protocols a cell (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=SEED, help="of the made-up runs (default: %(default)s)")
-    parser.add_argument("--output-json", metavar="PATH", help="write every number with its target here")
-    parser.add_argument("--picture", metavar="PATH", default="results/simulate_gates.png", help="where it goes (default: %(default)s)")
+                                     description="Measure by simulation how often verdicts are wrong, and how often "
+                                                 "they see a gain.")
+    parser.add_argument("--table", action="append", choices=list(TITLES),
+                        help="simulate this table; repeat for more (default: every table)")
+    parser.add_argument("--protocols", type=int, default=PROTOCOLS,
+                        help="made-up protocols for each row of a table (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=SEED, help="seed of the made-up runs (default: %(default)s)")
+    parser.add_argument("--output-json", metavar="PATH", help="also write every number with its target to this file")
+    parser.add_argument("--picture", metavar="PATH", default="results/simulate_gates.png",
+                        help="draw the error rates to this file (default: %(default)s)")
     return parser
 
 
@@ -88,7 +95,8 @@ def summary(rows) -> str:
             if some:
                 worst = max(abs(row["difference"]) for row in some)
                 outside = sum(not row["inside"] for row in some)
-                lines.append(f"{table:9}{kind:16} {len(some):4} numbers, largest difference {worst:.2f}, {outside} outside")
+                lines.append(f"{table:9}{kind:16} {len(some):4} numbers, largest difference {worst:.2f}, "
+                             f"{outside} outside")
     return "\n".join(lines)
 
 
@@ -96,7 +104,8 @@ def main(argv=None) -> int:
     parser = build_parser()
     args = parser.parse_args(hyphenate(sys.argv[1:] if argv is None else argv))
     if args.protocols < FEWEST:
-        parser.error(f"--protocols={args.protocols}: expected at least {FEWEST}; with fewer, luck outweighs the tolerances")
+        parser.error(f"--protocols={args.protocols}: expected at least {FEWEST}; with fewer, luck outweighs the "
+                     "tolerances")
     tables = args.table or list(TITLES)
     kinds = ((read_targets(TARGETS), simulate_table, args.protocols),
              (verdicts.read_targets(VERDICT_TARGETS), simulate_verdict_table, args.protocols // VERDICT_SHARE))
@@ -108,7 +117,8 @@ def main(argv=None) -> int:
     if draw_error_rates(args.picture, rows, args.protocols):
         print(f"picture: {args.picture}")
     if args.output_json:
-        atomic_write(args.output_json, json.dumps({"protocols": args.protocols, "seed": args.seed, "rows": rows}, indent=1) + "\n")
+        facts = {"protocols": args.protocols, "seed": args.seed, "rows": rows}
+        atomic_write(args.output_json, json.dumps(facts, indent=1) + "\n")
     return int(not all(row["inside"] for row in rows))
 
 

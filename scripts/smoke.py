@@ -17,7 +17,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV_PYTHON = ROOT / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-PACKAGES = ("torch", "numpy", "pyarrow", "requests", "regex", "tiktoken", "rustbpe", "scipy", "matplotlib", "filelock", "tqdm")
+# What pyproject.toml requires, by the names of import: Python 3.10 has nothing yet that reads TOML. A test compares.
+PACKAGES = ("torch", "numpy", "pyarrow", "requests", "regex", "tiktoken", "rustbpe", "scipy", "matplotlib", "filelock",
+            "tqdm")
 IN_VENV = "NANOCHAT_SMOKE_IN_VENV"  # set for the second start, which must not start a third
 LABEL, SEEDS = "smoke", [1337, 2026]
 CANDIDATE = "gate: --symplectic-gate --symplectic-gate-mix=0.15"
@@ -30,8 +32,8 @@ def missing_packages():
 def continue_in_venv(missing, argv):
     """Make or complete .venv and run this script again with its Python. Returns the exit code."""
     if os.environ.get(IN_VENV) or os.environ.get("SKIP_SETUP"):
-        print(f"error: {sys.executable} lacks {', '.join(missing)}; run python -m scripts.setup, or delete .venv and start again",
-              file=sys.stderr)
+        print(f"error: {sys.executable} lacks {', '.join(missing)}; run python -m scripts.setup, or delete .venv and "
+              "start again", file=sys.stderr)
         return 2
     try:
         code = subprocess.call([sys.executable, "-m", "scripts.setup"], cwd=ROOT)
@@ -47,28 +49,23 @@ def continue_in_venv(missing, argv):
 
 
 def make_protocol(profile_name, fresh):
-    from nanochat.common import get_base_dir
-    from nanochat.lab import profiles
     from nanochat.lab.arms import make_arms
     from nanochat.lab.commands import RESULTS_DIR
     from nanochat.lab.ledger.experiments import LEDGER
-    from nanochat.lab.protocol.protocol import Protocol
-    profile, memory_mib = profiles.choose(profile_name, "smoke-16gb")
-    machine = profiles.machine_flags(profile, memory_mib, has_triton=False)  # a run this short never earns back its compilation
-    arms = make_arms([CANDIDATE], [*profile.flags, *machine])
-    return Protocol(LABEL, profile, arms, SEEDS, profile.home(get_base_dir()), machine_flags=machine, fresh=fresh,
-                    jobs=profiles.side_by_side(arms), ledger=RESULTS_DIR / "smoke_experiments.csv", bank=LEDGER,
-                    machine=profiles.machine_name(arms[0].config.device_type))
+    from nanochat.lab.protocol.build import build_protocol, choose_workload
+    workload = choose_workload(profile_name, "smoke-16gb", worth_compiling=False)  # a run this short never is
+    return build_protocol(LABEL, workload, make_arms([CANDIDATE], workload.flags), SEEDS, fresh=fresh,
+                          ledger=RESULTS_DIR / "smoke_experiments.csv", bank=LEDGER)
 
 
 def smoke(args):
     from nanochat import dataset, tokenizer
-    from nanochat.lab import profiles
+    from nanochat.lab.protocol.build import make_data
     from nanochat.lab.protocol.protocol import run
     from nanochat.lab.report.text import Stopwatch
     watch = Stopwatch()
     protocol = make_protocol(args.profile, args.fresh)
-    protocol.identify(*profiles.prepare(protocol.profile, protocol.home, dataset, tokenizer, protocol.results.logs))
+    make_data(protocol, dataset, tokenizer)
     code = run(protocol)
     print(watch.line())
     return code
@@ -76,8 +73,10 @@ def smoke(args):
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="python -m scripts.smoke", description="Corpus, tokenizer, control against candidate, a verdict.")
-    parser.add_argument("--profile", choices=("smoke-cpu", "smoke-16gb"), help="default: smoke-16gb with a CUDA device, else smoke-cpu")
+    parser = argparse.ArgumentParser(prog="python -m scripts.smoke",
+                                     description="Corpus, tokenizer, control against candidate, a verdict.")
+    parser.add_argument("--profile", choices=("smoke-cpu", "smoke-16gb"),
+                        help="default: smoke-16gb with a CUDA device, else smoke-cpu")
     parser.add_argument("--fresh", action="store_true", default=os.environ.get("FRESH", "") not in ("", "0"),
                         help="run every cell anew (also FRESH=1)")
     args = parser.parse_args(argv)

@@ -1,11 +1,11 @@
 """
-Train the tokenizer on the training shards, or take over upstream's. Run:
+Train the tokenizer on the training shards, or import upstream's:
 
     python -m scripts.tok_train --vocab-size=32768
     python -m scripts.tok_train --import-pkl ~/.cache/nanochat/tokenizer/tokenizer.pkl
 
-Writes $NANOCHAT_BASE_DIR/tokenizer/ (nanochat/tokenizer_files.py). Never replaces a tokenizer that a
-checkpoint there was trained with. Bad input prints one line and exits with status 2.
+Writes $NANOCHAT_BASE_DIR/tokenizer/ (nanochat/tokenizer_files.py). A tokenizer that a checkpoint there was trained
+with is never replaced. Exit code: 0 ok, 2 bad input, with one line that says what is wrong.
 """
 
 import argparse
@@ -18,12 +18,15 @@ from nanochat.tokenizer_files import JSON_NAME, PICKLE_NAME, TOKEN_BYTES_NAME
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tok_train", description="Train a byte-level BPE tokenizer.", allow_abbrev=False,
+    parser = argparse.ArgumentParser(prog="tok_train", allow_abbrev=False,
+                                     description="Train a byte-level BPE tokenizer on the training shards, or import "
+                                                 "upstream's.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--max-chars", type=int, default=2_000_000_000, help="characters to train on, at most")
-    parser.add_argument("--doc-cap", type=int, default=10_000, help="characters per document, at most")
-    parser.add_argument("--vocab-size", type=int, default=32768, help="tokens, special tokens included")
-    parser.add_argument("--import-pkl", metavar="PATH", help="train nothing: take the tokenizer from upstream's tokenizer.pkl")
+    parser.add_argument("--max-chars", type=int, default=2_000_000_000, help="train on this many characters at most")
+    parser.add_argument("--doc-cap", type=int, default=10_000, help="use this many characters of a document at most")
+    parser.add_argument("--vocab-size", type=int, default=32768, help="number of tokens, special tokens included")
+    parser.add_argument("--import-pkl", metavar="PATH",
+                        help="train nothing: import the tokenizer from upstream's tokenizer.pkl")
     return parser
 
 

@@ -1,10 +1,10 @@
 """
-Memory that a training run needs, and the largest batch for common cards. Takes the flags of base_train:
+Memory that a training run needs, and the largest batch for common cards. It takes the flags of base_train:
 
     python -m scripts.vram --depth=12 --max-seq-len=1024 --device-batch-size=16 --vocab-size=32768
 
-Counted on the model itself, without a card (nanochat/vram.py). --dtype=auto is taken as bfloat16, which it is on
-cards of SM 8.0 and newer.
+The memory is counted on the model itself, without a card (nanochat/vram.py). --dtype=auto counts as bfloat16, as it
+does on cards of SM 8.0 and newer.
 """
 
 import sys
@@ -15,8 +15,8 @@ from nanochat.options import option, parse_command, positive
 
 CARDS_GIB = (8, 12, 16, 24, 40, 80)
 RESERVE_MIB = 1024  # of every card, for what is not counted
-NOT_COUNTED = ("the CUDA context (300 to 600 MiB), fragmentation and rounding by the allocator, workspaces inside kernels, "
-               "the desktop on that card, the evaluation's batches")
+NOT_COUNTED = ("the CUDA context (300 to 600 MiB), fragmentation and rounding by the allocator, "
+               "workspaces inside kernels, the desktop on that card, the evaluation's batches")
 
 
 def parse_args(argv):
@@ -25,7 +25,7 @@ def parse_args(argv):
 
     @dataclass
     class VramOptions(TrainConfig):
-        vocab_size: int = option(GPTConfig.vocab_size, "tokens in the vocabulary", check=positive)
+        vocab_size: int = option(GPTConfig.vocab_size, "number of tokens in the vocabulary", check=positive)
     return parse_command(VramOptions, argv, "vram", "Memory that a training run needs.", validate)
 
 
@@ -40,7 +40,8 @@ def batch_that_divides(largest: int, total_tokens: int, max_seq_len: int) -> int
 
 def print_memory(found, batch_size: int, params: int):
     memory, logits = found.at(batch_size), found.logits(batch_size)
-    rows = [("weights", memory.weights, f"{params:,} parameters and the rotary table"), ("gradients", memory.gradients, ""),
+    rows = [("weights", memory.weights, f"{params:,} parameters and the rotary table"),
+            ("gradients", memory.gradients, ""),
             ("optimizer state", memory.optimizer, "Muon: one moment and a factored one; AdamW: two moments"),
             ("activations", memory.activations, "what autograd keeps for the backward pass"),
             ("logits", logits, "compiled code keeps them and makes their gradient; --no-compile takes them in chunks"),
@@ -72,9 +73,10 @@ def main(argv=None):
     except ValueError as e:
         print(f"vram: error: {e}", file=sys.stderr)
         sys.exit(2)
-    found = estimate(gpt_config(config, vocab_size), dtype, config.compile)
-    print(f"Training depth {config.depth}, {resolved.n_embd} wide, {resolved.n_head} heads, {config.max_seq_len} tokens of context, "
-          f"vocabulary {vocab_size:,}, {str(dtype).removeprefix('torch.')}, {'compiled' if config.compile else 'eager'}; "
+    found = estimate(gpt_config(config, vocab_size), dtype, config.compile, config.matrix_optimizer)
+    print(f"Training depth {config.depth}, {resolved.n_embd} wide, {resolved.n_head} heads, "
+          f"{config.max_seq_len} tokens of context, vocabulary {vocab_size:,}, {str(dtype).removeprefix('torch.')}, "
+          f"{'compiled' if config.compile else 'eager'}; "
           f"device batch {config.device_batch_size}:\n")
     print_memory(found, config.device_batch_size, resolved.num_params)
     print(f"\nNot included: {NOT_COUNTED}.")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from nanochat.lab.arms import make_arms
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.runs import RunSummary
-from nanochat.lab.verdict.declaration import Plan, declare
+from nanochat.lab.verdict.declaration import Proposal, declare
 from nanochat.lab.verdict.facts import Declaration, MetricNoise, Noise
 
 CONTROL = [1.1020, 1.1035, 1.1011, 1.1027, 1.1040]
@@ -19,9 +19,9 @@ WHEN = "2026-01-01T00:00:00+00:00"
 
 
 def declared(n, names=("candidate",), changes=None, floors=False, noise=None, **options) -> Declaration:
-    """floors False: the primary metric alone, for tests of what decides it. options: of the Plan."""
+    """floors False: the primary metric alone, for tests of what decides it. options: of the Proposal."""
     arms = make_arms([f"{name}: --matrix-lr=0.03" for name in names], [])
-    declaration = declare(Plan("label", "smoke-cpu", arms, list(range(n)), **options), changes or {}, noise, WHEN)
+    declaration = declare(Proposal("label", "smoke-cpu", arms, list(range(n)), **options), changes or {}, noise, WHEN)
     return declaration if floors else replace(declaration, floors=[])
 
 

@@ -5,11 +5,13 @@ A protocol on the quick stand-in of the trainer (tests/fake_trainer.py), for tes
 import json
 import os
 import sys
+from dataclasses import fields
 
 from nanochat.lab.arms import make_arms
 from nanochat.lab.csv_file import read_rows
 from nanochat.lab.profiles import PROFILES
 from nanochat.lab.protocol import protocol
+from nanochat.lab.protocol.plan import Plan, Workload
 from nanochat.lab.protocol.protocol import Protocol
 
 FAKE = (sys.executable, "-m", "tests.fake_trainer")
@@ -28,11 +30,17 @@ def enter(folder, monkeypatch):
 
 
 def make(candidates=(GATE,), seeds=(1337, 2026), label="t", flags=(), **options) -> Protocol:
-    profile = PROFILES["smoke-cpu"]
-    made = Protocol(label, profile, make_arms(list(candidates), [*profile.flags, *flags]), list(seeds), profile.home("base"),
-                    common_flags=list(flags), trainer=FAKE, **options)
+    """options: fields of Protocol, or of its plan."""
+    profile, plan = PROFILES["smoke-cpu"], take_plan(options)
+    workload = Workload(profile, profile.home("base"), common_flags=list(flags))
+    arms = make_arms(list(candidates), workload.flags)
+    made = Protocol(label, workload, arms, list(seeds), plan, trainer=FAKE, **options)
     made.identify("data", "tok")
     return made
+
+
+def take_plan(options: dict) -> Plan:
+    return Plan(**{f.name: options.pop(f.name) for f in fields(Plan) if f.name in options})
 
 
 def ran() -> list[str]:

@@ -101,7 +101,7 @@ def make_results(label, arms, seeds, verdicts, flags=None, status=None, looks=No
     runs, k = make_runs(arms, seeds, status), len(arms) - 1
     diverged = {arm: sum(how == "diverged" for (a, _), how in (status or {}).items() if a == arm) for arm in arms}
     flags = {arm: "" if arm == "control" else f"--{arm}=0.03" for arm in arms} | (flags or {})
-    deltas = delta_rows(list(arms), list(seeds), [run.to_json() for run in runs])
+    deltas = delta_rows(list(arms), list(seeds), runs)
     bank = {metric: MetricNoise(s, nu, s * 0.729, s * 1.645, nu + 1, median)
             for metric, (s, nu, median) in BANK.items()}
     command = f"python -m scripts.protocol --profile=smoke-cpu --label={label} --seeds {' '.join(map(str, seeds))}"

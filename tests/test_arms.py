@@ -11,6 +11,7 @@ import pytest
 from nanochat.config import config_hash
 from nanochat.cost import resolve
 from nanochat.lab.arms import (
+    Inputs,
     horizons_differ,
     make_arms,
     make_cells,
@@ -25,7 +26,7 @@ COMMON = ["--depth=4", "--no-compile", "--num-iterations=60"]
 
 
 def cells_of(candidates, seeds, label="x"):
-    return make_cells(make_arms(candidates, COMMON), seeds, label, "data", "tok", "tree")
+    return make_cells(make_arms(candidates, COMMON), seeds, label, Inputs("data", "tok", "tree"))
 
 
 def test_arms_take_turns_to_go_first_within_each_seed():
@@ -36,7 +37,8 @@ def test_arms_take_turns_to_go_first_within_each_seed():
 
 
 def test_run_tags_name_label_depth_arm_and_seed():
-    assert {cell.tag for cell in cells_of(["mix005: --symplectic-gate"], [7])} == {"nc_x_d4_control_s7", "nc_x_d4_mix005_s7"}
+    tags = {cell.tag for cell in cells_of(["mix005: --symplectic-gate"], [7])}
+    assert tags == {"nc_x_d4_control_s7", "nc_x_d4_mix005_s7"}
     assert cells_of([], [7], label="")[0].tag == "nc_d4_control_s7"
     assert cells_of(["deep: --depth=6"], [7])[1].tag == "nc_x_d6_deep_s7"
 
@@ -58,7 +60,8 @@ def test_unnamed_candidates_get_names_and_flags_may_hold_colons():
     (["--symplectic-gate-mix=1.5"], r"arm candidate: --symplectic-gate-mix=1.5: expected a number in \[0, 1\]"),
     (["--matrix-lr=0"], "arm candidate: .*a rate above 0"), (["a: --depth=x"], "arm a: .*--depth"),
     (["a: --help"], "arm a: not a training option"), (["a: --run='x"], "arm a: cannot read"),
-    (["a: --seed=3"], "arm a: --seed=3 is set by the protocol"), (["--model_tag x"], "--model-tag is set by the protocol"),
+    (["a: --seed=3"], "arm a: --seed=3 is set by the protocol"),
+    (["--model_tag x"], "--model-tag is set by the protocol"),
     (["--resume"], "--resume is set by the protocol"), (["a: --run=x", "a: --run=y"], "arm a: the name is taken"),
     (["control: --run=x"], "arm control: the name is taken"), (["no good: --run=x"], "arm 'no good': expected a name"),
     (["a/b: --run=x"], "expected a name")])
@@ -73,7 +76,8 @@ def test_bad_common_flag_is_refused_before_any_candidate():
 
 
 @pytest.mark.parametrize("words, message", [
-    (["x"], "'x' is not a whole number"), (["1.5"], "not a whole number"), (["-1"], "not a whole number"), ([""], "no seeds"),
+    (["x"], "'x' is not a whole number"), (["1.5"], "not a whole number"), (["-1"], "not a whole number"),
+    ([""], "no seeds"),
     ([], "no seeds"), (["1", "2", "1"], "a repeated seed"), (["7", "07"], "a repeated seed")])
 def test_bad_seeds_are_refused(words, message):
     with pytest.raises(ValueError, match=message):
@@ -94,15 +98,17 @@ FLOPS = ["--num-iterations=-1", "--target-flops=1e12"]
 
 
 @pytest.mark.parametrize("budget", [FLOPS, ["--wall-budget-sec=60"]], ids=["flops", "wall"])
-@pytest.mark.parametrize("flags", ["--depth=6", "--aspect-ratio=96", "--model-dim=512", "--head-dim=64", "--n-kv-head=1"])
+@pytest.mark.parametrize("flags", ["--depth=6", "--aspect-ratio=96", "--model-dim=512", "--head-dim=64",
+                                   "--n-kv-head=1"])
 def test_shape_is_a_treatment_under_one_budget_and_a_workload_without(budget, flags):
     control, arm = make_arms([flags], [*COMMON, *budget])
     assert profile_changes(control, arm) == []
     assert profile_changes(*make_arms([flags], COMMON)) != []
 
 
-@pytest.mark.parametrize("flags", ["--max-seq-len=1024", "--eval-tokens=1048576", "--eval-every=5", "--dtype=bfloat16", "--compile",
-                                   "--device-batch-size=16", "--data-order=file", "--window-pattern=L"])
+@pytest.mark.parametrize("flags", ["--max-seq-len=1024", "--eval-tokens=1048576", "--eval-every=5",
+                                   "--dtype=bfloat16", "--compile", "--device-batch-size=16", "--data-order=file",
+                                   "--window-pattern=L"])
 def test_a_budget_matches_nothing_but_the_shape(flags):
     control, arm = make_arms([f"--depth=6 {flags}"], [*COMMON, *FLOPS])
     change, = profile_changes(control, arm)
@@ -116,7 +122,8 @@ def test_arms_of_different_budgets_are_not_matched(flags):
 
 
 def test_length_is_a_treatment_where_the_time_to_one_target_decides():
-    control, longer, deeper = make_arms(["longer: --num-iterations=90 --total-batch-size=65536", "deeper: --depth=6"], COMMON)
+    candidates = ["longer: --num-iterations=90 --total-batch-size=65536", "deeper: --depth=6"]
+    control, longer, deeper = make_arms(candidates, COMMON)
     assert profile_changes(control, longer, "time_to_target") == [] and len(profile_changes(control, longer)) == 2
     assert profile_changes(control, deeper, "time_to_target") == ["--depth 4 -> 6"]
     assert horizons_differ([control, longer]) and not horizons_differ([control, deeper])
@@ -128,11 +135,13 @@ def test_steps_are_no_budget_and_hide_one_of_flops():
         None, None, "--target-flops=1e+12", "--wall-budget-sec=60", "--wall-budget-sec=60"]
 
 
-RESOLVE = ["--depth=2", "--max-seq-len=64", "--device-batch-size=2", "--total-batch-size=256", "--num-iterations=-1", "--no-compile"]
+RESOLVE = ["--depth=2", "--max-seq-len=64", "--device-batch-size=2", "--total-batch-size=256", "--num-iterations=-1",
+           "--no-compile"]
 
 
 @pytest.mark.parametrize("flags, common", [
-    ("--target-flops=1e11", []), ("--total-batch-size=256 --batch-multiplier=1", ["--total-batch-size=128", "--batch-multiplier=2"]),
+    ("--target-flops=1e11", []),
+    ("--total-batch-size=256 --batch-multiplier=1", ["--total-batch-size=128", "--batch-multiplier=2"]),
     ("--model-dim=128", []), ("--wd-multiplier=2 --weight-decay=0.14", [])])
 def test_arm_that_resolves_to_another_is_refused_by_name(flags, common):
     arms = make_arms([f"a: {flags}"], [*RESOLVE, "--target-flops=1.001e11", *common])
@@ -141,6 +150,7 @@ def test_arm_that_resolves_to_another_is_refused_by_name(flags, common):
 
 
 def test_arms_that_differ_and_equal_arms_are_no_trap():
-    candidates = ["aa:", "lr: --lr-multiplier=1.1", "gate: --symplectic-gate", "down: --warmdown-ratio=0.3", "batch: --batch-multiplier=2"]
+    candidates = ["aa:", "lr: --lr-multiplier=1.1", "gate: --symplectic-gate", "down: --warmdown-ratio=0.3",
+                  "batch: --batch-multiplier=2"]
     arms = make_arms(candidates, [*RESOLVE, "--target-flops=1e11"])
     refuse_rounded(arms, [asdict(resolve(arm.config, 1000)) for arm in arms])

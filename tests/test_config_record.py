@@ -94,6 +94,12 @@ def test_name_that_is_no_row_is_refused_before_any_training_with_the_rows(name):
         resolve(parse([f"--{name}=nosuch"]), 1000)
 
 
+def test_kind_of_optimizer_that_is_no_row_is_refused_before_any_training_with_the_rows():
+    from nanochat.cost import resolve
+    with pytest.raises(ValueError, match="--matrix-optimizer=nosuch: .*rows are adamw, muon"):
+        resolve(parse(["--matrix-optimizer=nosuch"]), 1000)
+
+
 def test_new_row_of_the_model_needs_no_second_list(monkeypatch):
     from nanochat import gpt
     from nanochat.cost import resolve

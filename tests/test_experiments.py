@@ -20,10 +20,11 @@ from nanochat.lab.ledger.experiments import append, bank, banked_runs, parse_cel
 from nanochat.lab.ledger.workload import option_differences, options_of, why_other_profile, words_of
 from tests.ledger_case import DATA, metrics, record, row
 
-PLAN = ("timestamp,git_commit,experiment_name,seed,depth,max_seq_len,device_batch_size,total_batch_size,target_param_data_ratio,"
-        "warmdown_ratio,warmdown_shape,target_metric_name,target_metric_threshold,time_to_target_sec_measured,"
-        "time_to_target_sec_extrapolated,extrapolation_method,tok_per_sec_median,dt_median_ms,wall_time_sec,final_train_loss,min_val_bpb,"
-        "peak_mem_mib,status").split(",")
+PLAN = ("timestamp,git_commit,experiment_name,seed,depth,max_seq_len,device_batch_size,total_batch_size,"
+        "target_param_data_ratio,warmdown_ratio,warmdown_shape,target_metric_name,target_metric_threshold,"
+        "time_to_target_sec_measured,"
+        "time_to_target_sec_extrapolated,extrapolation_method,tok_per_sec_median,dt_median_ms,wall_time_sec,"
+        "final_train_loss,min_val_bpb,peak_mem_mib,status").split(",")
 PROFILE = record()["profile_hash"]
 
 
@@ -43,13 +44,16 @@ def test_the_columns_of_the_plan_come_first_and_the_committed_ledger_has_them():
 
 
 def test_row_has_what_the_run_did():
-    made = row_of_record(record(7), metrics(), label="t", arm="gate", profile="smoke-cpu", declared_at="2026-01-01", overloaded=False)
+    made = row_of_record(record(7), metrics(), label="t", arm="gate", recipe="smoke-cpu", declared_at="2026-01-01",
+                         overloaded=False)
     assert list(made) == schema()
-    assert (made["total_batch_size"], made["effective_total_batch_size"], made["num_iterations"]) == (4096, 4096, 60)  # 2048 asked for
-    assert (made["tau"], made["effective_ratio"], made["bound"], made["git_commit"]) == (36.3, 0.0293, "num_iterations", "c" * 40)
+    assert made["total_batch_size"] == made["effective_total_batch_size"] == 4096  # 2048 asked for
+    assert (made["num_iterations"], made["bound"], made["git_commit"]) == (60, "num_iterations", "c" * 40)
+    assert (made["tau"], made["effective_ratio"]) == (36.3, 0.0293)
     assert made["target_param_data_ratio"] is None  # an option that did not decide
     assert (made["device"], made["versions"], made["load"]) == ("cpu: a processor", "python=3.11.7 torch=2.13.0", 1.25)
-    assert (made["seed"], made["status"], made["val_bpb"], made["training_sec"], made["compile_sec"]) == (7, "ok", 2.607, 57.0, None)
+    assert (made["seed"], made["status"], made["val_bpb"]) == (7, "ok", 2.607)
+    assert (made["training_sec"], made["compile_sec"]) == (57.0, None)
     assert made["command"].endswith("--seed=7 --depth=4 --max-seq-len=256 --num-iterations=60 --device-batch-size=8 "
                                     "--total-batch-size=2048 --eval-every=10")
 
@@ -57,36 +61,37 @@ def test_row_has_what_the_run_did():
 def test_ratio_is_in_the_row_when_it_decided():
     made = record()
     made["resolved"]["horizon"] = "target_param_data_ratio"
-    assert row_of_record(made, [], label="t", arm="a", profile=None)["target_param_data_ratio"] == 12.0
+    assert row_of_record(made, [], label="t", arm="a")["target_param_data_ratio"] == 12.0
 
 
 def test_failed_runs_get_rows_and_no_final_value():
-    made = row_of_record(record(status="diverged", final_train_loss=math.nan), metrics(), label="t", arm="a", profile=None)
+    made = row_of_record(record(status="diverged", final_train_loss=math.nan), metrics(), label="t", arm="a")
     assert (made["status"], made["val_bpb"], made["final_train_loss"], made["bound"]) == ("diverged", None, None, None)
-    assert row_of_record(record(status="running"), [], label="t", arm="a", profile=None)["status"] == "crash"
-    known = {"run_id": "x", "seed": 5, "status": "oom"}
-    made = row_of_record({}, [], label="t", arm="a", profile=None, known=known)
-    assert {name: value for name, value in made.items() if value is not None} == known | {"label": "t", "arm": "a", "experiment_name": "t"}
-    assert row_of_record(record(3), [], label="t", arm="a", profile=None, known=known)["seed"] == 3
+    assert row_of_record(record(status="running"), [], label="t", arm="a")["status"] == "crash"
+    known = {"run_tag": "x", "seed": 5, "run_status": "oom"}
+    made = row_of_record({}, [], label="t", arm="a", **known)
+    assert {name: value for name, value in made.items() if value is not None} == \
+        {"run_id": "x", "seed": 5, "status": "oom", "label": "t", "arm": "a", "experiment_name": "t"}
+    assert row_of_record(record(3), [], label="t", arm="a", **known)["seed"] == 3
 
 
 def test_time_to_target_is_measured_or_guessed_never_both():
     def cells(values, threshold):
         target = {"metric": "val_bpb", "threshold": threshold}
-        made = row_of_record(record(), metrics(values), label="t", arm="a", profile=None, target=target)
+        made = row_of_record(record(), metrics(values), label="t", arm="a", target=target)
         return [made[name] for name in PLAN[11:16]]
     assert cells((3.0, 2.8, 2.6), 2.7) == ["val_bpb", 2.7, pytest.approx(24.0), None, None]
     assert cells((3.0, 2.8, 2.6), 2.5) == ["val_bpb", 2.5, None, None, None]  # too few points for a guess
     assert cells((3.0, 2.9, 2.8, 2.7, 2.6), 2.5) == ["val_bpb", 2.5, None, pytest.approx(80.0), "last-4 linear"]
     with pytest.raises(ValueError, match="expected one of val_bpb"):
-        row_of_record(record(), [], label="t", arm="a", profile=None, target={"metric": "core", "threshold": 1})
+        row_of_record(record(), [], label="t", arm="a", target={"metric": "core", "threshold": 1})
 
 
 # -----------------------------------------------------------------------------
 # The file
 
 def test_rows_come_back_as_they_were_with_their_number(path):
-    rows = [row_of_record(record(seed, dirty_cell=1), metrics(), label='a "b", c', arm="control", profile=None, overloaded=seed == 2)
+    rows = [row_of_record(record(seed, dirty_cell=1), metrics(), label='a "b", c', arm="control", overloaded=seed == 2)
             for seed in (1, 2)]
     for made in rows:
         append(path, made)
@@ -106,7 +111,8 @@ def test_filters_and_conditions(path):
 
     def seeds(*where, **filters):
         return [r["seed"] for r in read(path, where, **filters)]
-    assert seeds(label="noise") == [1, 2, 3] and seeds(label="noise", arm="control") == [1, 3] and seeds(label=None) == [7]
+    assert seeds(label="noise") == [1, 2, 3] and seeds(label="noise", arm="control") == [1, 3]
+    assert seeds(label=None) == [7]
     assert seeds(("val_bpb", "<", 2.603)) == [1, 2] and seeds(("seed", ">", 5)) == [6, 7] and seeds(seed=4) == [4]
     assert seeds(dirty=True) == [] and len(seeds(dirty=False)) == 7
     assert read(path, label="noisey")[0]["row"] == 4 and [r["row"] for r in read(path, last=2)] == [6, 7]
@@ -131,7 +137,8 @@ def test_missing_ledger_has_no_rows_and_a_torn_line_is_none(path):
 
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda lines: ["a,b,c", *lines[1:]], "other columns"), (lambda lines: [*lines, lines[1] + ",1"], "row 2: 52 cells, expected 51"),
+    (lambda lines: ["a,b,c", *lines[1:]], "other columns"),
+    (lambda lines: [*lines, lines[1] + ",1"], "row 2: 52 cells, expected 51"),
     (lambda lines: [*lines, ""], "row 2: 1 cells"),
     (lambda lines: [*lines, lines[1].replace(",1,4,256,", ",one,4,256,")], "row 2: seed=one"),
     (lambda lines: [*lines, lines[1].replace(",False,", ",perhaps,")], "row 2: dirty=perhaps")])
@@ -143,8 +150,8 @@ def test_foreign_or_broken_file_is_refused_by_name(path, spoil, message):
 
 
 def test_parse_cell_names_what_it_expected():
-    assert [parse_cell("seed", "3"), parse_cell("tau", "3"), parse_cell("dirty", "False"), parse_cell("arm", "3"), parse_cell("seed", "")] \
-        == [3, 3.0, False, "3", None]
+    cells = (("seed", "3"), ("tau", "3"), ("dirty", "False"), ("arm", "3"), ("seed", ""))
+    assert [parse_cell(name, text) for name, text in cells] == [3, 3.0, False, "3", None]
     with pytest.raises(ValueError, match="seed=3.5: expected a whole number"):
         parse_cell("seed", "3.5")
     with pytest.raises(ValueError, match="tau=x: expected a number"):
@@ -187,7 +194,8 @@ def test_eight_writers_with_random_kills_lose_no_acknowledged_row(path, tmp_path
     numbers = [r["seed"] for r in read(path)]
     promised = set(map(int, acknowledged.read_text().split()))
     assert kills == 40 and len(promised) > 40 and len(numbers) == len(set(numbers))
-    assert promised <= set(numbers) and len(numbers) - len(promised) <= kills + 8  # killed between writing and saying so
+    assert promised <= set(numbers)
+    assert len(numbers) - len(promised) <= kills + 8  # killed between writing and saying so
     append(path, row(1))  # the lock of a killed writer holds nobody up
     assert len(read(path)) == len(numbers) + 1
 
@@ -200,18 +208,21 @@ def test_bank_is_the_spread_of_the_control_of_one_profile():
     rows += [row(3, label="t"), row(5, arm="gate"), row(6, "--depth=6"), row(7, kind="cuda")]
     found = bank(rows, PROFILE, "val_bpb")
     values = [2.601, 2.602, 2.604, 2.608]
-    assert found.values == values and found.nu == 3 and found.s_b == pytest.approx(np.std(values, ddof=1)) and not found.left_out
+    assert found.values == values and found.nu == 3 and not found.left_out
+    assert found.s_b == pytest.approx(np.std(values, ddof=1))
     logs = np.log([2001.0, 2002.0, 2004.0, 2008.0])
     assert bank(rows, PROFILE, "tok_per_sec").s_b == pytest.approx(np.std(logs, ddof=1))
     assert bank(rows, PROFILE, "wall_time").values == pytest.approx(np.log([51, 52, 54, 58]))
 
 
 def test_bank_leaves_out_by_name():
-    rows = [row(1), row(1, number=2), row(2), row(3, status="diverged"), row(4, val_bpb=None), row(5), row(6, val_bpb=math.nan)]
+    rows = [row(1), row(1, number=2), row(2), row(3, status="diverged"), row(4, val_bpb=None), row(5),
+            row(6, val_bpb=math.nan)]
     found = bank(rows, PROFILE, "val_bpb", exclude_seeds=[5])
     assert found.seeds == [1, 2] and found.nu == 1
-    assert found.left_out == ["seed 5 is one of the protocol's own: a bank needs other seeds", "seed 3: ended diverged, it has no value",
-                              "banked twice, one of each is kept: seed 1", "seed 4: val_bpb was not measured",
+    assert found.left_out == ["seed 5 is one of the protocol's own: a bank needs other seeds",
+                              "seed 3: ended diverged, it has no value", "banked twice, one of each is kept: seed 1",
+                              "seed 4: val_bpb was not measured",
                               "seed 6: val_bpb was not measured"]
 
 
@@ -223,7 +234,8 @@ def test_seed_that_failed_and_then_ended_ok_is_in_the_bank():
 def test_newer_code_replaces_and_other_options_are_not_mixed():
     rows = [row(1, val_bpb=9.0), row(1, number=2, tree="0" * 64), row(2)]
     found = bank(rows, PROFILE, "val_bpb")
-    assert found.values == [2.601, 2.602] and found.left_out == ["banked twice, on other code, the newer is kept: seed 1"]
+    assert found.values == [2.601, 2.602]
+    assert found.left_out == ["banked twice, on other code, the newer is kept: seed 1"]
     kept, left_out = banked_runs([row(1, "--matrix-lr=0.03"), row(2), row(3)], PROFILE)
     assert [r["seed"] for r in kept] == [2, 3]
     assert left_out == ["seed 1: banked with other options than the newest run (--matrix-lr 0.02 -> 0.03)"]
@@ -240,9 +252,11 @@ def test_one_banked_run_has_no_spread():
 
 def test_times_are_banked_for_one_target_which_every_run_reached():
     def timed(seed, sec, threshold=2.7):
-        return row(seed) | {"target_metric_name": "val_bpb", "target_metric_threshold": threshold, "time_to_target_sec_measured": sec}
+        return row(seed) | {"target_metric_name": "val_bpb", "target_metric_threshold": threshold,
+                            "time_to_target_sec_measured": sec}
     found = bank([timed(1, 20.0, threshold=2.9), timed(2, 30.0), row(3), timed(4, 33.0)], PROFILE, "time_to_target")
-    assert found.values == pytest.approx(np.log([30, 33])) and found.left_out == [f"seed {s}: no time to this target" for s in (1, 3)]
+    assert found.values == pytest.approx(np.log([30, 33]))
+    assert found.left_out == [f"seed {s}: no time to this target" for s in (1, 3)]
     with pytest.raises(ValueError, match="banked control run on seed 2 missed it"):
         bank([timed(2, None), timed(4, 33.0)], PROFILE, "time_to_target")
 
@@ -252,8 +266,9 @@ def test_times_are_banked_for_one_target_which_every_run_reached():
 
 def test_what_makes_another_profile_is_named():
     assert why_other_profile(row(1), row(2)) == [] == why_other_profile(row(1), row(1, "--matrix-lr=0.03"))
-    assert why_other_profile(row(1), row(1, "--depth=6", "--eval-every=20")) == ["--depth 4 -> 6", "--eval-every 10 -> 20"]
-    assert why_other_profile(row(1), row(1, kind="cuda", dataset_id="a" * 64)) == ["device cpu -> cuda", f"dataset {DATA[:8]} -> aaaaaaaa"]
+    deeper, elsewhere = row(1, "--depth=6", "--eval-every=20"), row(1, kind="cuda", dataset_id="a" * 64)
+    assert why_other_profile(row(1), deeper) == ["--depth 4 -> 6", "--eval-every 10 -> 20"]
+    assert why_other_profile(row(1), elsewhere) == ["device cpu -> cuda", f"dataset {DATA[:8]} -> aaaaaaaa"]
 
 
 def test_two_spellings_of_an_option_are_told_as_one_difference():
@@ -270,4 +285,5 @@ def test_rows_without_a_readable_command_still_say_what_they_can():
     assert why_other_profile(row(1), foreign) == ["--depth 4 -> 6"]
     assert options_of(row(1) | {"command": "python -m scripts.base_train --depth=many"}) == {}
     odd = row(1) | {"profile_hash": None, "command": None}
-    assert why_other_profile(row(1), odd) == ["the rows do not say: their profile hashes are of other versions of the options"]
+    assert why_other_profile(row(1), odd) == \
+        ["the rows do not say: their profile hashes are of other versions of the options"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nanochat.lab.arms import make_arms
-from nanochat.lab.verdict.declaration import Plan, declare
+from nanochat.lab.verdict.declaration import Proposal, declare
 from nanochat.lab.verdict.facts import Floor, Target
 from nanochat.lab.verdict.gates import is_decided, judge
 from tests.gates_case import BANK, BETTER, CONTROL, WHEN, declared, edit, make_runs
@@ -71,7 +71,7 @@ def test_candidate_that_misses_the_target_cannot_pass_gate_1_unless_gate_2_was_d
 
 def test_runs_of_different_lengths_are_judged_by_their_time_to_one_target_and_not_by_where_they_end():
     arms = make_arms(["short: --num-iterations=40"], ["--num-iterations=60"])
-    plan = Plan("label", "smoke-cpu", arms, [0, 1, 2], primary="time_to_target", target=TARGET)
+    plan = Proposal("label", "smoke-cpu", arms, [0, 1, 2], primary="time_to_target", target=TARGET)
     declaration = declare(plan, {}, BANK, WHEN)
     assert [floor.metric for floor in declaration.floors] == ["tok_per_sec"] and declaration.horizons_differ
     runs = full_runs([1.0, 1.01, 1.02], [1.09, 1.08, 1.09], tok_per_sec_median=(1000.0, 1000.0))

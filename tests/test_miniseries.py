@@ -18,7 +18,7 @@ from nanochat.common import read_json, to_paste, write_json
 from nanochat.lab.csv_file import read_rows
 from nanochat.lab.cycle import miniseries
 from nanochat.lab.cycle.miniseries import check_matched, judge, read_depths
-from nanochat.lab.protocol.protocol import Protocol
+from nanochat.lab.protocol.build import build_protocol
 from nanochat.lab.report.result_file import ResultFile, Settings
 from nanochat.lab.verdict.facts import Declaration, DeclaredArm, Floor, GateRow, Verdict
 from scripts import miniseries as script
@@ -155,7 +155,7 @@ def test_device_batch_may_shrink_with_depth():
 def place(tmp_path, monkeypatch, base_dir):
     """Here the miniseries runs protocols in this process, on the stand-in of the trainer; returns (main, commands so far)."""
     enter(tmp_path, monkeypatch)
-    monkeypatch.setattr(protocol_script, "Protocol", functools.partial(Protocol, trainer=FAKE))
+    monkeypatch.setattr(protocol_script, "build_protocol", functools.partial(build_protocol, trainer=FAKE))
     monkeypatch.setattr(protocol_script.profiles, "prepare", lambda *args, **kw: ("data", "tok"))
     monkeypatch.setattr(protocol_script.tokenizer, "get_tokenizer", lambda home: SimpleNamespace(get_vocab_size=lambda: 4096))
     called = []
@@ -197,18 +197,18 @@ def test_killed_and_restarted_miniseries_repeats_nothing(place, monkeypatch):
 
 def kill_when_started(m, tag):
     """SIGKILL the cell's process and leave as if the machine had gone: no handler of ours runs."""
-    from nanochat.lab.protocol.runner import Runner
-    start, children = Runner.start, []
+    from nanochat.lab.protocol.executor import LocalExecutor
+    submit, children = LocalExecutor.submit, []
 
-    def start_and_die(self, cell):
-        attempt = start(self, cell)
+    def submit_and_die(self, cell):
+        attempt = submit(self, cell)
         if cell.tag == tag:
-            children.append(attempt.child)
-            attempt.child.kill()
-            attempt.child.wait()
+            children.append(attempt.job)
+            attempt.job.kill()
+            attempt.job.wait()
             raise SystemExit("power cut")
         return attempt
-    m.setattr(Runner, "start", start_and_die)
+    m.setattr(LocalExecutor, "submit", submit_and_die)
     return children
 
 

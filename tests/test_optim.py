@@ -123,6 +123,27 @@ def test_new_kind_is_one_row(monkeypatch):
     assert torch.equal(w.detach(), expected) and optimizer.state[w] == {"step": 1}
 
 
+def test_matrices_are_stepped_by_the_kind_that_is_asked_for():
+    """AdamW for the matrices: torch's own AdamW, at matrix_lr, on every matrix."""
+    model = make()
+    optimizer = setup_optimizer(model, **RATES, matrix_optimizer="adamw")
+    groups = [group for group in optimizer.param_groups if group["lr"] == RATES["matrix_lr"]]
+    muon = [group for group in setup_optimizer(make(), **RATES).param_groups if group["kind"] == "muon"]
+    assert [len(group["params"]) for group in groups] == [len(group["params"]) for group in muon]
+    assert {group["kind"] for group in optimizer.param_groups} == {"adamw"}
+    p = groups[0]["params"][0]
+    theirs = p.detach().clone().requires_grad_()
+    reference = torch.optim.AdamW([theirs], lr=RATES["matrix_lr"], betas=(0.9, 0.95), eps=1e-10,
+                                  weight_decay=RATES["weight_decay"])
+    for i in range(3):
+        for each in model.parameters():
+            each.grad = uniform(tuple(each.shape), f"g{i}").to(each.dtype)
+        theirs.grad = p.grad.clone()
+        optimizer.step()
+        reference.step()
+    assert torch.allclose(p, theirs, rtol=1e-6, atol=1e-7)
+
+
 def test_unknown_kind_is_refused_with_the_rows_there_are():
     with pytest.raises(ValueError, match=f"--kind=nonsense: there is no such row; the rows are {', '.join(KINDS)}"):
         make_group("nonsense", [], lr=0.1)

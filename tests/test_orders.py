@@ -1,5 +1,6 @@
 """
-Cells of arms on other trees: run, read, reused, resumed; with a made-up nanochat (tests/tree_case.py) through the protocol.
+Cells of arms on other trees: run, read, reused, resumed; with a made-up nanochat (tests/tree_case.py) through the
+protocol.
 
 python -m pytest tests/test_orders.py -q
 """
@@ -16,8 +17,8 @@ import pytest
 from nanochat.common import REPO_ROOT, read_json
 from nanochat.lab.csv_file import read_rows
 from nanochat.lab.protocol import session
+from nanochat.lab.protocol.executor import ask_to_stop
 from nanochat.lab.protocol.protocol import run
-from nanochat.lab.protocol.runner import ask_to_stop
 from tests.lab_case import HISTORY
 from tests.tree_case import (
     BETTER,
@@ -52,13 +53,15 @@ def test_patched_arms_of_another_tree_run_and_are_compared(capsys):
     facts = read_json("results/t_latest.json")
     assert [(r["arm"], r["seed"], r["run_status"]) for r in facts["runs"]] == \
         [(arm, seed, "ok") for seed in (1, 2) for arm in ("control", "better")]
-    assert [r["val_bpb"] for r in facts["runs"]] == pytest.approx([2.801, 2.551, 2.802, 2.552])  # LOSS - 0.01 step + 0.001 seed
+    # LOSS - 0.01 step + 0.001 seed
+    assert [r["val_bpb"] for r in facts["runs"]] == pytest.approx([2.801, 2.551, 2.802, 2.552])
     assert [d["candidate_minus_control_bpb"] for d in facts["deltas"]] == pytest.approx([-0.25, -0.25])
     assert snapshot(Path("tree")) == before and git("tree", "status", "--porcelain") == ""
     head = git("tree", "rev-parse", "HEAD").strip()
     trees = facts["provenance"]["trees"]
     assert facts["provenance"]["upstream_commit"] == head == trees["better"]["git_commit"]
-    assert [p["name"] for p in trees["better"]["patches"]] == ["seed.patch", "better.patch"] and len(trees["control"]["patches"]) == 1
+    assert [p["name"] for p in trees["better"]["patches"]] == ["seed.patch", "better.patch"]
+    assert len(trees["control"]["patches"]) == 1
 
 
 def test_record_is_made_from_the_meta_files_and_the_rest_is_null():
@@ -66,12 +69,16 @@ def test_record_is_made_from_the_meta_files_and_the_rest_is_null():
     record = record_of("control_s3")
     assert curve_of("control_s3") == [(10, 0.0, pytest.approx(2.903)), (20, 4.5, pytest.approx(2.803))]
     results = record["results"]
-    assert results["val_bpb"] == pytest.approx(2.803) and results["final_train_loss"] == pytest.approx(2.0)  # the EMA's bias taken out
+    assert results["val_bpb"] == pytest.approx(2.803)
+    assert results["final_train_loss"] == pytest.approx(2.0)  # the EMA's bias taken out
     assert results["avg_tok_per_sec"] == pytest.approx(9 * 2048 / 4.5) and results["trained_tokens"] == 20 * 2048
-    assert results["dt_median_ms"] == pytest.approx(500.0) and results["tok_per_sec_median"] == pytest.approx(2048 / 0.5)
+    assert results["dt_median_ms"] == pytest.approx(500.0)
+    assert results["tok_per_sec_median"] == pytest.approx(2048 / 0.5)
     assert results["peak_mem_mib"] is None and record["device"]["name"] and record["clocks"]["compile_sec"] is None
-    assert record["status"] == "ok" and record["resolved"]["num_iterations"] == 20 and record["clocks"]["wall_time_sec"] > 0
-    assert record["git_commit"] == git("tree", "rev-parse", "HEAD").strip() and record["dirty"] is False and record["patch_hash"]
+    assert record["status"] == "ok" and record["resolved"]["num_iterations"] == 20
+    assert record["clocks"]["wall_time_sec"] > 0
+    assert record["git_commit"] == git("tree", "rev-parse", "HEAD").strip()
+    assert record["dirty"] is False and record["patch_hash"]
     assert record["command"].startswith("TORCHDYNAMO_DISABLE=1 NANOCHAT_DTYPE=float32 python -m scripts.base_train ")
 
 
@@ -85,7 +92,8 @@ def test_profile_arrives_in_the_trees_own_flags_and_environment(monkeypatch):
     assert found["environment"]["NANOCHAT_DTYPE"] == "float32" and found["environment"]["TORCHDYNAMO_DISABLE"] == "1"
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     run(make("control: tree=tree patch=seed.patch", seeds=[4], common=[*COMMON[:-1], "--compile", "--dtype=auto"]))
-    assert not {"NANOCHAT_DTYPE", "TORCHDYNAMO_DISABLE"} & meta("control_s4", 20)["environment"].keys()  # as the options say, not the shell
+    variables = meta("control_s4", 20)["environment"].keys()
+    assert not {"NANOCHAT_DTYPE", "TORCHDYNAMO_DISABLE"} & variables  # as the options say, not the shell
 
 
 def test_tree_runs_its_own_scripts_whatever_is_on_the_path(monkeypatch):
@@ -158,7 +166,8 @@ def test_killed_run_of_other_code_is_begun_anew(monkeypatch):
     plan(monkeypatch, better_s3="die")
     run(make(CONTROL, BETTER, seeds=[3], common=[*COMMON, "--num-iterations=30"]))
     plan(monkeypatch)
-    run(make(CONTROL, "better: tree=tree patch=better.patch patch=seed.patch", seeds=[3], common=[*COMMON, "--num-iterations=30"]))
+    run(make(CONTROL, "better: tree=tree patch=better.patch patch=seed.patch", seeds=[3],
+             common=[*COMMON, "--num-iterations=30"]))
     assert starts("better_s3") == [0]
 
 
@@ -177,13 +186,12 @@ def test_timeout_stops_the_trainer_too_and_it_goes_on_later(monkeypatch):
 def test_wrapper_that_is_killed_takes_the_trainer_with_it(monkeypatch):
     plan(monkeypatch, control_s3="wait")
     made = make(CONTROL, seeds=[3])
-    runner = session.Session(made).runner
-    attempt = runner.start(made.cells[0])
+    attempt = session.Session(made).executor.submit(made.cells[0])
     checkpoint = made.home / "base_checkpoints" / made.cells[0].tag / "optim_000010_rank0.pt"
     while not checkpoint.with_name("beat").exists():
         time.sleep(0.02)
-    attempt.child.send_signal(signal.SIGSTOP)  # it does not listen
-    ask_to_stop([attempt.child], grace_sec=0.2)
+    attempt.job.send_signal(signal.SIGSTOP)  # it does not listen
+    ask_to_stop([attempt.job], grace_sec=0.2)
     beat = checkpoint.with_name("beat").read_text()
     time.sleep(0.5)
     assert checkpoint.with_name("beat").read_text() == beat
@@ -213,8 +221,9 @@ def own(tmp_path, monkeypatch):
     for name in ("nanochat", "tests"):
         shutil.copytree(REPO_ROOT / name, repo / name, ignore=shutil.ignore_patterns("__pycache__", "lab", "*.json"))
     write(repo / "scripts/__init__.py", "")
-    write(repo / "scripts/base_train.py", "import os\nfrom nanochat.code_identity import tree_hash\nos.environ['FAKE_TREE'] = tree_hash()\n"
-          "from tests import fake_trainer\n# here\nimport sys\nprint('argv', *sys.argv)\nsys.exit(fake_trainer.main())\n")
+    write(repo / "scripts/base_train.py", "import os\nfrom nanochat.code_identity import tree_hash\n"
+          "os.environ['FAKE_TREE'] = tree_hash()\nfrom tests import fake_trainer\n# here\nimport sys\n"
+          "print('argv', *sys.argv)\nsys.exit(fake_trainer.main())\n")
     git(repo.parent, "init", "--quiet", "own")
     commit(repo, "own")
     make_patch(repo, tmp_path / "own.patch", ("scripts/base_train.py", "# here", "old = fake_trainer.val_bpb\n"
@@ -228,7 +237,8 @@ def test_tree_that_keeps_records_gets_the_hash_of_the_cell(own):
     assert runs[1]["val_bpb"] == pytest.approx(runs[0]["val_bpb"] - 0.5)
     record = record_of("better_s1")
     assert record["config_hash"] == make("better: tree=own patch=own.patch", seeds=[1]).cells[1].config_hash
-    assert record["patch_hash"] and record["dirty"] is False and record["profile_hash"] == record_of("control_s1")["profile_hash"]
+    assert record["patch_hash"] and record["dirty"] is False
+    assert record["profile_hash"] == record_of("control_s1")["profile_hash"]
     assert run(make("better: tree=own patch=own.patch", seeds=[1])) == 0 and len(read_rows(HISTORY)) == 2  # both reused
 
 
@@ -248,7 +258,8 @@ def test_tree_that_keeps_records_resumes_by_itself_and_only_its_own_run(own, mon
 
 
 def last_argv(cell):
-    return [line for line in Path(f"results/t/nc_t_d4_{cell}.log").read_text().splitlines() if line.startswith("argv ")][-1].split()
+    lines = Path(f"results/t/nc_t_d4_{cell}.log").read_text().splitlines()
+    return [line for line in lines if line.startswith("argv ")][-1].split()
 
 
 def test_main_tree_is_never_touched(own):

@@ -126,4 +126,4 @@ def test_contributing_names_rows_that_exist():
 
 
 def test_pins_are_read_beside_the_build_system():
-    assert len(setup.read_pins("dependencies")) > 10 and len(setup.read_pins("dev")) == 2
+    assert len(setup.read_pins("dependencies")) > 10 and len(setup.read_pins("dev")) == 3

@@ -18,7 +18,8 @@ from filelock import FileLock
 from nanochat.common import REPO_ROOT, VENV_PYTHON, read_json
 from nanochat.lab.csv_file import read_rows
 from nanochat.lab.protocol import protocol
-from nanochat.lab.protocol.protocol import Protocol, run
+from nanochat.lab.protocol.build import build_protocol
+from nanochat.lab.protocol.protocol import run
 from scripts import protocol as script
 from tests.lab_case import FAKE, GATE, HISTORY, TREE, enter, make, ran
 
@@ -54,14 +55,17 @@ def test_cells_run_in_turn_and_the_verdict_says_what_would_settle_it(finished):
 
 def test_latest_json_has_the_published_fields_and_the_arithmetic_is_right(finished):
     facts = read_json(LATEST)
-    assert list(facts) == ["timestamp", "settings", "runs", "deltas", "mean_candidate_minus_control_bpb", "mean_candidate_speed_ratio",
-                           "by_candidate", "verdicts", "noise", "provenance", "declaration"]
+    assert list(facts) == ["timestamp", "settings", "runs", "deltas", "mean_candidate_minus_control_bpb",
+                           "mean_candidate_speed_ratio", "by_candidate", "verdicts", "noise", "provenance",
+                           "declaration"]
     assert list(facts["runs"][0])[:17] == make().results.schema
-    assert [(row["arm"], row["seed"]) for row in facts["runs"]] == [(a, s) for s in (1337, 2026) for a in ("control", "gate")]
+    assert [(row["arm"], row["seed"]) for row in facts["runs"]] == \
+        [(a, s) for s in (1337, 2026) for a in ("control", "gate")]
     delta = facts["deltas"][0]
-    assert list(delta)[:5] == ["seed", "candidate_minus_control_bpb", "candidate_minus_control_duration_sec", "candidate_speed_ratio",
-                               "candidate"]
-    assert delta["candidate_minus_control_bpb"] == pytest.approx(0.01 * (10 + 1337 % 3) * 0.15) and delta["candidate_speed_ratio"] == 0.9
+    assert list(delta)[:5] == ["seed", "candidate_minus_control_bpb", "candidate_minus_control_duration_sec",
+                               "candidate_speed_ratio", "candidate"]
+    assert delta["candidate_minus_control_bpb"] == pytest.approx(0.01 * (10 + 1337 % 3) * 0.15)
+    assert delta["candidate_speed_ratio"] == 0.9
     assert facts["mean_candidate_minus_control_bpb"] == pytest.approx(0.0015 * (10 + (1337 % 3 + 2026 % 3) / 2))
     assert facts["by_candidate"]["gate"]["pairs"] == 2 and facts["mean_candidate_speed_ratio"] == 0.9
     assert facts["noise"]["source"] == "none" and facts["declaration"]["seeds"] == [1337, 2026]
@@ -70,16 +74,18 @@ def test_latest_json_has_the_published_fields_and_the_arithmetic_is_right(finish
 
 def test_history_rows_are_the_declared_columns(finished):
     control, gate = read_rows(HISTORY)[:2]
-    assert (control["recipe"], control["seed"], control["trained_tokens"], control["val_bpb"]) == ("smoke-cpu", "1337", "122880", "2.4")
+    assert (control["recipe"], control["seed"]) == ("smoke-cpu", "1337")
+    assert (control["trained_tokens"], control["val_bpb"]) == ("122880", "2.4")
     assert (control["duration_sec"], control["num_iterations"], control["window_pattern"]) == ("1.5", "60", "L")
-    assert (control["resumed_from_step"], control["candidate"], gate["candidate"], gate["label"]) == ("", "", "--symplectic-gate", "t")
+    assert (control["resumed_from_step"], control["candidate"]) == ("", "")
+    assert (gate["candidate"], gate["label"]) == ("--symplectic-gate", "t")
 
 
 def test_two_candidates_leave_the_two_means_to_by_candidate():
     run(make([GATE, "lr: --matrix-lr=0.03"], seeds=[1, 2]))
     facts = read_json(LATEST)
     assert facts["mean_candidate_minus_control_bpb"] is None and facts["mean_candidate_speed_ratio"] is None
-    assert list(facts["by_candidate"]) == ["gate", "lr"] and [v["candidate"] for v in facts["verdicts"]] == ["gate", "lr"]
+    assert list(facts["by_candidate"]) == [v["candidate"] for v in facts["verdicts"]] == ["gate", "lr"]
     assert facts["verdicts"][1]["reason"].startswith("identical")  # the stand-in knows no learning rate
 
 
@@ -108,7 +114,8 @@ def test_changed_candidate_runs_alone_and_its_speed_is_not_compared(finished, ca
     run(make(["gate: --symplectic-gate --symplectic-gate-mix=0.3"]))
     assert ran()[4:] == ["gate_s1337", "gate_s2026"]
     facts = read_json(LATEST)
-    assert facts["mean_candidate_speed_ratio"] is None and facts["mean_candidate_minus_control_bpb"] == pytest.approx(0.003 * 11.5)
+    assert facts["mean_candidate_speed_ratio"] is None
+    assert facts["mean_candidate_minus_control_bpb"] == pytest.approx(0.003 * 11.5)
     assert "under different protocols" in facts["deltas"][0]["note"]
     assert "new declaration, arms:" in capsys.readouterr().out
 
@@ -146,7 +153,8 @@ def test_second_protocol_of_the_same_label_is_refused():
 
 
 @pytest.mark.parametrize("options, message", [(dict(label="a/b"), "--label"), (dict(min_gain=0.0), "--min-gain"),
-                                              (dict(min_gain=float("nan")), "--min-gain"), (dict(timeout_sec=-60), "--timeout-minutes=-1")])
+                                              (dict(min_gain=float("nan")), "--min-gain"),
+                                              (dict(timeout_sec=-60), "--timeout-minutes=-1")])
 def test_bad_option_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
@@ -156,9 +164,11 @@ def test_equal_arms_other_workloads_and_overload_are_said(monkeypatch, capsys):
     monkeypatch.setenv("FAKE_LOAD", str(10 * os.cpu_count()))
     assert run(make(["copy:", "deep: --depth=5"], seeds=[1, 2])) == 0
     out = capsys.readouterr().out
-    assert "copy has the options of control: an A/A comparison" in out and "deep changes the workload (--depth 4 -> 5)" in out
+    assert "copy has the options of control: an A/A comparison" in out
+    assert "deep changes the workload (--depth 4 -> 5)" in out
     assert "verdict copy: reject" in out and "verdict deep: no verdict" in out
-    assert "in 6 of 6 cells: their times, and so speed_ratio, are not to be trusted" in out and read_json(LATEST)["runs"][0]["overloaded"]
+    assert "in 6 of 6 cells: their times, and so speed_ratio, are not to be trusted" in out
+    assert read_json(LATEST)["runs"][0]["overloaded"]
 
 
 # -----------------------------------------------------------------------------
@@ -167,7 +177,7 @@ def test_equal_arms_other_workloads_and_overload_are_said(monkeypatch, capsys):
 @pytest.fixture
 def main(monkeypatch):
     """script.main on the stand-in, without a card, a corpus or a tokenizer."""
-    monkeypatch.setattr(script, "Protocol", functools.partial(Protocol, trainer=FAKE))
+    monkeypatch.setattr(script, "build_protocol", functools.partial(build_protocol, trainer=FAKE))
     monkeypatch.setattr(script.profiles, "prepare", lambda *args: ("data", "tok"))
     monkeypatch.setattr(script.tokenizer, "get_tokenizer", lambda home: SimpleNamespace(get_vocab_size=lambda: 4096))
     monkeypatch.setattr(script.profiles, "cuda_memory_mib", lambda: None)
@@ -176,11 +186,13 @@ def main(monkeypatch):
 
 
 def test_command_of_the_issue_runs(main, base_dir):
-    argv = shlex.split('--seeds="1337 2026" --num-iterations=20 --label=mix005 --candidate="--symplectic-gate --symplectic-gate-mix=0.05"')
+    argv = shlex.split('--seeds="1337 2026" --num-iterations=20 --label=mix005 '
+                       '--candidate="--symplectic-gate --symplectic-gate-mix=0.05"')
     assert main(argv) == 0
     facts = read_json("results/mix005_latest.json")
-    assert [row["run_tag"] for row in facts["runs"][:2]] == ["nc_mix005_d4_control_s1337", "nc_mix005_d4_candidate_s1337"]
-    assert facts["runs"][1]["candidate"] == "--symplectic-gate --symplectic-gate-mix=0.05" and facts["runs"][0]["num_iterations"] == 20
+    control, candidate = facts["runs"][:2]
+    assert control["run_tag"] == "nc_mix005_d4_control_s1337" and candidate["run_tag"] == "nc_mix005_d4_candidate_s1337"
+    assert candidate["candidate"] == "--symplectic-gate --symplectic-gate-mix=0.05" and control["num_iterations"] == 20
     assert (base_dir / "lab" / "smoke-cpu" / "records" / "nc_mix005_d4_candidate_s2026").is_dir()
     assert main([*shlex.split(facts["settings"]["command"])[3:]]) == 0  # the printed command means the same
     assert len(read_rows("results/mix005_history.csv")) == 4
@@ -191,11 +203,13 @@ def test_printed_command_has_the_python_that_runs_and_the_stored_one_is_neutral(
     assert main(["--seeds=1 2"]) == 0
     printed, = [line for line in capsys.readouterr().out.splitlines() if "-m scripts.protocol" in line]
     stored = read_json("results/protocol_latest.json")["settings"]["command"]
-    assert stored.startswith("python -m ") and printed.strip() == stored.replace("python", VENV_PYTHON, 1).replace("1 2", "1 2 3 4 5")
+    assert stored.startswith("python -m ")
+    assert printed.strip() == stored.replace("python", VENV_PYTHON, 1).replace("1 2", "1 2 3 4 5")
 
 
 def test_flags_may_be_words_of_their_own_and_candidates_repeat(main):
-    argv = ["--seeds", "1", "2", "--candidate", "--symplectic-gate", "--candidate", "b: --matrix-lr=0.03", "--flags", "--num-iterations=20"]
+    argv = ["--seeds", "1", "2", "--candidate", "--symplectic-gate", "--candidate", "b: --matrix-lr=0.03",
+            "--flags", "--num-iterations=20"]
     assert main(argv) == 0
     facts = read_json("results/protocol_latest.json")
     assert [arm["flags"] for arm in facts["settings"]["arms"]] == ["", "--symplectic-gate", "--matrix-lr=0.03"]
@@ -208,7 +222,8 @@ def test_flags_may_be_words_of_their_own_and_candidates_repeat(main):
     (["--flags=--total-batch-size=1000"], "arm control: .*multiple"),
     (["--candidate=x: --target-param-data-ratio=3"], "arm x: .* resolves to the run of control"),
     (["--max-seeds=4"], "only with --until"),
-    (["--until=decided", "--max-seeds=13"], "at most 12"), (["--aa", "--candidate=x: --matrix-lr=0.03"], "--aa runs the control"),
+    (["--until=decided", "--max-seeds=13"], "at most 12"),
+    (["--aa", "--candidate=x: --matrix-lr=0.03"], "--aa runs the control"),
     (["--primary=time_to_target"], "no target; give --target-bpb"), (["--flags='"], "--flags: cannot read"),
     (["--num-iterations=0"], "arm control: --num-iterations=0")])
 def test_bad_input_is_one_clear_line_and_exit_2(main, capsys, argv, message):

@@ -15,7 +15,7 @@ from nanochat.lab.metrics import METRICS
 from nanochat.lab.runs import RunSummary
 from nanochat.lab.simulation import real_runs
 from nanochat.lab.simulation.real_runs import describe_rates
-from nanochat.lab.verdict.declaration import Plan, declare
+from nanochat.lab.verdict.declaration import Proposal, declare
 from nanochat.lab.verdict.facts import MetricNoise, Noise
 from nanochat.lab.verdict.gates import judge
 from nanochat.lab.verdict.stats import moderated_t
@@ -37,7 +37,7 @@ def judged(values, drawn, looks):
     bank, control, candidate = np.split(drawn, [real_runs.BANK_SEEDS, real_runs.BANK_SEEDS + looks[-1]])
     noise = Noise("bank", metrics={metric: MetricNoise(float(x[bank].std(ddof=1)), len(bank) - 1)
                                    for metric, x in values.items()})
-    plan = Plan("aa", "smoke-cpu", make_arms(["candidate: --matrix-lr=0.03"], []), list(range(looks[-1])),
+    plan = Proposal("aa", "smoke-cpu", make_arms(["candidate: --matrix-lr=0.03"], []), list(range(looks[-1])),
                 until_decided=len(looks) > 1)
     run = RunSummary(run_status="ok", profile_hash="p", declared_at=WHEN, started_at=WHEN, training_sec=9.0)
     def measured(i):

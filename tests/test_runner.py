@@ -15,7 +15,7 @@ import pytest
 
 from nanochat.common import REPO_ROOT, read_json
 from nanochat.lab.csv_file import read_rows
-from nanochat.lab.protocol import protocol, runner
+from nanochat.lab.protocol import executor, protocol
 from nanochat.lab.protocol.protocol import run
 from nanochat.record import read_record
 from tests.lab_case import HISTORY, behave, enter, make, ran
@@ -26,8 +26,9 @@ def place(tmp_path, monkeypatch):
     enter(tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("how, status, verdict", [("crash", "crash", None), ("oom", "oom", None), ("silent", "crash", None),
-                                                  ("liar", "crash", None), ("diverged", "diverged", "reject")])
+@pytest.mark.parametrize("how, status, verdict", [
+    ("crash", "crash", None), ("oom", "oom", None), ("silent", "crash", None), ("liar", "crash", None),
+    ("diverged", "diverged", "reject")])
 def test_failed_cell_gets_its_status_and_a_row_and_the_rest_go_on(monkeypatch, capsys, how, status, verdict):
     behave(monkeypatch, gate_s1337=how)
     assert run(make()) == 1
@@ -37,7 +38,8 @@ def test_failed_cell_gets_its_status_and_a_row_and_the_rest_go_on(monkeypatch, c
     facts = read_json("results/t_latest.json")
     assert facts["verdicts"][0]["verdict"] == verdict
     assert facts["deltas"][0]["candidate_minus_control_bpb"] is None and status in facts["deltas"][0]["note"]
-    assert ("RuntimeError: made up" if how == "crash" else f"training nc_t_d4_gate_s1337: {how}") in capsys.readouterr().out  # its log
+    in_its_log = "RuntimeError: made up" if how == "crash" else f"training nc_t_d4_gate_s1337: {how}"
+    assert in_its_log in capsys.readouterr().out
 
 
 def test_failed_cell_is_resumed_next_time_and_a_divergence_is_final(monkeypatch):
@@ -69,7 +71,7 @@ def test_timeout_stops_a_cell_that_saves_and_goes_on_later(monkeypatch):
 
 def test_child_that_does_not_listen_is_killed_after_the_grace(monkeypatch):
     behave(monkeypatch, control_s1="deaf")
-    monkeypatch.setattr(runner, "ask_to_stop", functools.partial(runner.ask_to_stop, grace_sec=0.3))
+    monkeypatch.setattr(executor, "ask_to_stop", functools.partial(executor.ask_to_stop, grace_sec=0.3))
     start = time.monotonic()
     assert run(make(seeds=[1], timeout_sec=0.5)) == 1
     assert time.monotonic() - start < 10 and read_rows(HISTORY)[0]["run_status"] == "timeout"
@@ -86,7 +88,7 @@ def test_code_that_changed_stops_the_protocol_before_its_next_cell(monkeypatch):
 def test_cell_that_ran_on_other_code_is_no_result(monkeypatch):
     made = make(seeds=[1])
     monkeypatch.setenv("FAKE_TREE", "edited")
-    monkeypatch.setattr(protocol, "tree_hash", lambda: made.tree)  # the edit came just after the check
+    monkeypatch.setattr(protocol, "tree_hash", lambda: made.inputs.tree_hash)  # the edit came just after the check
     assert run(made) == 1
     assert "changed while the protocol ran" in read_json("results/t_latest.json")["runs"][0]["error"]
 
@@ -96,7 +98,8 @@ def test_arms_side_by_side_share_the_cores_and_give_the_same_results(monkeypatch
     alone = read_json("results/t_latest.json")
     assert run(make(jobs=2, fresh=True)) == 0
     together = read_json("results/t_latest.json")
-    assert [(r["arm"], r["seed"], r["val_bpb"]) for r in together["runs"]] == [(r["arm"], r["seed"], r["val_bpb"]) for r in alone["runs"]]
+    values = [[(r["arm"], r["seed"], r["val_bpb"]) for r in facts["runs"]] for facts in (together, alone)]
+    assert values[0] == values[1]
     assert len(ran()) == 8
     threads = [read_record(make().home, run["run_tag"])["threads"] for run in together["runs"]]
     assert threads == [max(1, os.cpu_count() // 2)] * 4
@@ -127,8 +130,8 @@ sys.exit(t.protocol.run(t.make(jobs=int(sys.argv[1]))))
 
 def stop_when_both_wait(jobs, cells, by=signal.SIGINT):
     """Start the protocol in a process of its own, stop it when `cells` are at step 10; (exit code, output)."""
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(jobs)], env={**os.environ, "PYTHONPATH": str(REPO_ROOT)},
-                              stdout=subprocess.PIPE, text=True)
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(jobs)], stdout=subprocess.PIPE, text=True,
+                              env={**os.environ, "PYTHONPATH": str(REPO_ROOT)})
     for cell in cells:
         metrics = make().home / "records" / f"nc_t_d4_{cell}" / "metrics.jsonl"
         while not (metrics.exists() and '"step": 10' in metrics.read_text()):
@@ -170,14 +173,17 @@ def test_stopped_cell_is_one_line_that_names_the_signal_that_came(monkeypatch, n
     lines = out[out.index("[1/4] control s1337: interrupted"):].splitlines()
     assert code == 130 and lines[1].startswith(f"  stopped by {name} at step 10; the same command goes on; log: ")
     assert lines[2].startswith("stopped; what was trained is saved.") and (name == "SIGINT" or "SIGINT" not in out)
-    assert read_json("results/t_latest.json")["runs"][0]["error"] == f"stopped by {name} at step 10; the same command goes on"
+    error = read_json("results/t_latest.json")["runs"][0]["error"]
+    assert error == f"stopped by {name} at step 10; the same command goes on"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_sigterm_and_a_closed_terminal_stop_as_ctrl_c_does():
     code = "import os, signal\nfrom nanochat.lab.protocol.runner import stop_on_signals\n{}stop_on_signals()\n" \
-           "try:\n    os.kill(os.getpid(), signal.{})\n    print('alive')\nexcept KeyboardInterrupt:\n    print('stopped')"
+           "try:\n    os.kill(os.getpid(), signal.{})\n    print('alive')\n" \
+           "except KeyboardInterrupt:\n    print('stopped')"
     for name, before, said in (("SIGTERM", "", "stopped"), ("SIGHUP", "", "stopped"),
                                ("SIGHUP", "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n", "alive")):  # under nohup
-        result = subprocess.run([sys.executable, "-c", code.format(before, name)], cwd=REPO_ROOT, capture_output=True, text=True)
+        result = subprocess.run([sys.executable, "-c", code.format(before, name)], cwd=REPO_ROOT, capture_output=True,
+                                text=True)
         assert result.stdout.strip() == said, result.stderr

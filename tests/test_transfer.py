@@ -17,6 +17,7 @@ from nanochat.common import REPO_ROOT, read_json
 from nanochat.gpt import GPTConfig, build_model
 from nanochat.lab.profiles import PROFILES
 from nanochat.lab.protocol import protocol
+from nanochat.lab.protocol.plan import Workload
 from nanochat.lab.protocol.results import curve
 from nanochat.lab.trees.patches import UPSTREAM_COMMIT, git
 from nanochat.lab.trees.tree_arms import make_all_arms
@@ -186,7 +187,7 @@ def test_protocol_of_two_arms_and_two_seeds_runs_on_upstream(trees, tmp_path, mo
     make_base(home, documents=1200, rows_per_group=256)
     arms = make_all_arms([], [f"control: tree={trees['plain']} patch={SEED}", f"gate: tree={trees['plain']} patch={SEED} patch={GATE} "
                               "flags=--symplectic-gate --symplectic-gate-mix=0.15"], [*FLAGS, "--no-compile", "--dtype=float32"], tmp_path)
-    made = protocol.Protocol("up", PROFILES["smoke-cpu"], arms, [1, 2], home)
+    made = protocol.Protocol("up", Workload(PROFILES["smoke-cpu"], home), arms, [1, 2])
     made.identify("data", "tok")
     assert protocol.run(made) == 0
     facts = read_json("results/up_latest.json")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from nanochat.common import read_json
 from nanochat.lab.profiles import PROFILES
+from nanochat.lab.protocol.plan import Workload
 from nanochat.lab.protocol.protocol import Protocol
 from nanochat.lab.protocol.results import curve
 from nanochat.lab.trees.tree_arms import make_all_arms
@@ -157,7 +158,8 @@ def arms_of(*texts, common=COMMON):
 
 
 def make(*texts, seeds=(1, 2), common=COMMON, **options):
-    made = Protocol("t", PROFILE, arms_of(*texts, common=common), list(seeds), PROFILE.home("base"), trainer=FAKE, **options)
+    workload = Workload(PROFILE, PROFILE.home("base"))
+    made = Protocol("t", workload, arms_of(*texts, common=common), list(seeds), trainer=FAKE, **options)
     made.identify("data", "tok")
     return made
 

@@ -23,7 +23,7 @@ class Arm:
     name: str
     flags: str  # what it adds to the control; empty for the control
     config: TrainConfig
-    tree_id = None  # identity of the code it runs; None = this repository as it is (lab/trees/tree_arms.py has the others)
+    tree_id = None  # identity of the code it runs; None = this repository as it is (others: lab/trees/tree_arms.py)
 
     @property
     def argument(self) -> str | None:
@@ -32,6 +32,14 @@ class Arm:
 
     def command(self, cell: "Cell", runner, resume: bool) -> list[str]:
         return [*runner.trainer, *to_argv(replace(cell.config, resume=resume))]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What cells are computed from, besides their options."""
+    dataset_id: str
+    tokenizer_id: str
+    tree_hash: str  # of this repository's code; an arm on another tree has its own
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,8 @@ def make_arms(candidates: list[str], common: list[str]) -> list[Arm]:
         name, flags = split_candidate(text, default_name)
         unnamed += name == default_name
         if name in [arm.name for arm in arms]:
-            raise ValueError(f"arm {name}: the name is taken; every candidate needs its own, as in --candidate='NAME: FLAGS'")
+            raise ValueError(f"arm {name}: the name is taken; every candidate needs its own, as in "
+                             "--candidate='NAME: FLAGS'")
         arms.append(parse_arm(name, flags, common))
     return arms
 
@@ -118,7 +127,8 @@ def parse_seeds(words) -> list[int]:
 
 
 def matched_budget(config: TrainConfig) -> str | None:
-    """The budget that ends a run whatever its shape: seconds of training, or FLOPs. None where steps or tokens a parameter do.
+    """The budget that ends a run whatever its shape: seconds of training, or FLOPs. None where steps or tokens a
+    parameter do.
 
     A wall budget ends a run only if its steps are not done before: whoever compares looks at the bound of each record.
     """
@@ -132,8 +142,8 @@ def matched_budget(config: TrainConfig) -> str | None:
 def profile_changes(control: Arm, arm: Arm, primary: str = "val_bpb") -> list[str]:
     """Profile options in which `arm` differs from the control: its runs are another workload.
 
-    Under one matched budget the shape of the model is a treatment like any other: what it costs is in the budget. Where the
-    time to one declared target decides, so is the length of the run: what it costs is in the time.
+    Under one matched budget the shape of the model is a treatment like any other: what it costs is in the budget. Where
+    the time to one declared target decides, so is the length of the run: what it costs is in the time.
     """
     budgets = {matched_budget(control.config), matched_budget(arm.config)}
     matched = len(budgets) == 1 and None not in budgets
@@ -154,8 +164,10 @@ def same_options(arms: list[Arm]) -> list[tuple[str, str]]:
 
 
 def refuse_rounded(arms: list[Arm], resolved: list[dict]):
-    """Raise ValueError for an arm whose options differ from an earlier arm's and resolve to the same run: it would be that arm
-    under another name, and its verdict one on nothing. resolved: asdict(cost.resolve(...)) of each arm. A/A arms are no trap.
+    """Raise ValueError for an arm whose options differ from an earlier arm's and resolve to the same run.
+
+    It would be that arm under another name, and its verdict one on nothing. resolved: asdict(cost.resolve(...)) of each
+    arm. A/A arms are no trap.
     """
     seen, told = [], tagged(FIELDS, "resolved")
     for arm, facts in zip(arms, resolved):
@@ -163,23 +175,23 @@ def refuse_rounded(arms: list[Arm], resolved: list[dict]):
         run = options, {name: value for name, value in facts.items() if name not in HOW_RESOLVED}
         for other, its_run in seen:
             if its_run == run and hashed_options(other.config) != hashed_options(arm.config):
-                raise ValueError(f"arm {arm.name}: {arm.flags or 'no flags'} resolves to the run of {other.name}; expected "
-                                 "another batch, rate, decay or length: choose values that survive the rounding, or leave "
-                                 "the arm out")
+                raise ValueError(f"arm {arm.name}: {arm.flags or 'no flags'} resolves to the run of {other.name}; "
+                                 "expected another batch, rate, decay or length: choose values that survive the "
+                                 "rounding, or leave the arm out")
         seen.append((arm, run))
 
 
-def make_cells(arms, seeds, label, dataset_id, tokenizer_id, tree, aa_offset=0) -> list[Cell]:
+def make_cells(arms: list[Arm], seeds: list[int], label: str, inputs: Inputs, aa_offset: int = 0) -> list[Cell]:
     """Seed by seed, arms taking turns to go first: a drift of the machine hits all of them.
 
     Two arms, three seeds: control a | a control | control a. aa_offset: added to the seeds that candidates train with,
     so that candidates with the control's options are other draws of the same noise.
     """
-    cells = []
+    cells, ids = [], (inputs.dataset_id, inputs.tokenizer_id)
     for i, seed in enumerate(seeds):
         for arm in arms[i % len(arms):] + arms[:i % len(arms)]:
             tag = "_".join(["nc", *([label] if label else []), f"d{arm.config.depth}", arm.name, f"s{seed}"])
             config = replace(arm.config, seed=seed + (aa_offset if arm is not arms[0] else 0), model_tag=tag)
-            hashed = config_hash(config, dataset_id, tokenizer_id, arm.tree_id or tree)
-            cells.append(Cell(arm, seed, config, tag, hashed, dataset_id, tokenizer_id))
+            hashed = config_hash(config, *ids, arm.tree_id or inputs.tree_hash)
+            cells.append(Cell(arm, seed, config, tag, hashed, *ids))
     return cells

@@ -1,16 +1,23 @@
 """
-One run as the lab compares it: an entry of runs[] in results/<label>_latest.json, with a name and a type for each value.
+One run as the lab compares it, with a name and a type for each value.
 
-    run = RunSummary.from_json(entry, "results/mix005_latest.json")
+    run = RunSummary.of_record(record, arm="gate", label="mix005")  # from its run.json
+    run = RunSummary.from_json(entry, "results/mix005_latest.json")  # from an entry of runs[] in a result file
     run.val_bpb  # bits per byte, or None where it was not measured
 
-The first 17 fields are the columns of ideas/history_schema.csv, in its order. The others are what that file has no
-column for. None means that a value was not measured or is not known.
+The first 17 fields are the columns of ideas/history_schema.csv, in its order; the others have no column there. The row
+of the ledger is made from a run too (lab/ledger/experiments.py). None means that a value was not measured or is not
+known.
 """
 
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import get_args, get_type_hints
+
+OF_RECORD = ("resumed_from_step", "error", "config_hash", "profile_hash", "command", "started_at", "run_id",
+             "git_commit", "dirty", "threads", "dataset_id", "tokenizer_id")
+OF_RESULTS = ("trained_tokens", "min_val_bpb", "steps", "bound", "final_train_loss", "tok_per_sec_median",
+              "dt_median_ms", "peak_mem_mib")
 
 
 @dataclass(frozen=True)
@@ -62,19 +69,43 @@ class RunSummary:
         return {name: getattr(self, name) for name in _types()}
 
     @classmethod
+    def of_record(cls, record: dict, **told) -> "RunSummary":
+        """The run of a run.json, which is {} where the run left none.
+
+        told: fields that the caller knows. They stand in for what the record says, because a run that was killed still
+        says "running", and the hash of a cell is that of what was asked for.
+        """
+        parts = (record.get(key) or {} for key in ("config", "resolved", "clocks", "results", "device"))
+        config, resolved, clocks, results, device = parts
+        status = told.get("run_status") or {"running": "crash"}.get(record.get("status"), record.get("status"))
+        load = max((x for x in (record.get("load_start"), record.get("load_end")) if x is not None), default=None)
+        said = {name: record.get(name) for name in OF_RECORD} | {name: results.get(name) for name in OF_RESULTS} | {
+            "seed": config.get("seed"), "window_pattern": config.get("window_pattern"),
+            "num_iterations": resolved.get("num_iterations"), "run_status": status,
+            "val_bpb": results.get("val_bpb") if status == "ok" else None,  # that of a run's end
+            "duration_sec": rounded(clocks.get("wall_time_sec"), 3), "training_sec": clocks.get("total_training_time"),
+            "avg_tok_per_sec": rounded(results.get("avg_tok_per_sec"), 1), "device": device.get("name"), "load": load}
+        return cls(**{**said, **told})
+
+    @classmethod
     def from_json(cls, entry: dict, source="runs[]") -> "RunSummary":
         """The run of an entry. Keys that are unknown are left out, and a missing key is None.
 
         source: the file, for the message. Raises ValueError for an entry that is no object, or a value of another type.
         """
         if not isinstance(entry, dict):
-            raise ValueError(f"{source}: a run is {entry!r}, expected an object; run its protocol again")
+            raise ValueError(f"{source}: a run is {entry!r}, expected an object; move the file away and "
+                             "run its protocol again")
         known = {name: entry[name] for name in _types() if entry.get(name) is not None}
         for name, value in known.items():
             if not _is_of(value, kind := _types()[name]):
                 raise ValueError(f"{source}: {name} of a run is {value!r}, expected {kind.__name__} or null; "
-                                 "run its protocol again")
+                                 "move the file away and run its protocol again")
         return cls(**known)
+
+
+def rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
 
 
 @cache

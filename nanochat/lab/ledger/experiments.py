@@ -22,6 +22,7 @@ from nanochat.lab.arms import CONTROL
 from nanochat.lab.csv_file import append_row, read_schema, read_typed
 from nanochat.lab.ledger.workload import option_differences
 from nanochat.lab.metrics import METRICS
+from nanochat.lab.runs import RunSummary
 from nanochat.lab.verdict.time_to_target import crossing, extrapolate
 
 LEDGER = Path(os.environ.get("NANOCHAT_LEDGER") or REPO_ROOT / "dev" / "ledger" / "experiments.csv")
@@ -30,8 +31,13 @@ BOOLS = ("dirty", "overloaded")
 INTEGERS = ("seed", "depth", "max_seq_len", "device_batch_size", "total_batch_size", "threads", "num_iterations",
             "effective_total_batch_size", "trained_tokens")
 FLOATS = ("target_param_data_ratio", "warmdown_ratio", "target_metric_threshold", "time_to_target_sec_measured",
-          "time_to_target_sec_extrapolated", "tok_per_sec_median", "dt_median_ms", "wall_time_sec", "final_train_loss", "min_val_bpb",
-          "peak_mem_mib", "load", "effective_ratio", "tau", "compile_sec", "eval_sec", "val_bpb", "training_sec")
+          "time_to_target_sec_extrapolated", "tok_per_sec_median", "dt_median_ms", "wall_time_sec", "final_train_loss",
+          "min_val_bpb", "peak_mem_mib", "load", "effective_ratio", "tau", "compile_sec", "eval_sec", "val_bpb",
+          "training_sec")
+# Columns that are fields of RunSummary by the same name.
+OF_RUN = ("git_commit", "profile_hash", "dirty", "threads", "dataset_id", "tokenizer_id", "command",
+          "tok_per_sec_median", "dt_median_ms", "final_train_loss", "min_val_bpb", "peak_mem_mib", "trained_tokens",
+          "training_sec", "val_bpb", "load", "overloaded", "arm", "label", "declared_at")
 CURVES = {"val_bpb": "val/bpb", "train_loss": "train/smooth_loss"}  # target metric -> key in metrics.jsonl
 
 
@@ -42,40 +48,50 @@ def schema() -> list[str]:
 # -----------------------------------------------------------------------------
 # Writing
 
-def row_of_record(record: dict, metrics_rows, *, label, arm, profile, target=None, declared_at=None, overloaded=None,
-                  patch_hash=None, known=None) -> dict:
-    """The row of a run, in schema order.
+def row_of_record(record: dict, metrics_rows, target=None, **told) -> dict:
+    """row_of_run of a record alone. told: fields of RunSummary that a record does not have, such as arm and label."""
+    return row_of_run(RunSummary.of_record(record, **told), record, metrics_rows, target)
 
-    record: run.json, or {} of a run that left none; metrics_rows: its metrics.jsonl. target: {"metric", "threshold"}.
-    known: columns that the caller knows, taken where the record is silent, and its status in any case (a run that
-    was killed still says "running").
+
+def row_of_run(run: RunSummary, record: dict, metrics_rows, target=None) -> dict:
+    """The row of a run, in schema order: the columns that `run` has, and what its record says beyond them.
+
+    record: the run.json that `run` was made of, or {}; metrics_rows: its metrics.jsonl.
+    target: {"metric", "threshold"}. Raises ValueError for a metric that has no curve.
     """
-    config, done, results, clocks = (record.get(key) or {} for key in ("config", "resolved", "results", "clocks"))
-    status = (known or {}).get("status") or {"running": "crash"}.get(record.get("status"), record.get("status"))
-    device, load = record.get("device") or {}, [x for x in (record.get("load_start"), record.get("load_end")) if x is not None]
+    config, done, clocks = (record.get(key) or {} for key in ("config", "resolved", "clocks"))
     row = dict.fromkeys(schema())
     row |= {name: config.get(name) for name in row if name in FIELDS}  # what was resolved replaces some of them below
-    row |= {name: record.get(name) for name in ("git_commit", "run_id", "profile_hash", "config_hash", "dirty", "threads", "dataset_id",
-                                                "tokenizer_id", "tree_hash", "command")}
-    row |= {name: results.get(name) for name in ("tok_per_sec_median", "dt_median_ms", "final_train_loss", "min_val_bpb", "peak_mem_mib",
-                                                 "trained_tokens")}
+    row |= {name: getattr(run, name) for name in OF_RUN}
+    row |= {name: record.get(name) for name in ("run_id", "config_hash", "tree_hash", "patch_hash")}
     row |= {name: clocks.get(name) for name in ("wall_time_sec", "compile_sec", "eval_sec")}
-    row |= {name: done.get(name) for name in ("effective_ratio", "num_iterations", "tau")}
+    row |= {name: done.get(name) for name in ("effective_ratio", "num_iterations", "total_batch_size", "tau")}
     row |= _target_cells(metrics_rows, target)
     row |= {
-        "timestamp": record.get("started_at"), "experiment_name": label or record.get("run_id"), "arm": arm, "label": label,
-        "profile": profile, "status": status, "total_batch_size": done.get("total_batch_size"),
-        "effective_total_batch_size": done.get("total_batch_size"), "training_sec": clocks.get("total_training_time"),
-        "val_bpb": results.get("val_bpb") if status == "ok" else None,  # that of a run's end
-        "target_param_data_ratio": config.get("target_param_data_ratio") if done.get("horizon") == "target_param_data_ratio" else None,
-        "device": ": ".join(filter(None, (device.get("kind"), device.get("name")))) or None,
-        "versions": " ".join(f"{name}={version}" for name, version in (record.get("versions") or {}).items()) or None,
-        "load": max(load, default=None), "overloaded": overloaded, "patch_hash": patch_hash or record.get("patch_hash"),
-        "bound": record.get("bound") or results.get("bound") or (done.get("horizon") if status == "ok" else None),
-        "declared_at": declared_at,
+        "timestamp": record.get("started_at"), "experiment_name": run.label or record.get("run_id"),
+        "profile": run.recipe, "status": run.run_status, "effective_total_batch_size": done.get("total_batch_size"),
+        "target_param_data_ratio": config.get("target_param_data_ratio") if _by_ratio(done) else None,
+        "device": _device(record.get("device") or {}), "versions": _versions(record.get("versions") or {}),
+        "bound": record.get("bound") or run.bound or (done.get("horizon") if run.run_status == "ok" else None),
     }
-    row |= {name: value for name, value in (known or {}).items() if row[name] is None}
+    # What a record does not say is known from the cell. Elsewhere the record is right: in an A/A protocol the seed of a
+    # candidate's training is not that of its pair, and code that was edited meanwhile gives another hash.
+    of_cell = {"run_id": run.run_tag, "seed": run.seed, "config_hash": run.config_hash,
+               "timestamp": run.started_at or run.timestamp}
+    row |= {name: value for name, value in of_cell.items() if row[name] is None}
     return {name: _measured(value) for name, value in row.items()}
+
+
+def _by_ratio(resolved: dict) -> bool:
+    return resolved.get("horizon") == "target_param_data_ratio"
+
+
+def _device(device: dict) -> str | None:
+    return ": ".join(filter(None, (device.get("kind"), device.get("name")))) or None
+
+
+def _versions(versions: dict) -> str | None:
+    return " ".join(f"{name}={version}" for name, version in versions.items()) or None
 
 
 def _target_cells(metrics_rows, target) -> dict:
@@ -116,7 +132,8 @@ def identity(row: dict) -> tuple:
 
 def is_of(record: dict | None, row: dict) -> bool:
     """Whether a stored record still is the run of `row`."""
-    return bool(record) and (record.get("config_hash"), record.get("started_at")) == (row["config_hash"], row["timestamp"])
+    key = row["config_hash"], row["timestamp"]
+    return bool(record) and (record.get("config_hash"), record.get("started_at")) == key
 
 
 # -----------------------------------------------------------------------------
@@ -142,7 +159,8 @@ def read(path, where=(), last: int | None = None, **filters) -> list[dict]:
     filters: column=value, None for an empty cell; where: more conditions, (column, "=" | "<" | ">", value); last: only
     the newest of them. Raises ValueError for another header or a cell that is no value of its column.
     """
-    return read_typed(path, schema(), parse_cell, [*((name, "=", value) for name, value in filters.items()), *where], last)
+    conditions = [*((name, "=", value) for name, value in filters.items()), *where]
+    return read_typed(path, schema(), parse_cell, conditions, last)
 
 
 # -----------------------------------------------------------------------------
@@ -167,7 +185,10 @@ def value_of(row: dict, metric: str) -> float | None:
 
 
 def bank(rows, profile_hash: str, metric: str, exclude_seeds=()) -> Bank:
-    """The banked runs of a profile. Raises ValueError for a spread of zero, and for a target that a banked run missed."""
+    """The banked runs of a profile.
+
+    Raises ValueError for a spread of zero, and for a target that a banked run missed.
+    """
     runs, left_out = banked_runs(rows, profile_hash, exclude_seeds)
     if metric == "time_to_target":
         runs = _same_target(runs, left_out)
@@ -178,8 +199,8 @@ def bank(rows, profile_hash: str, metric: str, exclude_seeds=()) -> Bank:
     if len(values) < 2:
         return Bank(values, None, 0, left_out, seeds)
     if np.ptp(values) <= 1e-12 * max(map(abs, values)):
-        raise ValueError(f"the {len(values)} banked runs of profile {profile_hash[:8]} have one and the same {metric}: they are copies; "
-                         "bank runs of different seeds")
+        raise ValueError(f"the {len(values)} banked runs of profile {profile_hash[:8]} have one and the same {metric}: "
+                         "they are copies; bank runs of different seeds")
     return Bank(values, float(np.std(values, ddof=1)), len(values) - 1, left_out, seeds)
 
 

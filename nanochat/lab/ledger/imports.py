@@ -9,18 +9,23 @@ from pathlib import Path
 
 from nanochat.common import read_json
 from nanochat.lab.profiles import PROFILES
-from nanochat.record import EMA_BETA, read_metrics
+from nanochat.lab.trees.metas import read_metas
+from nanochat.record import read_metrics
 from nanochat.stage import BASE
 
 
 def find_run(what: str, base_dir) -> tuple[dict, list[dict], str | None]:
-    """(record, metrics rows, name of the profile whose home it is in). Raises ValueError where there is not exactly one."""
+    """(record, metrics rows, name of the profile whose home it is in).
+
+    Raises ValueError where there is not exactly one run of this name.
+    """
     folders = [_folder(Path(what))] if Path(what).exists() else _by_id(what, Path(base_dir))
     if not folders:
         raise ValueError(f"{what}: no such path, and no run of this id in {base_dir} or {Path(base_dir) / 'lab'}; "
                          "give the folder of its run.json, or NANOCHAT_BASE_DIR")
     if len(folders) > 1:
-        raise ValueError(f"{what}: {len(folders)} runs have this id; give the path of one: {', '.join(map(str, folders))}")
+        raise ValueError(f"{what}: {len(folders)} runs have this id; give the path of one: "
+                         f"{', '.join(map(str, folders))}")
     folder = folders[0].resolve()
     profile = folder.parent.parent.name
     profile = profile if profile in PROFILES and folder.parent.parent.parent.name == "lab" else None
@@ -55,23 +60,16 @@ def _by_id(run_id: str, base_dir: Path) -> list[Path]:
 
 def record_of_metas(folder: Path) -> tuple[dict, list[dict]]:
     """An upstream checkpoint as (record, metrics rows), as far as its meta files go."""
-    metas = sorted((read_json(path) for path in folder.glob("meta_*.json")), key=lambda meta: meta["step"])
-    last, rows = metas[-1], []
-    for meta in metas:
-        if meta.get("val_bpb") is not None:
-            rows.append({"step": meta["step"], "val/bpb": meta["val_bpb"], "total_training_time": _loop(meta).get("total_training_time")})
-    config, step, loop = last.get("user_config") or {}, last["step"], _loop(last)
+    metas = read_metas(folder)
+    last, config = metas[-1], metas[-1].user_config
     asked = config.get("num_iterations", -1)
-    smooth, batch = loop.get("smooth_train_loss"), last.get("total_batch_size")
-    return {
-        "run_id": folder.name, "config": config, "status": ("ok" if step >= asked else "interrupted") if asked > 0 else None,
-        "resolved": {"num_iterations": asked if asked > 0 else None, "total_batch_size": batch},
-        "clocks": {"total_training_time": loop.get("total_training_time")},
-        "results": {"val_bpb": last.get("val_bpb"), "min_val_bpb": loop.get("min_val_bpb"),
-                    "final_train_loss": smooth / (1 - EMA_BETA ** step) if smooth and step else None,
-                    "trained_tokens": step * batch if batch else None},
-    }, rows
-
-
-def _loop(meta: dict) -> dict:
-    return meta.get("loop_state") or {}
+    status = ("ok" if last.step >= asked else "interrupted") if asked > 0 else None
+    record = {
+        "run_id": folder.name, "config": config, "status": status,
+        "resolved": {"num_iterations": asked if asked > 0 else None, "total_batch_size": last.total_batch_size},
+        "clocks": {"total_training_time": last.training_sec},
+        "results": {"val_bpb": last.val_bpb, "min_val_bpb": last.min_val_bpb, "final_train_loss": last.train_loss,
+                    "trained_tokens": last.trained_tokens}}
+    rows = [{"step": meta.step, "val/bpb": meta.val_bpb, "total_training_time": meta.training_sec}
+            for meta in metas if meta.val_bpb is not None]
+    return record, rows

@@ -20,6 +20,7 @@ from nanochat.config import FIELDS
 from nanochat.lab.commands import RESULTS_DIR
 from nanochat.lab.ledger.workload import words_of
 from nanochat.lab.profiles import PROFILES
+from nanochat.lab.runs import RunSummary
 from nanochat.options import flag, tagged
 from nanochat.record import read_record
 from nanochat.stage import BASE
@@ -48,23 +49,29 @@ class Rerun:
 
     def describe(self) -> str:
         row = self.row
-        lines = [f"git checkout {row['git_commit']}" + ("  # and changes that were not committed" if row["dirty"] else "")]
+        changed = "  # and changes that were not committed" if row["dirty"] else ""
+        lines = [f"git checkout {row['git_commit']}{changed}"]
         lines += [f"git apply  # the patch {row['patch_hash']}"] if row["patch_hash"] else []
-        command = row["command"] if row["patch_hash"] else to_paste(row["command"])  # a patched tree has no .venv of its own
+        # A patched tree has no .venv of its own.
+        command = row["command"] if row["patch_hash"] else to_paste(row["command"])
         return "\n".join([*lines, f"export NANOCHAT_BASE_DIR={shlex.quote(str(self.home))}", command])
 
     def refuse_patched(self):
-        """Raise ValueError, naming what does it instead, for a row that ran with a patch: of the patch it has only the hash."""
+        """Raise ValueError for a row that ran with a patch, naming the command that does it instead.
+
+        Of the patch the row has only the hash.
+        """
         if not self.row["patch_hash"]:
             return
         label = self.row["label"] or "protocol"
         path = RESULTS_DIR / f"{label}_latest.json"
         command = protocol_of(self.row, path)
         instead = f"\n  {to_paste(command)} --fresh" if command else \
-            f" the command of label {label}, with the same --arm and --fresh ({path}, where it would stand, is not of this run)"
+            f" the command of label {label}, with the same --arm and --fresh ({path}, where it would stand, " \
+            "is not of this run)"
         raise ValueError(f"row {self.row['row']} ran with a patch, and a row keeps the hash of a patch "
-                         f"({self.row['patch_hash'][:HASH_LETTERS]}), not its text and not its tree: it cannot be made again from the row "
-                         f"alone. Run its protocol anew, which applies the patch:{instead}")
+                         f"({self.row['patch_hash'][:HASH_LETTERS]}), not its text and not its tree: it cannot be "
+                         f"made again from the row alone. Run its protocol anew, which applies the patch:{instead}")
 
     def argv(self) -> list[str]:
         """The options of the command, under this run's own tag."""
@@ -83,9 +90,11 @@ class Rerun:
         with worktree(self.row["git_commit"], self.repo) as tree:
             if self.row["tree_hash"] and tree_hash(tree) != self.row["tree_hash"]:
                 say("the code of the commit is not the code of the row, which had changes that were not committed")
-            environment = {**os.environ, "NANOCHAT_BASE_DIR": str(self.home), "OMP_NUM_THREADS": str(self.row["threads"] or 1)}
+            environment = {**os.environ, "NANOCHAT_BASE_DIR": str(self.home),
+                           "OMP_NUM_THREADS": str(self.row["threads"] or 1)}
             before = read_record(self.home, self.tag)
-            code = subprocess.run([sys.executable, "-m", BASE.command, *self.argv()], cwd=tree, env=environment).returncode
+            command = [sys.executable, "-m", BASE.command, *self.argv()]
+            code = subprocess.run(command, cwd=tree, env=environment).returncode
         record = read_record(self.home, self.tag)
         if record is None or record == before:
             raise ValueError(f"the run ended with exit code {code} and left no record")
@@ -94,12 +103,14 @@ class Rerun:
     def compare(self, record: dict) -> tuple[bool, list[str]]:
         """(whether val_bpb came out again, to the last bit; what to know about it)."""
         old, new = self.row["val_bpb"], (record.get("results") or {}).get("val_bpb")
-        lines = [f"{name}: {self.row[name]} then, {record.get(name)} now" for name in ("dataset_id", "tokenizer_id", "threads", "tree_hash")
-                 if self.row[name] != record.get(name)]
+        same = ("dataset_id", "tokenizer_id", "threads", "tree_hash")
+        lines = [f"{name}: {self.row[name]} then, {record.get(name)} now"
+                 for name in same if self.row[name] != record.get(name)]
         versions = " ".join(f"{name}={version}" for name, version in (record.get("versions") or {}).items())
         lines += [f"versions: {self.row['versions']} then, {versions} now"] if self.row["versions"] != versions else []
         if record.get("status") != self.row["status"] or old is None or new is None:
-            return False, [*lines, f"not reproduced: {self.row['status']} with val_bpb {old} then, {record.get('status')} with {new} now"]
+            return False, [*lines, f"not reproduced: {self.row['status']} with val_bpb {old} then, "
+                                   f"{record.get('status')} with {new} now"]
         if old == new:
             return True, [*lines, f"reproduced: val_bpb {new} to the last bit"]
         return False, [*lines, f"not reproduced: val_bpb {old} then, {new} now, a difference of {new - old:+.3g}"]
@@ -109,7 +120,8 @@ def protocol_of(row: dict, path) -> str | None:
     """The command of the protocol whose result file is at `path`, if it is the one that the row's run belongs to."""
     try:
         facts = read_json(path)
-        known = {(run["run_id"], run["config_hash"]) for run in facts["runs"]}
+        runs = [RunSummary.from_json(run, path) for run in facts["runs"]]
+        known = {(run.run_id, run.config_hash) for run in runs}
         return facts["settings"]["command"] if (row["run_id"], row["config_hash"]) in known else None
     except (OSError, ValueError, KeyError):
         return None

@@ -33,14 +33,17 @@ class Running:
         return (self.step - self.warm[0], now - self.warm[1]) if self.warm else (0, 0.0)
 
     def start(self) -> tuple[int, float]:
-        """(steps, seconds) until it was warm: imports, building, the first validation, the first step, which may compile."""
+        """(steps, seconds) until it was warm: imports, building, the first validation, the first step, which may
+        compile."""
         return self.warm[0] - self.first, self.warm[1] - self.begun
 
 
 class Progress:
-    """ETA = for each cell left, what starting took so far, and its steps at the pace so far, over the cells that run side by side.
+    """ETA = for each cell left, what starting took so far, and its steps at the pace so far, over the cells that run
+    side by side.
 
-    Both are taken over the cells of this session; validation is in the pace. `name` tells apart the cells that are running.
+    Both are taken over the cells of this session; validation is in the pace. `name` tells apart the cells that are
+    running.
     """
 
     def __init__(self, n_cells: int, n_to_run: int, out=None, clock=time.monotonic):

@@ -6,8 +6,8 @@ the verdict is read from. `run` is everything between parsed arguments and the e
 """
 
 import contextlib
-import math
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,18 +16,19 @@ from filelock import FileLock, Timeout
 from nanochat.code_identity import tree_hash
 from nanochat.common import to_paste
 from nanochat.config import profile_hash
-from nanochat.lab.arms import NAME, Arm, Cell, make_cells, same_options
+from nanochat.lab.arms import NAME, Arm, Cell, Inputs, make_cells, same_options
 from nanochat.lab.commands import EXIT_FAILED_CELL, EXIT_INTERRUPTED, EXIT_OK, RESULTS_DIR
 from nanochat.lab.profiles import Profile
+from nanochat.lab.protocol.executor import Executor, LocalExecutor
+from nanochat.lab.protocol.plan import Plan, Workload
 from nanochat.lab.protocol.progress import Progress
 from nanochat.lab.protocol.results import Results, curve
-from nanochat.lab.protocol.runner import TRAINER, Outcome
+from nanochat.lab.protocol.runner import TRAINER, Outcome, Runner
 from nanochat.lab.protocol.session import Session
 from nanochat.lab.report.html import write_report
 from nanochat.lab.report.plots import draw_protocol
 from nanochat.lab.report.result_file import ResultFile
 from nanochat.lab.report.text import failure, results_table, run_line
-from nanochat.lab.runs import RunSummary
 from nanochat.lab.trees.tree_arms import check_seeds
 from nanochat.lab.verdict import gates
 
@@ -38,19 +39,10 @@ AA_OFFSET = 1_000_000  # between the seeds of a pair in an A/A protocol
 @dataclass
 class Protocol:
     label: str
-    profile: Profile
+    workload: Workload
     arms: list[Arm]  # control first
     seeds: list[int]
-    home: Path  # base dir of the cells
-    common_flags: list[str] = field(default_factory=list)  # of all arms, as the user gave them
-    machine_flags: list[str] = field(default_factory=list)  # of all arms, as profiles.machine_flags chose them
-    min_gain: float | None = None  # in the unit of the primary metric; the smallest gain worth having
-    primary: str = "val_bpb"
-    fallback: str | None = None  # judged where a candidate misses the target
-    target_bpb: float | None = None  # None: from the bank
-    noise: str = "bank"  # or "own": the differences alone
-    until_decided: bool = False  # seeds are added at the declared looks
-    aa: bool = False  # every candidate is the control on other seeds
+    plan: Plan = Plan()
     ledger: Path | None = None  # rows go here
     bank: Path | None = None  # the banked runs come from here; None = from the ledger
     machine: str = ""  # name of the device; a bank is of one machine
@@ -59,26 +51,29 @@ class Protocol:
     jobs: int = 1  # cells that run side by side, each on its share of the cores
     results_dir: Path = RESULTS_DIR
     trainer: tuple = TRAINER
-    cells: list[Cell] = field(default_factory=list, init=False)  # made by identify
+    executor: Callable[[Runner], Executor] = LocalExecutor  # where the cells are trained
+    inputs: Inputs | None = field(default=None, init=False)  # these three are made by identify
+    profile_hash: str | None = field(default=None, init=False)
+    cells: list[Cell] = field(default_factory=list, init=False)
 
     def __post_init__(self):
         if self.label and not NAME.fullmatch(self.label):
-            raise ValueError(f"--label={self.label}: expected letters, digits, '.', '_' and '-'; it names files and folders")
-        if self.min_gain is not None and not (math.isfinite(self.min_gain) and self.min_gain > 0):
-            raise ValueError(f"--min-gain={self.min_gain}: expected bits per byte above 0")
+            raise ValueError(f"--label={self.label}: expected letters, digits, '.', '_' and '-'; "
+                             "it names files and folders")
         if self.timeout_sec is not None and not self.timeout_sec > 0:
             raise ValueError(f"--timeout-minutes={self.timeout_sec / 60:g}: expected minutes above 0")
         if self.jobs < 1:
             raise ValueError(f"--jobs={self.jobs}: expected 1 or more")
-        if self.jobs > 1 and self.arms[0].config.device_type != "cpu":
-            raise ValueError(f"--jobs={self.jobs}: cells share cores, not a {self.arms[0].config.device_type or 'device'}; leave it at 1")
+        device_type = self.arms[0].config.device_type
+        if self.jobs > 1 and device_type != "cpu":
+            raise ValueError(f"--jobs={self.jobs}: cells share cores, not a {device_type or 'device'}; leave it at 1")
         check_seeds(self.arms, self.seeds)
         self.results = Results(self.results_dir, self.name)  # a foreign history is refused here
 
     def identify(self, dataset_id: str, tokenizer_id: str):
         """Fix what the cells are computed from; their hashes follow."""
-        self.dataset_id, self.tokenizer_id, self.tree = dataset_id, tokenizer_id, tree_hash()
-        self.cells = make_cells(self.arms, self.seeds, self.label, dataset_id, tokenizer_id, self.tree, AA_OFFSET if self.aa else 0)
+        self.inputs = Inputs(dataset_id, tokenizer_id, tree_hash())
+        self.cells = make_cells(self.arms, self.seeds, self.label, self.inputs, AA_OFFSET if self.plan.aa else 0)
         control = self.arms[0].config
         self.profile_hash = profile_hash(control, control.device_type or "cpu", dataset_id, tokenizer_id)
 
@@ -86,21 +81,23 @@ class Protocol:
     def name(self) -> str:
         return self.label or "protocol"
 
+    @property
+    def profile(self) -> Profile:
+        return self.workload.profile
+
+    @property
+    def home(self) -> Path:
+        return self.workload.home
+
     def command(self, seeds=None) -> str:
         """The public command that means this protocol, or the same with other seeds."""
+        common = self.workload.common_flags
         words = ["python", "-m", "scripts.protocol", f"--profile={self.profile.name}"]
         words += [f"--label={self.label}"] if self.label else []
         words += ["--seeds", *map(str, seeds or self.seeds)]
-        words += [f"--flags={shlex.join(self.common_flags)}"] if self.common_flags else []
+        words += [f"--flags={shlex.join(common)}"] if common else []
         words += [arm.argument for arm in self.arms if arm.argument]
-        words += [f"--min-gain={self.min_gain:g}"] if self.min_gain else []
-        words += [f"--primary={self.primary}"] if self.primary != "val_bpb" else []
-        words += [f"--fallback={self.fallback}"] if self.fallback else []
-        words += [f"--target-bpb={self.target_bpb:g}"] if self.target_bpb is not None else []
-        words += [f"--noise={self.noise}"] if self.noise != "bank" else []
-        words += ["--until=decided", f"--max-seeds={len(self.seeds)}"] if self.until_decided else []
-        words += ["--aa"] if self.aa else []
-        return shlex.join(words)
+        return shlex.join([*words, *self.plan.words(max_seeds=len(self.seeds))])
 
 
 def run(protocol: Protocol, say=print) -> int:
@@ -116,7 +113,8 @@ def run(protocol: Protocol, say=print) -> int:
             _announce_cells(session, cells, left, say)
             if run_cells(session, left):
                 session.write()
-                say(f"stopped; what was trained is saved. Go on with the same command:\n  {to_paste(protocol.command())}")
+                say("stopped; what was trained is saved. Go on with the same command:\n"
+                    f"  {to_paste(protocol.command())}")
                 return EXIT_INTERRUPTED
         facts = session.write()
         report_results(session, facts, say)
@@ -128,7 +126,7 @@ def batches(session: Session):
     protocol, done = session.protocol, 0
     for look in session.declaration.looks:
         if done:
-            decided = gates.is_decided(session.declaration, [RunSummary.from_json(run) for run in session.ordered_runs()])
+            decided = gates.is_decided(session.declaration, session.ordered_runs())
             if all(decided.values()):
                 return
         skipped = [name for name, no_use in decided.items() if no_use] if done else []
@@ -142,40 +140,41 @@ def run_cells(session: Session, cells: list[Cell]) -> bool:
 
     Raises ValueError when the code is no longer what the cells' hashes say: arms must not run on different code.
     """
-    runner, protocol = session.runner, session.protocol
+    executor, protocol = session.executor, session.protocol
     progress = Progress(len(session.runs) + len(cells), len(cells))
     waiting, running = list(cells), []
     try:
         while waiting or running:
             while waiting and len(running) < protocol.jobs:
                 _check_tree(session)
-                running.append(runner.start(waiting.pop(0)))
+                running.append(executor.submit(waiting.pop(0)))
                 progress.begin(running[-1].cell.title)
             for attempt in list(running):
-                outcome = runner.wait(attempt, POLL_SEC / len(running))
-                progress.update(attempt.cell.title, *runner.position(attempt))
+                outcome = executor.poll(attempt, POLL_SEC / len(running))
+                progress.update(attempt.cell.title, *executor.position(attempt))
                 if outcome:
                     running.remove(attempt)
                     _tell(session, progress, attempt.cell, outcome)
             progress.show()
     except KeyboardInterrupt as e:
-        for attempt, outcome in zip(running, runner.stop(running, by=str(e) or "SIGINT")):
+        for attempt, outcome in zip(running, executor.stop(running, by=str(e) or "SIGINT")):
             _tell(session, progress, attempt.cell, outcome)
         return True
     except BaseException:  # a full disk, edited code: what runs is saved before the protocol leaves
-        runner.stop(running)
+        executor.stop(running)
         raise
     return False
 
 
 def _check_tree(session):
-    if tree_hash() != session.protocol.tree:
-        raise ValueError(f"the code of the trainer changed since this protocol began ({len(session.runs)} cells are done): "
-                         "put it back and start it again to go on, or start it again to run every cell on the new code")
+    if tree_hash() != session.protocol.inputs.tree_hash:
+        raise ValueError(f"the code of the trainer changed since this protocol began ({len(session.runs)} cells are "
+                         "done): put it back and start it again to go on, or start it again to run every cell on the "
+                         "new code")
 
 
 def _tell(session, progress, cell: Cell, outcome: Outcome):
-    row = RunSummary.from_json(session.finish(cell, outcome))
+    row = session.finish(cell, outcome)
     progress.end(cell.title)
     done = progress.n_cells - progress.n_to_run + progress.done_cells
     progress.say(f"[{done}/{progress.n_cells}] {run_line(row, outcome.elapsed_sec)}")
@@ -188,7 +187,8 @@ def report_results(session: Session, facts: ResultFile, say=print):
     protocol, written = session.protocol, [session.results.latest, session.results.history]
     say(results_table(facts))
     curves = {(run.arm, run.seed): curve(protocol.home, run.run_tag) for run in facts.runs}
-    if draw_protocol(session.results.picture, protocol.name, [arm.name for arm in protocol.arms], curves, facts.deltas):
+    names = [arm.name for arm in protocol.arms]
+    if draw_protocol(session.results.picture, protocol.name, names, curves, facts.deltas):
         written.append(session.results.picture)
     if session.declaration.noise_source == "none":
         more = protocol.seeds + [max(protocol.seeds) + i for i in range(1, 6 - len(protocol.seeds))]
@@ -203,16 +203,16 @@ def report_results(session: Session, facts: ResultFile, say=print):
 def _announce(session, changed, say):
     p = session.protocol
     say(f"protocol {p.name}: profile {p.profile.name} ({p.profile.about})")
-    if p.machine_flags + p.common_flags:
-        say(f"  every arm: {shlex.join(p.machine_flags + p.common_flags)}")
+    if p.workload.added_flags:
+        say(f"  every arm: {shlex.join(p.workload.added_flags)}")
     for arm in p.arms:
         say(f"  {arm.name}: {arm.flags or 'the profile as it is'}")
     for a, b in same_options(p.arms):
         say(f"  {b} has the options of {a}: an A/A comparison, differences should be exactly 0")
     for arm in session.declaration.arms:
         if arm.profile_changes:
-            say(f"  {arm.name} changes the workload ({'; '.join(arm.profile_changes)}): it is run and shown, and gets no "
-                "verdict")
+            say(f"  {arm.name} changes the workload ({'; '.join(arm.profile_changes)}): "
+                "it is run and shown, and gets no verdict")
     for line in changed:
         say(f"  new declaration, {line}")
 
@@ -220,7 +220,8 @@ def _announce(session, changed, say):
 def _announce_cells(session, cells, left, say):
     reused = [cell.title for cell in cells if cell not in left]
     if reused:
-        say(f"  reused {len(reused)} of {len(cells)} cells, complete under the same hash: {', '.join(reused)} (FRESH=1 runs anew)")
+        say(f"  reused {len(reused)} of {len(cells)} cells, complete under the same hash: {', '.join(reused)} "
+            "(FRESH=1 runs anew)")
     if left:
         say(f"  to run: {len(left)} cells, {', '.join(cell.title for cell in left)}")
 
@@ -235,5 +236,5 @@ def _only_one(protocol: Protocol):
         with FileLock(path, timeout=0):
             yield
     except Timeout:
-        raise ValueError(f"protocol {protocol.name} is already running here (it holds {path}); wait for it, or use another --label"
-                         ) from None
+        raise ValueError(f"protocol {protocol.name} is already running here (it holds {path}); wait for it, or use "
+                         "another --label") from None

@@ -9,12 +9,14 @@ from it but counts training steps only, so speeds compare and durations tell how
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from nanochat.common import read_json, write_json
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.commands import RESULTS_DIR
 from nanochat.lab.csv_file import append_row, check_header, read_schema
+from nanochat.lab.runs import RunSummary, rounded
 from nanochat.record import read_metrics, record_dir
 
 OVERLOAD = 1.5  # times the cores: above, the times of a cell say more about the machine than about the arm
@@ -38,8 +40,12 @@ class Results:
         except (OSError, ValueError):
             return {}
 
-    def append(self, run: dict):
-        append_row(self.history, self.schema, run)
+    def read_runs(self) -> list[RunSummary]:
+        """The runs of the last protocol of this name. Raises ValueError for a value that is none of its field."""
+        return [RunSummary.from_json(run, self.latest) for run in self.read_latest().get("runs", [])]
+
+    def append(self, run: RunSummary):
+        append_row(self.history, self.schema, run.to_json())
 
     def write(self, facts: dict):
         write_json(self.latest, facts)
@@ -50,90 +56,73 @@ def tags_of(label: str, folder=RESULTS_DIR) -> list[str]:
     path = Path(folder) / f"{label}_latest.json"
     if not path.exists():
         raise ValueError(f"--label={label}: no {path}; run its protocol first, in this directory")
+    no_file = ValueError(f"--label={label}: {path} is no result file; run its protocol again")
     try:
-        return [run["run_tag"] for run in read_json(path).get("runs", [])]
-    except (AttributeError, KeyError, TypeError):
-        raise ValueError(f"--label={label}: {path} is no result file; run its protocol again") from None
+        tags = [RunSummary.from_json(run, path).run_tag for run in read_json(path).get("runs", [])]
+    except (AttributeError, TypeError):
+        raise no_file from None
+    if None in tags:
+        raise no_file
+    return tags
 
 
 # -----------------------------------------------------------------------------
 # Runs
 
-def run_row(cell, outcome, label: str, profile: str, declared_at: str | None, timestamp: str | None) -> dict:
-    """One entry of runs[]: the columns of the history first and in order, then what the history has no room for.
-
-    timestamp: when the cell ended; declared_at: when the protocol was declared under which it was run. None = not known.
-    """
-    record = outcome.record
-    results, clocks = record.get("results") or {}, record.get("clocks") or {}
-    total = (record.get("resolved") or {}).get("num_iterations") or cell.config.num_iterations
-    duration = clocks.get("wall_time_sec")
-    load = [x for x in (record.get("load_start"), record.get("load_end")) if x is not None]
-    return {
-        "timestamp": timestamp, "run_tag": cell.tag, "recipe": profile, "seed": cell.seed,
-        "duration_sec": _rounded(outcome.elapsed_sec if duration is None else duration, 3),
-        "trained_tokens": results.get("trained_tokens"), "avg_tok_per_sec": _rounded(results.get("avg_tok_per_sec"), 1),
-        "val_bpb": results.get("val_bpb") if outcome.status == "ok" else None,  # that of a run's end
-        "min_val_bpb": results.get("min_val_bpb"),
-        "num_iterations": total if total > 0 else None, "window_pattern": cell.config.window_pattern,
-        "resumed_from_step": record.get("resumed_from_step"), "run_status": outcome.status,
-        "arm": cell.arm.name, "candidate": cell.arm.flags, "label": label, "config_hash": cell.config_hash,
-        "profile_hash": record.get("profile_hash"), "reused": outcome.reused, "error": outcome.error,
-        "command": record.get("command"), "started_at": record.get("started_at"), "declared_at": declared_at,
-        "run_id": record.get("run_id"), "git_commit": record.get("git_commit"), "dirty": record.get("dirty"),
-        "device": (record.get("device") or {}).get("name"), "threads": record.get("threads"), "dataset_id": record.get("dataset_id"),
-        "tokenizer_id": record.get("tokenizer_id"), "steps": results.get("steps"), "bound": results.get("bound"),
-        "training_sec": clocks.get("total_training_time"),
-        **{name: results.get(name) for name in ("final_train_loss", "tok_per_sec_median", "dt_median_ms", "peak_mem_mib")},
-        "load": max(load, default=None), "overloaded": overloaded(max(load)) if load else None,
-    }
+def summary_of(cell, outcome, **told) -> RunSummary:
+    """The run of a cell that has ended. told: what neither the cell nor its record says, as label and timestamp."""
+    run = RunSummary.of_record(
+        outcome.record, run_tag=cell.tag, seed=cell.seed, config_hash=cell.config_hash, arm=cell.arm.name,
+        candidate=cell.arm.flags, window_pattern=cell.config.window_pattern, run_status=outcome.status,
+        reused=outcome.reused, error=outcome.error, **told)
+    total = run.num_iterations or cell.config.num_iterations
+    return replace(run, num_iterations=total if total > 0 else None,
+                   duration_sec=rounded(outcome.elapsed_sec, 3) if run.duration_sec is None else run.duration_sec,
+                   overloaded=None if run.load is None else overloaded(run.load))
 
 
 def overloaded(load: float, cores: int | None = None) -> bool:
     return load > OVERLOAD * (cores or os.cpu_count() or 1)
 
 
-def _rounded(value, digits):
-    return None if value is None else round(value, digits)
-
-
 def curve(home, tag: str) -> list[tuple[int, float | None, float]]:
     """(step, training seconds, val_bpb) of each validation of a run."""
     rows = read_metrics(record_dir(home, tag) / "metrics.jsonl")
-    return [(row["step"], row.get("total_training_time"), row["val/bpb"]) for row in rows if row.get("val/bpb") is not None]
+    return [(row["step"], row.get("total_training_time"), row["val/bpb"])
+            for row in rows if row.get("val/bpb") is not None]
 
 
 # -----------------------------------------------------------------------------
 # Differences
 
-def delta_rows(arms: list[str], seeds: list[int], runs: list[dict]) -> list[dict]:
+def delta_rows(arms: list[str], seeds: list[int], runs: list[RunSummary]) -> list[dict]:
     """Candidate minus control for every pair that has been tried; a value that cannot be had is None, with a note."""
-    by_cell = {(run["arm"], run["seed"]): run for run in runs}
+    by_cell = {(run.arm, run.seed): run for run in runs}
     rows = []
     for arm in arms:
         for seed in seeds:
             pair = by_cell.get((CONTROL, seed)), by_cell.get((arm, seed))
             if arm != CONTROL and None not in pair:
-                rows.append(_delta(arm, seed, *pair))
+                rows.append(_delta(*pair))
     return rows
 
 
-def _delta(arm, seed, control, candidate) -> dict:
-    failed = [f"{run['arm']} {run['run_status']}" for run in (control, candidate) if run["run_status"] != "ok"]
+def _delta(control: RunSummary, candidate: RunSummary) -> dict:
+    failed = [f"{run.arm} {run.run_status}" for run in (control, candidate) if run.run_status != "ok"]
     # Speed is a property of the machine's state as much as of the arm: only cells of one protocol took turns.
-    apart = control["declared_at"] is None or control["declared_at"] != candidate["declared_at"]
-    notes = failed or (["speed not compared: the cells were run under different protocols; FRESH=1 runs both anew"] if apart else [])
+    apart = control.declared_at is None or control.declared_at != candidate.declared_at
+    note = "speed not compared: the cells were run under different protocols; FRESH=1 runs both anew"
+    notes = failed or ([note] if apart else [])
 
     def difference(key):
-        if failed or control[key] is None or candidate[key] is None:
-            return None
-        return candidate[key] - control[key]
-    speeds = control["avg_tok_per_sec"], candidate["avg_tok_per_sec"]
+        old, new = getattr(control, key), getattr(candidate, key)
+        return None if failed or old is None or new is None else new - old
+    speeds = control.avg_tok_per_sec, candidate.avg_tok_per_sec
     return {
-        "seed": seed, "candidate_minus_control_bpb": difference("val_bpb"),
-        "candidate_minus_control_duration_sec": _rounded(difference("duration_sec"), 3),
+        "seed": candidate.seed, "candidate_minus_control_bpb": difference("val_bpb"),
+        "candidate_minus_control_duration_sec": rounded(difference("duration_sec"), 3),
         "candidate_speed_ratio": None if failed or apart or not all(speeds) else speeds[1] / speeds[0],
-        "candidate": arm, "note": "; ".join(notes) or None,
+        "candidate": candidate.arm, "note": "; ".join(notes) or None,
     }
 
 

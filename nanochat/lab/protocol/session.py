@@ -12,13 +12,13 @@ from nanochat.lab.arms import Cell, profile_changes
 from nanochat.lab.commands import now
 from nanochat.lab.ledger import experiments
 from nanochat.lab.ledger.bank import banked_target, measure, with_target
-from nanochat.lab.protocol.results import curve, delta_rows, means, run_row
+from nanochat.lab.protocol.results import curve, delta_rows, means, summary_of
 from nanochat.lab.protocol.runner import Outcome, Runner
 from nanochat.lab.report.result_file import Delta, Means, ResultFile, Settings
 from nanochat.lab.runs import RunSummary
 from nanochat.lab.trees.tree_arms import provenance
 from nanochat.lab.verdict import gates
-from nanochat.lab.verdict.declaration import Plan, declaration_changes, declare
+from nanochat.lab.verdict.declaration import Proposal, declaration_changes, declare
 from nanochat.lab.verdict.facts import Declaration, Noise, Target
 from nanochat.lab.verdict.time_to_target import crossing, crossing_step
 from nanochat.record import read_metrics, record_dir
@@ -29,11 +29,15 @@ class Session:
         self.protocol = protocol
         self.results = protocol.results
         threads = max(1, (os.cpu_count() or 1) // protocol.jobs) if protocol.jobs > 1 else None
-        self.runner = Runner(protocol.home, self.results.logs, protocol.trainer, protocol.timeout_sec, protocol.fresh, threads)
-        self.previous = self.results.read_latest()
-        self.runs: dict[tuple, dict] = {}
-        self.provenance = {**git_state(), "tree_hash": protocol.tree, "patch_hash": None, "upstream_commit": None,
-                           "dataset_id": protocol.dataset_id, "tokenizer_id": protocol.tokenizer_id, **provenance(protocol.arms)}
+        self.runner = Runner(protocol.home, self.results.logs, protocol.trainer, protocol.timeout_sec, protocol.fresh,
+                             threads)
+        self.executor = protocol.executor(self.runner)
+        self.previous, self.earlier_runs = self.results.read_latest(), self.results.read_runs()
+        self.runs: dict[tuple, RunSummary] = {}
+        inputs = protocol.inputs
+        self.provenance = {**git_state(), "tree_hash": inputs.tree_hash, "patch_hash": None, "upstream_commit": None,
+                           "dataset_id": inputs.dataset_id, "tokenizer_id": inputs.tokenizer_id,
+                           **provenance(protocol.arms)}
 
     # -------------------------------------------------------------------------
     # Declaration
@@ -41,14 +45,15 @@ class Session:
     def declare(self) -> list[str]:
         """Fix the declaration and write it; returns what differs from the label's last one.
 
-        A label that could decide keeps its declaration: another one, after its runs were seen, would be an undeclared look.
+        A label that could decide keeps its declaration: another one, after its runs were seen, would be an undeclared
+        look.
         """
-        p = self.protocol
-        changes = {arm.name: profile_changes(p.arms[0], arm, p.primary) for arm in p.arms[1:]}
+        p, plan = self.protocol, self.protocol.plan
+        changes = {arm.name: profile_changes(p.arms[0], arm, plan.primary) for arm in p.arms[1:]}
         bank, target = self.read_bank()
-        plan = Plan(p.label, p.profile.name, p.arms, p.seeds, p.primary, p.fallback, p.min_gain, p.until_decided, p.noise,
-                    target, shlex.join(p.machine_flags + p.common_flags))
-        self.declaration = declare(plan, changes, bank, now())
+        proposal = Proposal(p.label, p.profile.name, p.arms, p.seeds, plan.primary, plan.fallback, plan.min_gain,
+                            plan.until_decided, plan.noise, target, shlex.join(p.workload.added_flags))
+        self.declaration = declare(proposal, changes, bank, now())
         old, seen = self.previous.get("declaration"), self.previous.get("runs")
         old = Declaration.from_json(old) if old else None
         changed = declaration_changes(old, self.declaration) if old else []
@@ -56,8 +61,9 @@ class Session:
             if not changed:
                 self.declaration = old
             elif old.noise_source != "none" and old.K:
-                raise ValueError(f"label {p.name} was declared otherwise and has been run ({'; '.join(changed)}): changing it now would be "
-                                 "an undeclared look; use another --label, or the declaration it has")
+                raise ValueError(f"label {p.name} was declared otherwise and has been run ({'; '.join(changed)}): "
+                                 "changing it now would be an undeclared look; use another --label, or the declaration "
+                                 "it has")
         self.write()
         return changed
 
@@ -67,19 +73,20 @@ class Session:
         The target is by hand, or what every banked control run reached; the bank's times are to that target.
         """
         p = self.protocol
-        by_hand = p.target_bpb is not None
-        target = Target("val_bpb", p.target_bpb, "by hand") if by_hand else None
+        by_hand = p.plan.target_bpb is not None
+        target = Target("val_bpb", p.plan.target_bpb, "by hand") if by_hand else None
         bank = p.bank or p.ledger
         if bank is None or p.arms[0].tree_id:  # what is banked is the noise of this repository
             return None, target
         kind = p.arms[0].config.device_type or "cpu"
-        rows = [row for row in experiments.read(bank, profile_hash=p.profile_hash) if row["device"] == f"{kind}: {p.machine}"]
+        rows = experiments.read(bank, profile_hash=p.profile_hash, device=f"{kind}: {p.machine}")
         runs, _ = experiments.banked_runs(rows, p.profile_hash, p.seeds)
-        if not by_hand and len(runs) > 1 and p.primary == "time_to_target":
+        if not by_hand and len(runs) > 1 and p.plan.primary == "time_to_target":
             target = Target("val_bpb", banked_target(rows, p.profile_hash, p.seeds), "bank")
         if target:
             curves = {row["run_id"]: read_metrics(record_dir(p.home, row["run_id"]) / "metrics.jsonl") for row in runs}
-            rows = with_target(rows, {tag: lines for tag, lines in curves.items() if lines}, "val_bpb", target.threshold)
+            curves = {tag: lines for tag, lines in curves.items() if lines}
+            rows = with_target(rows, curves, "val_bpb", target.threshold)
         return Noise.from_json(measure(rows, p.profile_hash, p.seeds)), target
 
     # -------------------------------------------------------------------------
@@ -87,42 +94,40 @@ class Session:
 
     def reuse(self, cells: list[Cell]) -> list[Cell]:
         """Take over every cell that is complete; returns those that are left to run, in order."""
-        earlier = {(run.get("run_tag"), run.get("config_hash")): run for run in self.previous.get("runs", [])}
+        earlier = {(run.run_tag, run.config_hash): run for run in self.earlier_runs}
         left = []
         for cell in cells:
             outcome = self.runner.reusable(cell)
             if outcome is None:
                 left.append(cell)
             else:
-                run = earlier.get((cell.tag, cell.config_hash), {})
-                self._keep(cell, outcome, run.get("declared_at"), run.get("timestamp"))
+                run = earlier.get((cell.tag, cell.config_hash), RunSummary())
+                self._keep(cell, outcome, run.declared_at, run.timestamp)
         return left
 
-    def finish(self, cell: Cell, outcome: Outcome) -> dict:
-        """The row of a cell that has ended: in memory, in the history, in the ledger, in the results."""
+    def finish(self, cell: Cell, outcome: Outcome) -> RunSummary:
+        """The run of a cell that has ended: in memory, in the history, in the ledger, in the results."""
         run = self._keep(cell, outcome, self.declaration.declared_at, now())
         self.results.append(run)
         if self.protocol.ledger and outcome.record:
             metrics = read_metrics(record_dir(self.protocol.home, cell.tag) / "metrics.jsonl")
-            experiments.append(self.protocol.ledger, experiments.row_of_record(
-                outcome.record, metrics, label=self.protocol.label, arm=cell.arm.name, profile=self.protocol.profile.name,
-                target=self.declaration.target and self.declaration.target.to_json(),
-                declared_at=self.declaration.declared_at, overloaded=run["overloaded"],
-                known={"status": run["run_status"]}))
+            target = self.declaration.target and self.declaration.target.to_json()
+            experiments.append(self.protocol.ledger, experiments.row_of_run(run, outcome.record, metrics, target))
         self.write()
         return run
 
-    def _keep(self, cell, outcome, declared_at, timestamp) -> dict:
-        p = self.protocol
-        run = run_row(cell, outcome, p.label, p.profile.name, declared_at, timestamp)
-        goal = self.declaration.target
+    def _keep(self, cell, outcome, declared_at, timestamp) -> RunSummary:
+        """declared_at: when the protocol was declared under which the cell was run; timestamp: when it ended."""
+        p, goal = self.protocol, self.declaration.target
         points = curve(p.home, cell.tag) if goal else []
-        run["time_to_target_sec"] = crossing(points, goal.threshold) if points else None
-        run["steps_to_target"] = crossing_step(points, goal.threshold) if points else None
+        run = summary_of(
+            cell, outcome, label=p.label, recipe=p.profile.name, declared_at=declared_at, timestamp=timestamp,
+            time_to_target_sec=crossing(points, goal.threshold) if points else None,
+            steps_to_target=crossing_step(points, goal.threshold) if points else None)
         self.runs[cell.arm.name, cell.seed] = run
         return run
 
-    def ordered_runs(self) -> list[dict]:
+    def ordered_runs(self) -> list[RunSummary]:
         cells = [(arm.name, seed) for seed in self.protocol.seeds for arm in self.protocol.arms]
         return [self.runs[cell] for cell in cells if cell in self.runs]
 
@@ -130,21 +135,20 @@ class Session:
     # Files
 
     def settings(self) -> Settings:
-        p = self.protocol
-        return Settings(
-            p.label, p.profile.name, list(p.profile.flags), p.machine_flags, p.common_flags, p.seeds,
-            [{"name": arm.name, "flags": arm.flags} for arm in p.arms], str(p.home), p.timeout_sec, p.jobs, p.command())
+        p, arms = self.protocol, [{"name": arm.name, "flags": arm.flags} for arm in self.protocol.arms]
+        return Settings(p.label, p.profile.name, list(p.profile.flags), p.workload.machine_flags,
+                        p.workload.common_flags, p.seeds, arms, str(p.home), p.timeout_sec, p.jobs, p.command())
 
     def facts(self) -> ResultFile:
         runs, names = self.ordered_runs(), [arm.name for arm in self.protocol.arms]
-        seeds = [seed for seed in self.protocol.seeds if any(run["seed"] == seed for run in runs)]
+        seeds = [seed for seed in self.protocol.seeds if any(run.seed == seed for run in runs)]
         deltas = delta_rows(names, seeds, runs)
-        summaries = [RunSummary.from_json(run) for run in runs]
         return ResultFile(
-            now(), self.settings(), summaries, [Delta.from_json(row) for row in deltas],
+            now(), self.settings(), runs, [Delta.from_json(row) for row in deltas],
             {name: Means.from_json(mean) for name, mean in means(names, deltas)["by_candidate"].items()},
-            gates.judge(self.declaration, summaries) if runs else [],
+            gates.judge(self.declaration, runs) if runs else [],
             self.declaration.noise or Noise(self.declaration.noise_source), self.provenance, self.declaration)
+
 
     def write(self) -> ResultFile:
         facts = self.facts()

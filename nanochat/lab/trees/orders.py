@@ -1,7 +1,8 @@
 """
 A cell of a tree's arm: what nanochat/lab/trees/run.py, its subprocess, is told to do.
 
-The order is a file beside the records. It is also what the next attempt resumes from: the same hash, go on; another, anew.
+The order is a file beside the records. It is also what the next attempt resumes from: the same hash, go on; another,
+anew.
 """
 
 import shlex
@@ -19,10 +20,13 @@ from nanochat.stage import BASE
 
 
 def tree_command(arm, cell: Cell, runner) -> list[str]:
-    """Write the order of `cell` and return the command that carries it out. Raises ValueError when the tree was edited."""
+    """Write the order of `cell` and return the command that carries it out.
+
+    Raises ValueError when the tree was edited.
+    """
     if tree_hash(arm.tree.path) != arm.tree.content:
-        raise ValueError(f"arm {arm.name}: {arm.tree.path} changed since this protocol began; put it back and start the protocol again "
-                         "to go on, or start it again to run the arm on the new code")
+        raise ValueError(f"arm {arm.name}: {arm.tree.path} changed since this protocol began; put it back and start "
+                         "the protocol again to go on, or start it again to run the arm on the new code")
     path = Path(runner.home) / "tree_cells" / f"{cell.tag}.json"
     order = make_order(arm, cell, runner.home)
     try:

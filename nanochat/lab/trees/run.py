@@ -4,17 +4,13 @@ Run one cell on another tree and leave a record like ours:
     python -m nanochat.lab.trees.run ORDER.json   (nanochat/lab/trees/orders.py writes it)
 
 A trainer that keeps records only gets the cell's hash written into its own. Any other, upstream's too, is read by its
-meta files, one a checkpoint: validation, training seconds, smoothed loss. They become metrics.jsonl while it runs; of the
-weights only the newest are kept. Its median step time is that of the stretches between meta files, each the mean of its
-steps. What meta files do not hold stays null. Exit codes are those of scripts.base_train.
+meta files (trees/metas.py), one a checkpoint: validation, training seconds, smoothed loss. They become metrics.jsonl
+while it runs; of the weights only the newest are kept. Its median step time is that of the stretches between meta
+files, each the mean of its steps. What meta files do not hold stays null. Exit codes are those of scripts.base_train.
 """
 
 import contextlib
-import importlib.metadata
-import json
-import math
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -22,26 +18,36 @@ import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
-from zipfile import is_zipfile
 
 from nanochat.code_identity import tree_hash
 from nanochat.common import read_json, write_json
 from nanochat.lab.trees.flags import trainer_environment
+from nanochat.lab.trees.metas import (
+    Meta,
+    drop,
+    finite,
+    is_whole,
+    last_whole_step,
+    meta_path,
+    meta_steps,
+    read_meta,
+    set_aside,
+)
 from nanochat.record import (
-    EMA_BETA,
     EXIT_CODES,
     RunRecord,
     last_metrics_row,
     read_metrics,
     read_record,
     record_dir,
+    record_stamp,
+    versions,
 )
 from nanochat.schedule import TIMED_FROM_STEP
 from nanochat.stage import BASE
 
 POLL_SEC = 0.5
 GRACE_SEC = 150  # less than the protocol's: the trainer must not outlive us
-PACKAGES = ("torch", "numpy", "tiktoken", "pyarrow")
 
 
 class Stop:
@@ -87,11 +93,11 @@ def main(argv=None) -> int:
 def adopt_record(order, stop) -> str:
     """Its record, with the hash of the cell and where the code came from."""
     home, tag = order["home"], order["tag"]
-    before = _stamp(home, tag)
+    before = record_stamp(home, tag)
     resume = order["can_resume"] and _may_resume(order, ("tree_hash",))  # it compares the options itself
     code = train(order, ["--resume"] if resume else [], lambda: None, stop)
     record = read_record(home, tag)
-    if record is None or _stamp(home, tag) == before:
+    if record is None or record_stamp(home, tag) == before:
         return "interrupted" if stop.asked_at else "crash"
     kept = {"device": record.get("device"), "config": record.get("config"), "argv": record.get("argv")}
     status = "crash" if record.get("status") == "ok" and code else record.get("status")
@@ -104,14 +110,6 @@ def _may_resume(order, keys) -> bool:
     """Whether what the tag holds was begun by this same cell: an order that was never begun is no reason to go on."""
     record = read_record(order["home"], order["tag"]) or {}
     return order["resume"] and all(record.get(key) == order["facts"][key] for key in keys)
-
-
-def _stamp(home, tag):
-    try:
-        stat = (record_dir(home, tag) / "run.json").stat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns
 
 
 def _if_edited(order, facts) -> dict:
@@ -132,7 +130,8 @@ def make_record(order, stop) -> str:
     else:
         for later in [s for s in meta_steps(checkpoints(order)) if s > step]:
             drop(checkpoints(order), later, "meta", "model", "optim")
-    record = RunRecord(order["home"], order["tag"], {**order["facts"], **_machine(), "resumed_from_step": step, "error": None})
+    facts = {**order["facts"], **_machine(), "resumed_from_step": step, "error": None}
+    record = RunRecord(order["home"], order["tag"], facts)
     record.cut_back(step + 1 if step else 0)
     run = MetaRun(order, record, (earlier.get("clocks") or {}).get("wall_time_sec") or 0.0)
     run.collect()
@@ -148,44 +147,10 @@ def checkpoints(order) -> Path:
     return BASE.folder(order["home"], order["tag"])
 
 
-def read_meta(path) -> dict | None:
-    """A meta file; None while it is being written. Upstream's may hold a bare Infinity or NaN, which Python's json reads."""
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        return meta if isinstance(meta.get("step"), int) else None
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def meta_steps(folder) -> list[int]:
-    return sorted(int(path.stem[5:]) for path in folder.glob("meta_*.json") if path.stem[5:].isdigit())
-
-
-def is_whole(folder, step) -> bool:
-    """Model, meta and optimizer are there; the zip's directory, which torch writes last, is too."""
-    weights = [folder / f"model_{step:06d}.pt", *folder.glob(f"optim_{step:06d}_rank*.pt")]
-    return len(weights) > 1 and all(path.is_file() and is_zipfile(path) for path in weights) \
-        and read_meta(folder / f"meta_{step:06d}.json") is not None
-
-
-def last_whole_step(folder) -> int | None:
-    return next((step for step in reversed(meta_steps(folder)) if is_whole(folder, step)), None)
-
-
-def set_aside(folder: Path):
-    """An older run's files would be taken for this one's."""
-    if folder.is_dir() and any(folder.iterdir()):
-        folder.rename(next(p for i in range(1, 10 ** 6) if not (p := folder.with_name(f"{folder.name}.{i}")).exists()))
-
-
-def drop(folder, step, *kinds):
-    for kind in kinds:
-        for path in folder.glob(f"{kind}_{step:06d}*"):
-            path.unlink(missing_ok=True)
-
-
 def step_sec(times: dict) -> float | None:
-    """Median over the stretches between checkpoints of the mean seconds of a step. times: {step: training seconds so far}
+    """Median over the stretches between checkpoints of the mean seconds of a step.
+
+    times: {step: training seconds so far}
 
     >>> step_sec({10: 0, 20: 4.5, 30: 9.0, 40: 99.0})  # the clock starts at step 11
     0.5
@@ -201,69 +166,65 @@ class MetaRun:
 
     def __init__(self, order, record: RunRecord, wall_sec: float):
         self.folder, self.record, self.config = checkpoints(order), record, order["facts"]["config"]
-        self.step = (last_metrics_row(record.metrics_path) or {"step": 0})["step"]  # a killed run left later files unread
-        self.meta = read_meta(self.folder / f"meta_{self.step:06d}.json")
+        # A killed run may have left later files, which were not read.
+        self.step = (last_metrics_row(record.metrics_path) or {"step": 0})["step"]
+        self.meta = read_meta(meta_path(self.folder, self.step))
         self.times = {row["step"]: row.get("total_training_time") for row in read_metrics(record.metrics_path)}
         self.started, self.wall_sec = time.monotonic(), wall_sec
-        self.total = self.config["num_iterations"] if self.config["num_iterations"] > 0 else None  # None: known when it has ended
+        asked = self.config["num_iterations"]
+        self.total = asked if asked > 0 else None  # None: known when it has ended
 
     def collect(self):
         """A metrics line for each new meta file, in order; then drop the weights that it makes old."""
         for step in meta_steps(self.folder):
             if step <= self.step:
                 continue
-            if (meta := read_meta(self.folder / f"meta_{step:06d}.json")) is None:
+            if (meta := read_meta(meta_path(self.folder, step))) is None:
                 return
             self.step, self.meta = step, meta
-            self.times[step] = self._training_sec()
-            if _finite(meta.get("val_bpb")) is not None and self.config["eval_every"] > 0:
-                self.record.log({"step": step, "val/bpb": meta["val_bpb"], "total_training_time": self._training_sec()})
+            self.times[step] = finite(meta.training_sec)
+            if finite(meta.val_bpb) is not None and self.config["eval_every"] > 0:
+                self.record.log({"step": step, "val/bpb": meta.val_bpb, "total_training_time": self.times[step]})
             self.record.update(**self.summary())
         self._prune()
 
     def _prune(self):
-        """Keep the newest --keep-last whole sets, or one: a stopped run goes on from it. There is a set for each validation, so
-        that the disk does not hold them all; meta files are small and stay."""
+        """Keep the newest --keep-last whole sets, or one: a stopped run goes on from it.
+
+        There is a set for each validation, and the disk may not hold them all. Meta files are small and stay."""
         whole = [step for step in meta_steps(self.folder) if is_whole(self.folder, step)]
         for step in whole[:-max(1, self.config["keep_last"])]:
             drop(self.folder, step, "model", "optim")
 
-    def _training_sec(self):
-        return _finite(((self.meta or {}).get("loop_state") or {}).get("total_training_time"))
-
     def summary(self) -> dict:
         """clocks, results and resolved, as our trainer has them; what a meta file does not say is None."""
-        meta, seconds = self.meta or {}, self._training_sec()
-        loop, tokens = meta.get("loop_state") or {}, meta.get("total_batch_size")
-        timed, smooth = self.step - TIMED_FROM_STEP, _finite(loop.get("smooth_train_loss"))
-        dt = step_sec(self.times)
+        meta = self.meta or Meta(self.step)
+        seconds, tokens, dt = finite(meta.training_sec), meta.total_batch_size, step_sec(self.times)
+        timed = self.step - TIMED_FROM_STEP
         results = {
             "peak_mem_mib": None, "epochs_used": None, "dt_median_ms": 1000 * dt if dt else None,
             "tok_per_sec_median": tokens / dt if tokens and dt else None,
-            "val_bpb": _finite(meta.get("val_bpb")), "min_val_bpb": _finite(loop.get("min_val_bpb")),
-            "final_train_loss": smooth / (1 - EMA_BETA ** self.step) if smooth is not None and self.step else None,
+            "val_bpb": finite(meta.val_bpb), "min_val_bpb": finite(meta.min_val_bpb),
+            "final_train_loss": finite(meta.train_loss),
             "avg_tok_per_sec": tokens * timed / seconds if tokens and seconds and timed > 0 else None,
-            "trained_tokens": tokens * self.step if tokens else None, "steps": self.step if meta else None}
+            "trained_tokens": meta.trained_tokens, "steps": self.step if self.meta else None}
         clocks = {"wall_time_sec": self.wall_sec + time.monotonic() - self.started, "total_training_time": seconds,
                   "setup_sec": None, "compile_sec": None, "eval_sec": None, "save_sec": None}
-        return {"results": results, "clocks": clocks,
-                "resolved": {"num_iterations": self.total, "total_batch_size": tokens, "model_config": meta.get("model_config")}}
+        resolved = {"num_iterations": self.total, "total_batch_size": tokens, "model_config": meta.model_config}
+        return {"results": results, "clocks": clocks, "resolved": resolved}
 
     def judge(self, code: int, stopped: bool) -> dict:
         """status and error of a run that has ended."""
-        losses = [(self.meta or {}).get("val_bpb"), ((self.meta or {}).get("loop_state") or {}).get("smooth_train_loss")]
-        if any(isinstance(loss, float) and not math.isfinite(loss) for loss in losses):
+        if self.meta and not self.meta.is_finite:
             return {"status": "diverged", "error": f"a loss that is not finite, first seen at step {self.step}"}
         if code == 0 and self.meta and self.total in (None, self.step):
             self.total = self.step
             return {"status": "ok", "error": None}
         if stopped:
-            return {"status": "interrupted", "error": f"stopped; goes on from step {last_whole_step(self.folder) or 0}"}
-        return {"status": "crash", "error": f"exit code {code}" + ("" if code else ", and no checkpoint of the last step")}
-
-
-def _finite(value):
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+            step = last_whole_step(self.folder) or 0
+            return {"status": "interrupted", "error": f"stopped; goes on from step {step}"}
+        missing = "" if code else ", and no checkpoint of the last step"
+        return {"status": "crash", "error": f"exit code {code}{missing}"}
 
 
 def _load():
@@ -275,12 +236,9 @@ def _load():
 
 def _machine() -> dict:
     """What can be said without torch: the trainer runs in this interpreter."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    return {"versions": versions, "threads": int(threads) if threads.isdigit() else None, "load_start": _load(), "load_end": None,
+    return {"versions": versions(), "threads": int(threads) if threads.isdigit() else None,
+            "load_start": _load(), "load_end": None,
             "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
 

@@ -1,7 +1,7 @@
 """
 The declaration of a label: all that decides, fixed before its first run and on disk before it.
 
-    plan = Plan("mix005", "smoke-cpu", arms, seeds=[1337, 2026])
+    plan = Proposal("mix005", "smoke-cpu", arms, seeds=[1337, 2026])
     declaration = declare(plan, changes={}, noise=None, declared_at=now())
 
 Floors and margins are those of the plan, section 7.1. What a label may not change after its runs were seen is all but
@@ -23,7 +23,7 @@ FLOORS = {"final_train_loss": math.log(1.01), "val_bpb": 0.005, "tok_per_sec": -
 
 
 @dataclass(frozen=True)
-class Plan:
+class Proposal:
     """What a protocol asks for. Raises ValueError for a plan that could decide nothing."""
     label: str
     profile: str  # its name
@@ -60,7 +60,7 @@ class Plan:
         return math.log(1.03) if self.min_gain is None and self.primary == "wall_time" else self.min_gain
 
 
-def declare(plan: Plan, changes: dict, noise: Noise | None, declared_at: str) -> Declaration:
+def declare(plan: Proposal, changes: dict, noise: Noise | None, declared_at: str) -> Declaration:
     """The declaration of a plan. changes: {arm: profile options it changes}. noise: what the bank has of the profile.
 
     Raises ValueError where the seeds do not reach the first look.
@@ -78,7 +78,7 @@ def declare(plan: Plan, changes: dict, noise: Noise | None, declared_at: str) ->
         arms=[DeclaredArm(arm.name, arm.flags, changes.get(arm.name, [])) for arm in plan.arms])
 
 
-def _floors(plan: Plan) -> list[Floor]:
+def _floors(plan: Proposal) -> list[Floor]:
     """Without what differs by design.
 
     A larger model does fewer tokens a second by design; runs of different lengths end at different losses by design.

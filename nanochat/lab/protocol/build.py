@@ -1,0 +1,47 @@
+"""
+A protocol from what a command was asked for. scripts.protocol, scripts.smoke and scripts.noise all make theirs here:
+
+    workload = choose_workload(args.profile, "protocol-16gb", common_flags)
+    protocol = build_protocol(label, workload, make_arms(candidates, workload.flags), seeds)
+    make_data(protocol, dataset, tokenizer)
+"""
+
+import importlib.util
+
+from nanochat.common import get_base_dir
+from nanochat.lab import profiles
+from nanochat.lab.arms import Arm
+from nanochat.lab.protocol.plan import Workload
+from nanochat.lab.protocol.protocol import Protocol
+
+
+def choose_workload(name: str | None, with_card: str, common_flags=(), worth_compiling=True) -> Workload:
+    """The profile of this name, or by what the machine has: smoke-cpu, or `with_card`.
+
+    common_flags: what the user adds for every arm. worth_compiling: False for runs that never earn back their
+    compilation. Raises ValueError for a profile that is not known here, or needs a card where there is none.
+    """
+    profile, memory_mib = profiles.choose(name, with_card)
+    has_triton = worth_compiling and importlib.util.find_spec("triton") is not None
+    machine = profiles.machine_flags(profile, memory_mib, has_triton)
+    return Workload(profile, profile.home(get_base_dir()), machine, list(common_flags))
+
+
+def build_protocol(label: str, workload: Workload, arms: list[Arm], seeds: list[int], kind=Protocol, **options):
+    """A protocol on this machine. kind: Protocol or a subclass; options: its other fields.
+
+    jobs None, or left out, is as many cells as run well side by side.
+    """
+    if options.get("jobs") is None:
+        options["jobs"] = profiles.side_by_side(arms)
+    machine = profiles.machine_name(arms[0].config.device_type)
+    return kind(label, workload, arms, seeds, machine=machine, **options)
+
+
+def make_data(protocol: Protocol, dataset, tokenizer):
+    """Make corpus and tokenizer where they are missing; the cells have their hashes then.
+
+    dataset, tokenizer: the modules nanochat.dataset and nanochat.tokenizer, which the lab does not import.
+    """
+    ids = profiles.prepare(protocol.profile, protocol.home, dataset, tokenizer, protocol.results.logs)
+    protocol.identify(*ids)
