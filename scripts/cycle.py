@@ -26,13 +26,18 @@ from nanochat.lab.protocol.runner import stop_on_signals
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(prog="python -m scripts.cycle", allow_abbrev=False, description="Walk a cycle of the plan.")
+    parser = argparse.ArgumentParser(prog="python -m scripts.cycle", allow_abbrev=False,
+                                     description="Walk a cycle of the plan.")
     parser.add_argument("--label", default="cycle1", help="names the cycle; each step adds _<template>")
     parser.add_argument("--profile", choices=list(PROFILES), help="the workload (default: as scripts.protocol)")
-    parser.add_argument("--flags", default="", metavar="FLAGS", help="training flags of every arm, as in --flags='--num-iterations=30'")
-    parser.add_argument("--depths", nargs="+", action="extend", metavar="DEPTH", help="of the miniseries (default: 8 12 16)")
-    parser.add_argument("--ratios", nargs="+", metavar="RATIO", default=["8", "10", "12"], help="lengths of the horizon sweep")
-    parser.add_argument("--noise-seeds", type=int, default=8, metavar="N", help="control runs to bank first (default: %(default)s)")
+    parser.add_argument("--flags", default="", metavar="FLAGS",
+                        help="training flags of every arm, as in --flags='--num-iterations=30'")
+    parser.add_argument("--depths", nargs="+", action="extend", metavar="DEPTH",
+                        help="of the miniseries (default: 8 12 16)")
+    parser.add_argument("--ratios", nargs="+", metavar="RATIO", default=["8", "10", "12"],
+                        help="lengths of the horizon sweep")
+    parser.add_argument("--noise-seeds", type=int, default=8, metavar="N",
+                        help="control runs to bank first (default: %(default)s)")
     parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH", help="where the bank is")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what is done of it, run nothing")
     return parser
@@ -42,15 +47,16 @@ def make_cycle(args) -> Cycle:
     if not NAME.fullmatch(args.label):
         raise ValueError(f"--label={args.label}: expected letters, digits, '.', '_' and '-'; it names files")
     profile = get_profile(args.profile or ("smoke-cpu" if cuda_memory_mib() is None else "protocol-16gb"))
-    return Cycle(args.label, profile, args.flags, parse_seeds(args.depths or ["8 12 16"]), args.ratios, RESULTS_DIR, args.ledger,
-                 args.noise_seeds, args.dry_run)
+    return Cycle(args.label, profile, args.flags, parse_seeds(args.depths or ["8 12 16"]), args.ratios, RESULTS_DIR,
+                 args.ledger, args.noise_seeds, args.dry_run)
 
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     try:
         cycle = make_cycle(args)
-        print(f"cycle {cycle.label}: profile {cycle.profile.name}; " + ", ".join(f"{i} {name}" for i, name in enumerate(PHASES)))
+        phases = ", ".join(f"{i} {name}" for i, name in enumerate(PHASES))
+        print(f"cycle {cycle.label}: profile {cycle.profile.name}; {phases}")
         record = walk(cycle, call)
         print(plateau(read_cycles(RESULTS_DIR))[1])
     except (ValueError, OSError) as e:
@@ -64,6 +70,7 @@ def main(argv=None) -> int:
 
 if __name__ == "__main__":
     os.chdir(REPO_ROOT)  # as the templates do: results/ is the repository's
-    os.environ.update(SKIP_SETUP="1", PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # they take this Python
+    here = Path(sys.executable).parent  # the templates take this Python
+    os.environ.update(SKIP_SETUP="1", PATH=f"{here}{os.pathsep}{os.environ['PATH']}")
     stop_on_signals()
     sys.exit(main())

@@ -1,7 +1,8 @@
 """
 Control and candidate at several depths, then one verdict on whether it holds at all of them:
 
-    python -m scripts.miniseries --label=mix005 --depths 8 12 16 --candidate="mix005: --symplectic-gate --symplectic-gate-mix=0.05"
+    python -m scripts.miniseries --label=mix005 --depths 8 12 16 \\
+        --candidate="mix005: --symplectic-gate --symplectic-gate-mix=0.05"
 
 Each depth is a protocol of its own, label <label>_d<depth>, with its own noise; what is complete is reused, so a
 stopped miniseries goes on with the same command and repeats nothing. Without --seeds seeds are added until each
@@ -19,21 +20,25 @@ from nanochat.lab.cycle import miniseries
 from nanochat.lab.protocol.runner import stop_on_signals
 
 # Flags of scripts.protocol that go there as they are
-PASSED_ON = ("--candidate", "--seeds", "--until", "--max-seeds", "--noise", "--primary", "--target-bpb", "--fallback", "--min-gain",
-             "--jobs", "--timeout-minutes", "--fresh", "--ledger")
+PASSED_ON = ("--candidate", "--seeds", "--until", "--max-seeds", "--noise", "--primary", "--target-bpb", "--fallback",
+             "--min-gain", "--jobs", "--timeout-minutes", "--fresh", "--ledger")
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(prog="python -m scripts.miniseries", allow_abbrev=False, description="A candidate across depths.",
+    parser = argparse.ArgumentParser(prog="python -m scripts.miniseries", allow_abbrev=False,
+                                     description="A candidate across depths.",
                                      epilog=f"Go to scripts.protocol as they are: {', '.join(PASSED_ON)}.")
     parser.add_argument("--label", default="miniseries", help="names the result files; each depth adds _d<depth>")
-    parser.add_argument("--depths", nargs="+", action="extend", metavar="DEPTH", help="numbers of layers (default: 8 12 16)")
+    parser.add_argument("--depths", nargs="+", action="extend", metavar="DEPTH",
+                        help="numbers of layers (default: 8 12 16)")
     parser.add_argument("--profile", help="the workload, apart from the depth (default: as scripts.protocol)")
     parser.add_argument("--num-iterations", type=int, help="optimizer steps, instead of the profile's")
     parser.add_argument("--flags", default="", metavar="FLAGS", help="training flags for every arm at every depth")
     parser.add_argument("--noise-seeds", type=int, default=8, metavar="N",
-                        help="control runs to bank at each depth first; 0 = none, and none with --noise=own (default: %(default)s)")
-    parser.add_argument("--judge", action="store_true", help="run nothing: the verdict of the result files that are there")
+                        help="control runs to bank at each depth first; 0 = none, and none with --noise=own "
+                             "(default: %(default)s)")
+    parser.add_argument("--judge", action="store_true",
+                        help="run nothing: the verdict of the result files that are there")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     return parser
 
@@ -68,18 +73,23 @@ def commands(args, depths, rest) -> list[list[str]]:
     for depth in depths:
         flags = " ".join(filter(None, [*steps, args.flags, f"--depth={depth}"]))
         if args.noise_seeds and "--noise=own" not in rest:
-            out.append(module_command("scripts.noise", "--run", f"--seeds={args.noise_seeds}", *where, f"--flags={flags}", *ledger))
-        out.append(module_command("scripts.protocol", f"--label={miniseries.label_of(args.label, depth)}", *where, f"--flags={flags}",
-                                  *until, *rest))
+            out.append(module_command("scripts.noise", "--run", f"--seeds={args.noise_seeds}", *where,
+                                      f"--flags={flags}", *ledger))
+        out.append(module_command("scripts.protocol", f"--label={miniseries.label_of(args.label, depth)}", *where,
+                                  f"--flags={flags}", *until, *rest))
     return out
 
 
 def run(args, depths, rest) -> int:
-    """Every depth in turn; a failed or diverged cell is a fact that the verdict reads. Returns the exit code that stopped it, or 0."""
+    """Every depth in turn; a failed or diverged cell is a fact that the verdict reads.
+
+    Returns the exit code that stopped it, or 0.
+    """
     for command in commands(args, depths, rest):
         print(to_paste(f"$ {shown(command)}"))
         code = 0 if args.dry_run else call(command)
-        if code and not (code == EXIT_FAILED_CELL and "scripts.protocol" in command):  # a bank has no verdict that would say what failed
+        # A bank has no verdict that would say what failed.
+        if code and not (code == EXIT_FAILED_CELL and "scripts.protocol" in command):
             return code
     return 0
 
@@ -88,7 +98,8 @@ def judge(args, depths) -> int:
     results = miniseries.read_depths(RESULTS_DIR, args.label, depths)
     verdicts = miniseries.judge(results)
     path = RESULTS_DIR / f"{args.label}_miniseries.json"
-    write_json(path, {"timestamp": now(), "label": args.label, "depths": depths, "verdicts": miniseries.summary(verdicts)})
+    write_json(path, {"timestamp": now(), "label": args.label, "depths": depths,
+                      "verdicts": miniseries.summary(verdicts)})
     alpha = next(iter(results.values())).declaration.alpha
     print(miniseries.results_table(verdicts, alpha))
     print(f"written: {path}")
@@ -113,7 +124,8 @@ def depths_of(words) -> list[int]:
     try:
         depths = parse_seeds(words)  # whole numbers, no repeats
     except ValueError as e:
-        raise ValueError(f"--depths {' '.join(words)}: expected different whole numbers, as in --depths 2 4 ({e})") from e
+        given = " ".join(words)
+        raise ValueError(f"--depths {given}: expected different whole numbers, as in --depths 2 4 ({e})") from e
     if 0 in depths:
         raise ValueError("--depths: a model has at least one layer")
     return depths

@@ -32,7 +32,8 @@ def gate(metric, role="floor", lo=-0.001, hi=0.002, result="pass"):
     return GateRow(metric, role, metric, lo=lo, hi=hi, mean=0.0, result=result)
 
 
-def entry(verdict, lo=-0.001, hi=0.004, floors=(("final_train_loss", {}), ("val_bpb", {})), primary="time_to_target", name="gate"):
+def entry(verdict, lo=-0.001, hi=0.004, floors=(("final_train_loss", {}), ("val_bpb", {})), primary="time_to_target",
+          name="gate") -> Verdict:
     gates = [gate(primary, "primary", lo, hi, "pass" if verdict == "promote" else "cannot tell")]
     gates += [gate(metric, **kw) for metric, kw in floors if metric != primary]
     return Verdict(name, verdict, reason=f"because {verdict}", n=5, gates=gates, level=0.05, p=0.01, mean_gain=0.0015,
@@ -62,8 +63,8 @@ def verdict_of(*says):
 
 
 def expected(says):
-    """The rule in words: promote where every depth says promote or not worse and one says promote; a price or a doubt beside a
-    gain is optional; a reject is a rollback, and never a promotion."""
+    """The rule in words: promote where every depth says promote or not worse and one says promote; a price or a doubt
+    beside a gain is optional; a reject is a rollback, and never a promotion."""
     gain = bool({"promote", "price"} & set(says))
     if "reject" in says:
         return "optional" if gain else "reject"
@@ -115,7 +116,8 @@ def test_each_candidate_has_its_own_verdict():
 
 def test_depth_without_verdict_is_refused_by_name():
     with pytest.raises(ValueError, match="depth 4: no verdict on gate .because None"):
-        judge({2: facts(2, SAYS["promote"]), 4: facts(4, replace(SAYS["promote"], verdict=None, reason="because None"))})
+        none = replace(SAYS["promote"], verdict=None, reason="because None")
+        judge({2: facts(2, SAYS["promote"]), 4: facts(4, none)})
     with pytest.raises(ValueError, match="depth 4: no verdict .*no cell has been run"):
         judge({2: facts(2, SAYS["promote"]), 4: facts(4)})
 
@@ -153,11 +155,12 @@ def test_device_batch_may_shrink_with_depth():
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, base_dir):
-    """Here the miniseries runs protocols in this process, on the stand-in of the trainer; returns (main, commands so far)."""
+    """The miniseries runs protocols in this process, on the trainer's stand-in; returns (main, commands so far)."""
     enter(tmp_path, monkeypatch)
     monkeypatch.setattr(protocol_script, "build_protocol", functools.partial(build_protocol, trainer=FAKE))
     monkeypatch.setattr(protocol_script.profiles, "prepare", lambda *args, **kw: ("data", "tok"))
-    monkeypatch.setattr(protocol_script.tokenizer, "get_tokenizer", lambda home: SimpleNamespace(get_vocab_size=lambda: 4096))
+    monkeypatch.setattr(protocol_script.tokenizer, "get_tokenizer",
+                        lambda home: SimpleNamespace(get_vocab_size=lambda: 4096))
     called = []
 
     def call(command):
@@ -170,7 +173,8 @@ def place(tmp_path, monkeypatch, base_dir):
 
 
 def cells_run():
-    return [(row["run_tag"], row["run_status"]) for depth in (2, 4) for row in read_rows(f"results/t_d{depth}_history.csv")]
+    return [(row["run_tag"], row["run_status"]) for depth in (2, 4)
+            for row in read_rows(f"results/t_d{depth}_history.csv")]
 
 
 def test_each_depth_is_a_label_of_its_own_and_all_is_in_one_table(place, capsys):
@@ -214,8 +218,9 @@ def kill_when_started(m, tag):
 
 def test_bad_input_is_refused_before_anything_runs(monkeypatch, capsys):
     monkeypatch.setattr(script, "call", lambda command: pytest.fail("nothing may run"))
-    for argv, named in ((["--depths=2 2"], "repeated"), (["--depths=x"], "--depths x"), (["--depths=0"], "at least one layer"),
-                        (["--label=a/b"], "--label=a/b"), (["--dephts=3"], "unknown flag --dephts")):
+    for argv, named in ((["--depths=2 2"], "repeated"), (["--depths=x"], "--depths x"),
+                        (["--depths=0"], "at least one layer"), (["--label=a/b"], "--label=a/b"),
+                        (["--dephts=3"], "unknown flag --dephts")):
         assert script.main(argv) == 2
         assert named in capsys.readouterr().err
 
@@ -232,7 +237,8 @@ def test_interrupted_protocol_ends_the_miniseries_and_a_diverged_cell_does_not(m
 
 
 def test_noise_is_banked_at_each_depth_with_the_flags_of_its_protocol(capsys):
-    argv = ["--label=x", "--depths=2 4", "--profile=smoke-cpu", "--num-iterations=30", "--flags", "--matrix-lr=0.03", "--dry-run"]
+    argv = ["--label=x", "--depths=2 4", "--profile=smoke-cpu", "--num-iterations=30", "--flags", "--matrix-lr=0.03",
+            "--dry-run"]
     assert script.main(argv) == 0
     lines = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()]
     flags = "'--flags=--num-iterations=30 --matrix-lr=0.03 --depth={}'"

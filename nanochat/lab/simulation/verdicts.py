@@ -71,8 +71,9 @@ def declaration_of(cell: Cell, s_b: float) -> Declaration:
     """As scripts.protocol declares it, with the bank's spread s_b; without floors, which the target's figures lack."""
     metric = "val_bpb" if cell.reached == 1 else "time_to_target"
     scale, target = (1.0, None) if cell.reached == 1 else (SD_LOG, Target("val_bpb", LEVEL))
-    plan = Proposal("made up", "smoke-cpu", make_arms(["candidate: --matrix-lr=0.03"], []), list(range(cell.most)), metric,
-                min_gain=scale, until_decided=cell.peeking, target=target)
+    arms = make_arms(["candidate: --matrix-lr=0.03"], [])
+    plan = Proposal("made up", "smoke-cpu", arms, list(range(cell.most)), metric, min_gain=scale,
+                    until_decided=cell.peeking, target=target)
     noise = Noise("bank", metrics={metric: MetricNoise(scale * s_b, cell.nu)})
     return replace(declare(plan, {}, noise, WHEN), floors=[])
 

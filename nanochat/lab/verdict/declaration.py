@@ -73,7 +73,8 @@ def declare(plan: Proposal, changes: dict, noise: Noise | None, declared_at: str
         declared_at, plan.label, plan.profile, plan.primary, PRIMARY[plan.primary], plan.fallback, _floors(plan),
         plan.target, alpha=ALPHA, min_gain=s_b if min_gain is None and banked else min_gain, seeds=list(plan.seeds),
         looks=looks, max_seeds=n, matched_budget=matched_budget(plan.arms[0].config),
-        horizons_differ=plan.horizons_differ, K=len(plan.arms) - 1, noise=noise if banked else None, common_flags=plan.common_flags,
+        horizons_differ=plan.horizons_differ, K=len(plan.arms) - 1, noise=noise if banked else None,
+        common_flags=plan.common_flags,
         noise_source="bank" if banked else "own" if looks[-1] >= MIN_PAIRS_WITHOUT_BANK else "none",
         arms=[DeclaredArm(arm.name, arm.flags, changes.get(arm.name, [])) for arm in plan.arms])
 
