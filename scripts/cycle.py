@@ -4,10 +4,10 @@ Walk a cycle of the plan, phases 0 to 5, as far as the gates allow:
     python -m scripts.cycle --label=cycle1 --dry-run
     python -m scripts.cycle --label=cycle1 --profile=smoke-cpu --depths 2 4
 
-Each step is a template of runs/ under the label <label>_<template>; what its result files and the ledger say is done
-is not run again, so a stopped cycle goes on with the same command. Variables of the templates (SEEDS, MAX_SEEDS,
-PRIMARY, BATCH, DEPTH, TARGET_FLOPS, ...) are read from the environment. Writes results/<label>_cycle.json. Exit
-code: 0 walked to where the gates end it, 1 stopped for want of runs, 2 bad input, 130 interrupted.
+Each step is a template of runs/ under the label <label>_<template>. A step that is done, by its result files and the
+ledger, is not run again, so a stopped cycle goes on with the same command. Variables of the templates (SEEDS,
+MAX_SEEDS, PRIMARY, BATCH, DEPTH, TARGET_FLOPS, ...) are read from the environment. Writes results/<label>_cycle.json.
+Exit code: 0 walked to where the gates end it, 1 stopped for want of runs, 2 bad input, 130 interrupted.
 """
 
 import argparse
@@ -27,19 +27,21 @@ from nanochat.lab.protocol.runner import stop_on_signals
 
 def build_parser():
     parser = argparse.ArgumentParser(prog="python -m scripts.cycle", allow_abbrev=False,
-                                     description="Walk a cycle of the plan.")
-    parser.add_argument("--label", default="cycle1", help="names the cycle; each step adds _<template>")
+                                     description="Run the phases 0 to 5 of the plan, as far as the verdicts allow.")
+    parser.add_argument("--label", default="cycle1",
+                        help="name of the cycle; each step adds _<template> (default: %(default)s)")
     parser.add_argument("--profile", choices=list(PROFILES), help="the workload (default: as scripts.protocol)")
     parser.add_argument("--flags", default="", metavar="FLAGS",
                         help="training flags of every arm, as in --flags='--num-iterations=30'")
     parser.add_argument("--depths", nargs="+", action="extend", metavar="DEPTH",
-                        help="of the miniseries (default: 8 12 16)")
+                        help="depths of the miniseries (default: 8 12 16)")
     parser.add_argument("--ratios", nargs="+", metavar="RATIO", default=["8", "10", "12"],
-                        help="lengths of the horizon sweep")
+                        help="tokens per parameter in the horizon sweep (default: 8 10 12)")
     parser.add_argument("--noise-seeds", type=int, default=8, metavar="N",
                         help="control runs to bank first (default: %(default)s)")
-    parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH", help="where the bank is")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and what is done of it, run nothing")
+    parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH",
+                        help="table of all runs, the bank included (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and which steps are done; run nothing")
     return parser
 
 

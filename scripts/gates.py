@@ -28,12 +28,15 @@ EXIT = {"promote": 0, "optional": 10, "inconclusive": 11, "reject": 12, None: 13
 def build_parser():
     parser = argparse.ArgumentParser(prog="python -m scripts.gates", allow_abbrev=False,
                                      description="The verdict of a label, gate by gate.")
-    parser.add_argument("--label", default="protocol", help="of the protocol")
-    parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where the protocol wrote")
-    parser.add_argument("--json", action="store_true", help="the verdicts as JSON")
-    parser.add_argument("--exit-code", action="store_true", help="the verdict as exit status, see above")
-    parser.add_argument("--plateau", action="store_true", help="whether the cycles so far have stopped improving")
-    parser.add_argument("--log-entry", action="store_true", help="a draft for dev/LOG.md")
+    parser.add_argument("--label", default="protocol", help="label of the protocol (default: %(default)s)")
+    parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR,
+                        help="folder that the protocol wrote to (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+    parser.add_argument("--exit-code", action="store_true",
+                        help="exit with the verdict of the worst candidate: 0 promote, 10 optional, 11 inconclusive, "
+                             "12 reject, 13 no verdict")
+    parser.add_argument("--plateau", action="store_true", help="say whether the cycles so far have stopped improving")
+    parser.add_argument("--log-entry", action="store_true", help="print a draft of the entry for dev/LOG.md")
     return parser
 
 

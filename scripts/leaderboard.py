@@ -3,8 +3,8 @@ Rewrite the tables of dev/LEADERBOARD.md, and their picture, from the ledger:
 
     python -m scripts.leaderboard
 
-Reads dev/ledger/experiments.csv; verdicts are taken from results/*_latest.json, where those are at hand. Text outside
-the markers stays as it is. Exit code: 0 done, 2 bad input.
+Reads dev/ledger/experiments.csv; verdicts are taken from the files results/*_latest.json that exist.
+Text outside the markers stays as it is. Exit code: 0 done, 2 bad input.
 """
 
 import argparse
@@ -24,11 +24,11 @@ def build_parser():
     parser = argparse.ArgumentParser(prog="python -m scripts.leaderboard", allow_abbrev=False,
                                      description="Rewrite the leaderboard from the ledger.")
     parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH",
-                        help="rows of runs (default: dev/ledger/experiments.csv)")
+                        help="table of all runs (default: dev/ledger/experiments.csv)")
     parser.add_argument("--page", type=Path, default=PAGE, metavar="PATH",
-                        help="what is rewritten (default: dev/LEADERBOARD.md)")
+                        help="page to rewrite (default: dev/LEADERBOARD.md)")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER",
-                        help="where verdicts are (default: results)")
+                        help="folder of the verdicts (default: results)")
     return parser
 
 

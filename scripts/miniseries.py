@@ -4,10 +4,10 @@ Control and candidate at several depths, then one verdict on whether it holds at
     python -m scripts.miniseries --label=mix005 --depths 8 12 16 \\
         --candidate="mix005: --symplectic-gate --symplectic-gate-mix=0.05"
 
-Each depth is a protocol of its own, label <label>_d<depth>, with its own noise; what is complete is reused, so a
-stopped miniseries goes on with the same command and repeats nothing. Without --seeds seeds are added until each
-depth is decided.
-Writes results/<label>_miniseries.json. Exit code: 0 judged, 2 bad input or a depth without verdict, 130 interrupted.
+Each depth is a protocol of its own, label <label>_d<depth>, with its own noise bank. Complete runs are reused, so a
+stopped miniseries goes on with the same command and repeats nothing. Without --seeds, seeds are added until each depth
+is decided. Writes results/<label>_miniseries.json. Exit code: 0 judged, 2 bad input or a depth without verdict, 130
+interrupted.
 """
 
 import argparse
@@ -26,19 +26,19 @@ PASSED_ON = ("--candidate", "--seeds", "--until", "--max-seeds", "--noise", "--p
 
 def build_parser():
     parser = argparse.ArgumentParser(prog="python -m scripts.miniseries", allow_abbrev=False,
-                                     description="A candidate across depths.",
-                                     epilog=f"Go to scripts.protocol as they are: {', '.join(PASSED_ON)}.")
-    parser.add_argument("--label", default="miniseries", help="names the result files; each depth adds _d<depth>")
+                                     description="Compare a candidate with the control at several depths.",
+                                     epilog=f"These flags are passed on to scripts.protocol: {', '.join(PASSED_ON)}.")
+    parser.add_argument("--label", default="miniseries",
+                        help="name of the result files; each depth adds _d<depth> (default: %(default)s)")
     parser.add_argument("--depths", nargs="+", action="extend", metavar="DEPTH",
                         help="numbers of layers (default: 8 12 16)")
     parser.add_argument("--profile", help="the workload, apart from the depth (default: as scripts.protocol)")
-    parser.add_argument("--num-iterations", type=int, help="optimizer steps, instead of the profile's")
+    parser.add_argument("--num-iterations", type=int, help="optimizer steps, in place of the profile's")
     parser.add_argument("--flags", default="", metavar="FLAGS", help="training flags for every arm at every depth")
     parser.add_argument("--noise-seeds", type=int, default=8, metavar="N",
                         help="control runs to bank at each depth first; 0 = none, and none with --noise=own "
                              "(default: %(default)s)")
-    parser.add_argument("--judge", action="store_true",
-                        help="run nothing: the verdict of the result files that are there")
+    parser.add_argument("--judge", action="store_true", help="run nothing: judge the result files that exist")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     return parser
 

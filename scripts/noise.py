@@ -1,11 +1,12 @@
 """
-How much the control varies by itself. First bank some runs of it, then read what they allow to be seen:
+Measure how much the control varies by itself: train it on several seeds, then print the smallest gains to be seen:
 
     python -m scripts.noise --run --seeds=8        (= make noise SEEDS=8)
     python -m scripts.noise
-    python -m scripts.noise --aa-rate              # how often A/A protocols drawn from 24 banked runs or more promote
+    python -m scripts.noise --aa-rate              # false promotions among 24 banked runs or more
 
-Banked runs are on seeds that protocols do not use; complete ones are reused, so that 10 after 8 trains two more.
+The finished runs are the noise bank. They are on seeds that protocols do not use. Complete runs are reused, so that
+--seeds=10 after --seeds=8 trains two more.
 Rows go to dev/ledger/experiments.csv. Exit code: 0 ok, 1 some run failed, 2 bad input, 130 interrupted (go on
 with the same command).
 """
@@ -45,10 +46,11 @@ class NoiseProtocol(Protocol):
 
 def build_parser():
     parser = argparse.ArgumentParser(prog="python -m scripts.noise", allow_abbrev=False,
-                                     description="Bank runs of the control alone, and say what their spread lets a "
-                                                 "protocol see.")
-    parser.add_argument("--run", action="store_true", help="train what the bank lacks first")
-    parser.add_argument("--seeds", type=int, default=8, metavar="N", help="how many banked runs (default: %(default)s)")
+                                     description="Train the control alone on several seeds, and say which gains a "
+                                                 "protocol can see above that noise.")
+    parser.add_argument("--run", action="store_true", help="first train the runs that the bank lacks")
+    parser.add_argument("--seeds", type=int, default=8, metavar="N",
+                        help="number of runs in the bank (default: %(default)s)")
     parser.add_argument("--profile", choices=list(profiles.PROFILES),
                         help="the workload to bank (default: as scripts.protocol)")
     parser.add_argument("--flags", default="", metavar="FLAGS",
@@ -56,7 +58,7 @@ def build_parser():
     parser.add_argument("--jobs", type=int, metavar="N",
                         help=f"runs side by side (default: on a CPU {SIDE_BY_SIDE}, else 1)")
     parser.add_argument("--fresh", action="store_true", default=os.environ.get("FRESH", "") not in ("", "0"),
-                        help="run every seed anew (also FRESH=1)")
+                        help="reuse no run (also FRESH=1)")
     parser.add_argument("--profile-hash", default="", metavar="HASH",
                         help="show this profile (its first letters; default: the newest)")
     parser.add_argument("--aa-rate", action="store_true",

@@ -1,12 +1,13 @@
 """
-Compare candidates with a control over paired seeds, and say what the comparison shows:
+Compare candidates with a control on the same seeds, and give a verdict on each candidate:
 
     python -m scripts.protocol --label=mix005 --seeds 1337 2026 --num-iterations=64 \\
         --candidate="mix005: --symplectic-gate --symplectic-gate-mix=0.05"
 
-Every arm is checked before the first run; complete runs are reused, stopped ones resumed. Writes
-results/<label>_latest.json, <label>_history.csv and <label>.png in the working directory, and a row a run into the
-ledger. Exit code: 0 all runs ok, 1 some run failed, 2 bad input, 130 interrupted (the same command goes on).
+An arm is the control or a candidate; a cell is the run of an arm on a seed. Every arm is checked before the first run.
+Complete runs are reused, and stopped runs are resumed. Writes results/<label>_latest.json, <label>_history.csv and
+<label>.png in the working directory, and a row for each run into the ledger. Exit code: 0 all runs ok, 1 some run
+failed, 2 bad input, 130 interrupted (the same command goes on).
 """
 
 import argparse
@@ -36,44 +37,52 @@ TAKES_FLAGS = ("--candidate", "--flags", "--arm")
 
 def build_parser():
     parser = argparse.ArgumentParser(prog="python -m scripts.protocol", allow_abbrev=False,
-                                     description="Compare candidates with a control over paired seeds.")
-    parser.add_argument("--label", default="", help="names the result files and the runs")
+                                     description="Compare candidates with a control on the same seeds, and give a "
+                                                 "verdict on each.")
+    parser.add_argument("--label", default="", help="name of the comparison, of its result files and of its runs")
     parser.add_argument("--seeds", nargs="+", action="extend", metavar="SEED",
                         help=f"whole numbers, the same for every arm (default: {' '.join(DEFAULT_SEEDS)})")
     parser.add_argument("--candidate", action="append", metavar="'[NAME:] FLAGS'",
-                        help=f"what a candidate adds to the control; repeat for more (default: {DEFAULT_CANDIDATE})")
+                        help=f"training flags that a candidate adds to the control; repeat for more candidates "
+                             f"(default: {DEFAULT_CANDIDATE})")
     parser.add_argument("--arm", action="append", default=[], metavar="'NAME: tree=PATH patch=FILE flags=...'",
-                        help="an arm on another checkout, or with patches (lab/trees/); "
-                             "named control it replaces the control")
+                        help="an arm on another checkout, or with patches (patches/README.md); an arm with the name "
+                             "control replaces the control")
     parser.add_argument("--profile", choices=list(profiles.PROFILES),
-                        help="the workload (default: protocol-16gb with a CUDA device, else smoke-cpu)")
-    parser.add_argument("--num-iterations", type=int, help="optimizer steps, instead of the profile's")
-    parser.add_argument("--flags", default="", metavar="'FLAGS'", help="training flags for every arm, control too")
+                        help="the workload: model, batch, steps and data (default: protocol-16gb with a CUDA device, "
+                             "else smoke-cpu)")
+    parser.add_argument("--num-iterations", type=int, help="optimizer steps, in place of the profile's")
+    parser.add_argument("--flags", default="", metavar="'FLAGS'",
+                        help="training flags for every arm, the control included")
     parser.add_argument("--primary", choices=list(PRIMARY), default="val_bpb",
-                        help="the metric that decides; the others are floors")
+                        help="the metric that decides; of the other metrics a candidate may not lose more than their "
+                             "floor (default: %(default)s)")
     parser.add_argument("--target-bpb", type=float, metavar="BPB",
-                        help="what time to target is measured to (default: from the bank)")
-    parser.add_argument("--fallback", choices=("wall_time",), help="decides where a candidate misses the target")
+                        help="val_bpb that the time to target is measured to (default: from the bank)")
+    parser.add_argument("--fallback", choices=("wall_time",),
+                        help="the metric that decides if a candidate misses the target")
     parser.add_argument("--min-gain", type=float, metavar="GAIN",
-                        help="the smallest gain worth having: a candidate shown to have less is rejected "
-                             "(default: one sd of the bank)")
+                        help="the smallest gain worth having: a candidate shown to have less is rejected (default: "
+                             "one sd of the bank)")
     parser.add_argument("--noise", choices=("bank", "own"), default="bank",
-                        help="spread from banked control runs, or of the differences alone")
+                        help="how the noise is known: from banked runs of the control (make noise), or from the "
+                             "differences of this comparison alone (default: %(default)s)")
     parser.add_argument("--until", choices=("decided",),
                         help="add seeds, one at a time, until every candidate is decided or futile")
     parser.add_argument("--max-seeds", type=int, metavar="N",
-                        help=f"the most that --until may run (default: {MAX_SEEDS})")
+                        help=f"with --until: run this many seeds at most (default: {MAX_SEEDS})")
     parser.add_argument("--aa", action="store_true", default=os.environ.get("AA", "") not in ("", "0"),
-                        help="candidates are the control on other seeds: what is promoted is a false promotion "
+                        help="candidates are the control on other seeds, so that every promotion is a false one "
                              "(also AA=1)")
     parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH",
-                        help="rows and bank (default: dev/ledger/experiments.csv, or NANOCHAT_LEDGER)")
+                        help="table of all runs, the bank included (default: dev/ledger/experiments.csv, or "
+                             "NANOCHAT_LEDGER)")
     parser.add_argument("--jobs", type=int, metavar="N",
-                        help="cells that run side by side (default: on a CPU the arms of a seed, else 1)")
+                        help="runs side by side (default: on a CPU the arms of a seed, else 1)")
     parser.add_argument("--timeout-minutes", type=float, metavar="MINUTES",
-                        help="stop a cell, resumable, after this long")
+                        help="stop a run after this long; the same command resumes it")
     parser.add_argument("--fresh", action="store_true", default=os.environ.get("FRESH", "") not in ("", "0"),
-                        help="run every cell anew (also FRESH=1)")
+                        help="reuse no run (also FRESH=1)")
     return parser
 
 

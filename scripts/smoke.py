@@ -3,8 +3,8 @@ The whole pipeline in minutes, offline: corpus, tokenizer, control against candi
 
     python -m scripts.smoke          (= make smoke; FRESH=1 or --fresh reuses nothing)
 
-Starts on a bare Python: where the packages are missing it makes .venv (scripts/setup.py) and goes on there.
-Without a CUDA device it runs the profile smoke-cpu, with one smoke-16gb. Writes results/smoke_latest.json,
+It starts on a Python without packages: it then makes .venv (scripts/setup.py) and goes on there. With a CUDA device it
+runs the profile smoke-16gb, otherwise smoke-cpu. Writes results/smoke_latest.json,
 smoke_history.csv and smoke.png in the working directory. Exit code: 0 all runs ok, whatever the verdict.
 """
 
@@ -74,11 +74,12 @@ def smoke(args):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m scripts.smoke",
-                                     description="Corpus, tokenizer, control against candidate, a verdict.")
+                                     description="Run the whole pipeline once: corpus, tokenizer, control against "
+                                                 "candidate, a verdict.")
     parser.add_argument("--profile", choices=("smoke-cpu", "smoke-16gb"),
-                        help="default: smoke-16gb with a CUDA device, else smoke-cpu")
+                        help="the workload (default: smoke-16gb with a CUDA device, else smoke-cpu)")
     parser.add_argument("--fresh", action="store_true", default=os.environ.get("FRESH", "") not in ("", "0"),
-                        help="run every cell anew (also FRESH=1)")
+                        help="reuse no run (also FRESH=1)")
     args = parser.parse_args(argv)
     if sys.version_info < (3, 10):
         print(f"error: nanochat needs Python 3.10 or newer, and this is {sys.version.split()[0]}", file=sys.stderr)

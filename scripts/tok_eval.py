@@ -3,9 +3,10 @@ Bytes per token of the tokenizer on several kinds of text, beside GPT-2's and GP
 
     python -m scripts.tok_eval
 
-More bytes per token is a shorter sequence for the same text. The first row group of the training shards was
-seen in training, that of the validation shard was not. Each text is also decoded again and must come back
-unchanged. The published vocabularies are downloaded by tiktoken; offline, the table has ours alone.
+With more bytes per token the same text is a shorter sequence. Two of the texts are the first row group of the training
+shards, which the tokenizer was trained on, and that of the validation shard, which it was not. Each text is also
+decoded again and must come back unchanged. tiktoken downloads the published vocabularies; offline, the table has only
+ours.
 """
 
 import argparse
@@ -138,7 +139,7 @@ def format_table(texts, ours: dict[str, int], label=None, theirs=None, color=Fal
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="tok_eval", description="Bytes per token on several kinds of text.")
+    parser = argparse.ArgumentParser(prog="tok_eval", description="Measure bytes per token on several kinds of text.")
     parser.parse_args(argv)
     try:
         ours, texts = get_tokenizer(), load_texts()
