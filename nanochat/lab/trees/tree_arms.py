@@ -107,7 +107,10 @@ def split_spec(text: str) -> TreeSpec:
 
 
 def make_all_arms(candidates, arm_texts, common, base_dir) -> list[Arm]:
-    """Control first. arm_texts: "NAME: [tree=PATH] [patch=FILE]... [flags=...]" each; an arm named control replaces ours."""
+    """All arms, the control first. arm_texts: "NAME: [tree=PATH] [patch=FILE]... [flags=...]" each.
+
+    An arm named control takes the place of the profile's own. Raises ValueError naming the arm.
+    """
     arms = {arm.name: arm for arm in make_arms(list(candidates), common)}
     named = set(arms) - {CONTROL}
     for text in arm_texts:
