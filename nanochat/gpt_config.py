@@ -59,5 +59,6 @@ class Sizes:
 
 
 # One declaration of an option serves the command line, the record of a run and the model.
-_ours = [(name, o.type, field(default=o.default)) for name, o in FIELDS.items() if o.model and name not in UPSTREAM_KEYS]
+_ours = [(name, o.type, field(default=o.default)) for name, o in FIELDS.items()
+         if o.model and name not in UPSTREAM_KEYS]
 GPTConfig = make_dataclass("GPTConfig", _ours, bases=(Sizes,), namespace={"__module__": __name__})

@@ -127,10 +127,10 @@ def parse_seeds(words) -> list[int]:
 
 
 def matched_budget(config: TrainConfig) -> str | None:
-    """The budget that ends a run whatever its shape: seconds of training, or FLOPs. None where steps or tokens a
-    parameter do.
+    """The budget that ends a run whatever its shape: seconds of training, or FLOPs.
 
-    A wall budget ends a run only if its steps are not done before: whoever compares looks at the bound of each record.
+    None for a run that ends after a number of steps, or of tokens per parameter. A run ends by its steps if they are
+    done before the budget is spent. Each record says which of the two ended it, in `results.bound`.
     """
     if config.wall_budget_sec > 0:
         return f"--wall-budget-sec={config.wall_budget_sec:g}"

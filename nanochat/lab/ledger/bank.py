@@ -1,9 +1,10 @@
 """
-How much the control varies by itself, and what that lets a protocol see: from the banked runs of one profile.
+The bank: how much the control varies from seed to seed, and how small a gain a protocol can therefore see.
 
     measure(rows, profile_hash, exclude_seeds=protocol_seeds)["metrics"]["val_bpb"]["s_b"]
 
-sd is of ONE run; of times, rates and the train loss it is of their logarithm, so 0.01 reads as 1 %.
+The bank of a profile is its control runs on seeds of their own. s_b is the standard deviation (sd) of ONE of these
+runs. For times, rates and the train loss it is the sd of the logarithm, so 0.01 reads as 1 %.
 """
 
 import math
@@ -19,10 +20,10 @@ from nanochat.lab.table import number, table
 from nanochat.lab.verdict.stats import ALPHA, correlation_bound, planned_source, sigma_interval, smallest_gain
 from nanochat.lab.verdict.time_to_target import crossing, refuse_missed, threshold_from_bank
 
-FIRST_SEED = 900001  # of the banked runs; protocols are asked to keep out of what follows
-GAINS_AT = (2, 3, 5, 8)  # pairs
-INTERVAL = 0.90
-LOWER = 0.90  # of the correlation: a one-sided bound
+FIRST_SEED = 900001  # of the banked runs; protocols are asked to use seeds below it
+GAINS_AT = (2, 3, 5, 8)  # numbers of pairs in the table of smallest gains
+INTERVAL = 0.90  # confidence of the interval of sigma, 5 % outside on each side
+LOWER = 0.90  # confidence of the one-sided lower bound of the correlation
 
 
 def noise_seeds(n: int) -> list[int]:
@@ -36,12 +37,12 @@ def noise_seeds(n: int) -> list[int]:
 
 
 # -----------------------------------------------------------------------------
-# What the ledger says
+# The noise, from rows of the ledger
 
 def measure(rows, profile_hash: str, exclude_seeds=()) -> dict:
-    """{"source", "profile_hash", "metrics": {metric: sd, interval, ...}, "left_out", "correlation"}; JSON as it is.
+    """{"source", "profile_hash", "metrics": {metric: {"s_b", "lo", "hi", ...}}, "left_out", "correlation"}, for JSON.
 
-    A metric with fewer than two values has no entry, and left_out says why.
+    A metric with fewer than two values has no entry; "left_out" says why.
     """
     metrics, left_out = {}, []
     for metric in METRICS:
@@ -56,22 +57,25 @@ def measure(rows, profile_hash: str, exclude_seeds=()) -> dict:
             middle = float(np.median(found.values))
             metrics[metric] = {"s_b": found.s_b, "nu": found.nu, "lo": lo, "hi": hi, "n": len(found.values),
                                "median": math.exp(middle) if METRICS[metric].log else middle}
-    return {"source": "bank", "profile_hash": profile_hash, "metrics": metrics, "left_out": list(dict.fromkeys(left_out)),
-            "correlation": correlation(rows, profile_hash)}
+    return {"source": "bank", "profile_hash": profile_hash, "metrics": metrics,
+            "left_out": list(dict.fromkeys(left_out)), "correlation": correlation(rows, profile_hash)}
 
 
 def correlation(rows, profile_hash: str) -> dict:
-    """{metric: {"r", "n", "lo"}} of control and candidate on one seed, in earlier protocols of the profile.
+    """{metric: {"r", "n", "lo"}}: correlation of control and candidate on one seed, in the profile's earlier protocols.
 
-    Centred within each label and arm. lo: lower 90 % bound by Fisher's z, at least 0; n counts seeds, because
-    the candidates of a seed share its control. None where fewer than 4 are left after centring.
+    r is the correlation of the values after the mean of each label and arm was taken off. n is the number of seeds,
+    not of pairs, because the candidates of a seed share its control. lo is the lower 90 % bound by Fisher's z, at
+    least 0. A metric has no entry where fewer than 4 seeds are left after the means were taken off.
     """
-    mine = [row for row in rows if row["profile_hash"] == profile_hash and row["label"] not in (NOISE, None) and row["status"] == "ok"]
+    mine = [row for row in rows if row["profile_hash"] == profile_hash and row["label"] not in (NOISE, None)
+            and row["status"] == "ok"]
     return {metric: found for metric in METRICS if (found := _correlation(mine, metric))}
 
 
 def _correlation(rows, metric) -> dict | None:
-    values = {(row["label"], row["arm"], row["seed"]): value for row in rows if (value := value_of(row, metric)) is not None}
+    values = {(row["label"], row["arm"], row["seed"]): value for row in rows
+              if (value := value_of(row, metric)) is not None}
     groups, seeds = defaultdict(list), defaultdict(set)
     for (label, arm, seed), value in values.items():
         if arm != CONTROL and (label, CONTROL, seed) in values:
@@ -79,7 +83,8 @@ def _correlation(rows, metric) -> dict | None:
             seeds[label].add(seed)
     pairs = [np.array(pairs) - np.mean(pairs, axis=0) for pairs in groups.values() if len(pairs) > 1]
     n = sum(len(of_label) for of_label in seeds.values())
-    effective = n - (len(seeds) - 1)  # each further label costs a mean
+    # Fisher's z counts on one mean that was estimated. Each further label has a mean of its own, which costs one more.
+    effective = n - (len(seeds) - 1)
     if not pairs or effective < 4:
         return None
     x, y = np.concatenate(pairs).T
@@ -90,21 +95,27 @@ def _correlation(rows, metric) -> dict | None:
 
 
 def profiles_present(rows) -> list[dict]:
-    """The newest row of every profile, newest last, with "banked" = the runs that a bank of it has."""
+    """The newest row of every profile, newest last. "banked" is the number of runs in the profile's bank."""
     newest = {row["profile_hash"]: row for row in rows if row["profile_hash"]}
     order = sorted(newest.values(), key=lambda row: row["row"])
     return [{**row, "banked": len(banked_runs(rows, row["profile_hash"])[0])} for row in order]
 
 
 def with_target(rows, curves: dict, metric: str, threshold: float) -> list[dict]:
-    """The rows, their time to a target taken from their curves; curves: {run id: lines of its metrics.jsonl}."""
+    """The rows, with the time to this target from the curve of each run; curves: {run id: lines of its metrics.jsonl}.
+
+    A row without a curve stays as it is.
+    """
     return [row | {"target_metric_name": metric, "target_metric_threshold": threshold,
                    "time_to_target_sec_measured": crossing(metric_curve(curves[row["run_id"]], metric), threshold)}
             if row["run_id"] in curves else row for row in rows]
 
 
 def banked_target(rows, profile_hash, exclude_seeds=()) -> float:
-    """val_bpb that every banked run reached: the worst final + 1 sigma. Raises ValueError where there is none."""
+    """A target of val_bpb that every banked run reached: the worst final value + 1 sigma.
+
+    Raises ValueError for a bank that gives no such target.
+    """
     runs, _ = banked_runs(rows, profile_hash, exclude_seeds)
     threshold = threshold_from_bank([row["val_bpb"] for row in runs if row["val_bpb"] is not None])
     refuse_missed(threshold, {row["seed"]: row["min_val_bpb"] for row in runs})
@@ -115,12 +126,15 @@ def banked_target(rows, profile_hash, exclude_seeds=()) -> float:
 # As text
 
 def describe(noise: dict, rows) -> str:
-    """Tables of sigma, of the smallest gains and of the correlation, with what was left out and other profiles."""
-    parts = [_sigmas(noise["metrics"]), _gains(noise["metrics"])] if noise["metrics"] else ["no noise banked: run `make noise SEEDS=8`"]
-    parts += [text for text in (_correlations(noise["correlation"]), _better_source(noise)) if text] if noise["correlation"] else []
+    """Tables of sigma, of the smallest gains and of the correlation; then the runs that were left out, and why."""
+    parts = ([_sigmas(noise["metrics"]), _gains(noise["metrics"])] if noise["metrics"]
+             else ["no noise banked: run `make noise SEEDS=8`"])
+    parts += ([text for text in (_correlations(noise["correlation"]), _better_source(noise)) if text]
+              if noise["correlation"] else [])
     loaded = [row["seed"] for row in banked_runs(rows, noise["profile_hash"])[0] if row["overloaded"]]
     if loaded:
-        noise = noise | {"left_out": [*noise["left_out"], f"kept, but the machine was loaded: seeds {', '.join(map(str, loaded))}"]}
+        noise = noise | {"left_out": [*noise["left_out"],
+                                      f"kept, but the machine was loaded: seeds {', '.join(map(str, loaded))}"]}
     parts += ["\n".join("  " + line for line in noise["left_out"])] if noise["left_out"] else []
     return "\n\n".join(parts)
 
@@ -130,24 +144,30 @@ def _name(metric) -> str:
 
 
 def _sigmas(metrics) -> str:
-    rows = [[_name(m), str(e["n"]), str(e["nu"]), f"{e['s_b']:.3g}", f"[{e['lo']:.3g}, {e['hi']:.3g}]", f"{e['median']:.6g}"]
-            for m, e in metrics.items()]
-    return "noise of one control run\n" + table(["metric", "n", "df", "sigma", f"{INTERVAL:.0%} interval", "median"], rows)
+    rows = [[_name(m), str(e["n"]), str(e["nu"]), f"{e['s_b']:.3g}", f"[{e['lo']:.3g}, {e['hi']:.3g}]",
+             f"{e['median']:.6g}"] for m, e in metrics.items()]
+    return ("noise of one control run\n"
+            + table(["metric", "n", "df", "sigma", f"{INTERVAL:.0%} interval", "median"], rows))
 
 
 def _gains(metrics) -> str:
-    rows = [[_name(m), *(number(smallest_gain(n, e["s_b"], e["nu"]), ".3g") for n in GAINS_AT)] for m, e in metrics.items()]
+    rows = [[_name(m), *(number(smallest_gain(n, e["s_b"], e["nu"]), ".3g") for n in GAINS_AT)]
+            for m, e in metrics.items()]
     return (f"smallest gain that shows with 80 % power (one candidate, level {ALPHA:g}, no pair correlation)\n"
             + table(["metric", *(f"{n} seeds" for n in GAINS_AT)], rows))
 
 
 def _correlations(found) -> str:
     rows = [[_name(m), str(e["n"]), f"{e['r']:+.2f}", f"{e['lo']:.2f}"] for m, e in found.items()]
-    return "correlation of control and candidate in earlier protocols\n" + table(["metric", "seeds", "r", f"lower {LOWER:.0%} bound"], rows)
+    return ("correlation of control and candidate in earlier protocols\n"
+            + table(["metric", "seeds", "r", f"lower {LOWER:.0%} bound"], rows))
 
 
 def _better_source(noise) -> str:
-    """Which noise source has the smaller planned effect on val_bpb: free to choose, because it is chosen from earlier protocols."""
+    """Advice: the noise source, bank or own, that lets a protocol see the smaller gain of val_bpb.
+
+    The advice costs no error rate: it rests on earlier protocols and not on the runs that will be judged.
+    """
     bank, earlier = noise["metrics"].get("val_bpb"), noise["correlation"].get("val_bpb")
     if not (bank and earlier):
         return ""
@@ -155,14 +175,14 @@ def _better_source(noise) -> str:
     own = [str(n) for n, source in sources.items() if source == "own"]
     if not own:
         return "the bank is the better noise source for val_bpb at these numbers of seeds (--noise=bank, the default)"
-    return (f"pairs this alike are better judged by their own spread: with {', '.join(own)} seeds --noise=own sees smaller gains of "
-            "val_bpb; choose it before the first run")
+    return (f"pairs this alike are better judged by their own spread: with {', '.join(own)} seeds "
+            "--noise=own sees smaller gains of val_bpb; choose it before the first run")
 
 
 def other_profiles(rows, profile_hash: str) -> str:
-    """Which other profiles the ledger has, and what differs: their rows are never compared."""
+    """The other profiles in the ledger, each with its differences from this one; rows of two are never compared."""
     present = profiles_present(rows)
     mine = next((row for row in present if row["profile_hash"] == profile_hash), None)
-    lines = [f"  {row['profile_hash'][:8]} {row['profile'] or '-'}, {row['banked']} banked: {'; '.join(why_other_profile(mine, row))}"
-             for row in present if mine and row is not mine]
+    lines = [f"  {row['profile_hash'][:8]} {row['profile'] or '-'}, {row['banked']} banked: "
+             f"{'; '.join(why_other_profile(mine, row))}" for row in present if mine and row is not mine]
     return "\n".join(["other profiles in the ledger, never compared with this one:", *lines]) if lines else ""

@@ -1,6 +1,8 @@
 """
-What a row of the ledger computed, read off its exact command: rows of different profiles are never compared, and
-a message that says so names what differs.
+The workload of a row of the ledger, read from its exact command.
+
+Rows of different profiles are never compared. A message that refuses to compare two rows names their differences,
+such as "--depth 4 -> 12".
 """
 
 import shlex
@@ -9,7 +11,7 @@ from nanochat.config import FIELDS, TrainConfig
 from nanochat.options import flag, hyphenate, known_options, said_once, tagged, with_role
 from nanochat.stage import BASE
 
-# Set for each cell, or without a say in what a run computes.
+# Options that are set for each cell, or that do not change the numbers of a run.
 OF_A_CELL = (*tagged(FIELDS, "cell"), *with_role(FIELDS, "run"))
 
 
@@ -33,7 +35,7 @@ def options_of(row: dict) -> dict:
 
 
 def option_differences(a: dict, b: dict, names=None) -> list[str]:
-    """["--depth 4 -> 12", ...] between two rows, over `names` (default: all that decide what is computed)."""
+    """["--depth 4 -> 12", ...] between two rows, over `names` (default: every option that can change the numbers)."""
     old, new = (said_once(TrainConfig, options_of(row)) for row in (a, b))
     if not (old and new):
         old, new = ({name: row[name] for name in tagged(FIELDS, "ledger_row")} for row in (a, b))
@@ -43,13 +45,16 @@ def option_differences(a: dict, b: dict, names=None) -> list[str]:
 
 
 def why_other_profile(a: dict, b: dict) -> list[str]:
-    """What differs between the profiles of two rows: kind of device, dataset, tokenizer, profile options; [] for one profile."""
+    """Differences between the profiles of two rows: kind of device, dataset, tokenizer, options of the workload.
+
+    [] where both rows have the same profile.
+    """
     if a["profile_hash"] == b["profile_hash"] is not None:
         return []
     kinds = [(row["device"] or "unknown").split(":")[0] for row in (a, b)]
     found = [f"device {kinds[0]} -> {kinds[1]}"] if kinds[0] != kinds[1] else []
-    found += [f"{name.removesuffix('_id')} {_short(a[name])} -> {_short(b[name])}" for name in ("dataset_id", "tokenizer_id")
-              if a[name] != b[name]]
+    found += [f"{name.removesuffix('_id')} {_short(a[name])} -> {_short(b[name])}"
+              for name in ("dataset_id", "tokenizer_id") if a[name] != b[name]]
     found += option_differences(a, b, with_role(FIELDS, "workload"))
     return found or ["the rows do not say: their profile hashes are of other versions of the options"]
 

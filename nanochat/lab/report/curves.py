@@ -1,7 +1,7 @@
 """
-What is drawn of validation curves, as numbers: the mean over seeds, where the clock starts, how much of the fall is shown.
+Validation curves as they are drawn: the mean over seeds, the start of the clock, and the range of y.
 
-A curve is an array [N, 3] of (step, training seconds or NaN, val_bpb); the PNG and the HTML page draw the same ones.
+A curve is an array [N, 3] of (step, training seconds or NaN, val_bpb). The PNG and the HTML page draw the same arrays.
 """
 
 import numpy as np
@@ -10,31 +10,38 @@ EARLY = 0.2  # share of the steps whose steep fall may leave the picture at the 
 
 
 def as_arrays(curves: dict) -> dict:
-    """{(arm, seed): [(step, seconds or None, val_bpb), ...]} as arrays; a loss that is no number, and an empty curve, is left out."""
+    """{(arm, seed): [(step, seconds or None, val_bpb), ...]} as {(arm, seed): array [N, 3]}.
+
+    Points whose loss is not a finite number are left out, and so are curves without any other point.
+    """
     arrays = {key: np.array(points, dtype=float).reshape(-1, 3) for key, points in curves.items()}
     arrays = {key: points[np.isfinite(points[:, 2])] for key, points in arrays.items()}
     return {key: points for key, points in arrays.items() if len(points)}
 
 
 def from_first_timed(points):
-    """The clock skips the first steps: of the validations at time 0 only the last one says where it starts."""
+    """The curve from the start of the clock on, for a drawing over time.
+
+    The clock skips the first steps, so several validations may stand at time 0. Only the last of them is kept.
+    """
     points = points[np.isfinite(points[:, 1])]
     return points[max(0, np.sum(points[:, 1] == 0) - 1):]
 
 
 def mean_curve(runs) -> np.ndarray:
-    """Mean over runs of (step, time, bpb) at the steps that all of them have validated."""
+    """Mean over runs of (step, time, bpb), at the steps at which all of them were validated."""
     if not runs:
         return np.empty((0, 3))
     steps = sorted(set.intersection(*(set(points[:, 0]) for points in runs)))
-    return np.array([np.mean([points[points[:, 0] == step][0] for points in runs], axis=0) for step in steps]).reshape(-1, 3)
+    return np.array([np.mean([points[points[:, 0] == step][0] for points in runs], axis=0)
+                     for step in steps]).reshape(-1, 3)
 
 
 def limits(runs) -> tuple[float, float]:
-    """Range of val_bpb to show."""
+    """(low, high) of val_bpb to show: the range after the first EARLY of the steps, with a margin of 5 %."""
     last = max(points[-1, 0] for points in runs)
     late = np.concatenate([points[points[:, 0] >= EARLY * last, 2] for points in runs])
-    if len(late) < 3 * len(runs):  # too few validations to leave one out
+    if len(late) < 3 * len(runs):  # too few validations to leave any out
         late = np.concatenate([points[:, 2] for points in runs])
     pad = 0.05 * (np.ptp(late) or abs(late[0]) or 1)
     return late.min() - pad, late.max() + pad

@@ -1,8 +1,8 @@
 """
 Two charts as inline SVG: validation curves, and gains with their intervals.
 
-By hand, not by matplotlib: colours are classes of the page (readable on light and on dark), text stays text,
-nothing refers to anything outside the file, and a chart is a few KB. A nested <svg> clips what leaves the plot.
+The charts are written by hand and not by matplotlib. So their colours are classes of the page, readable on light and
+on dark, their text stays text, they need no other file, and each is a few KB. A nested <svg> clips lines at the plot.
 """
 
 import math
@@ -15,11 +15,11 @@ from nanochat.lab.report.curves import from_first_timed, limits, mean_curve
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 560, 58, 12, 10, 42
 CURVE_HEIGHT, ROW_HEIGHT = 330, 50
 N_COLORS = 7  # classes c0 (control) to c6 of the page
-DASHES = ("", "9 4", "2 3", "12 4 2 4")  # overlapping means stay visible
+DASHES = ("", "9 4", "2 3", "12 4 2 4")  # of the mean lines: two that overlap can both be seen
 
 
 def ticks(lo: float, hi: float, most: int = 6) -> list[tuple[float, str]]:
-    """Round values within [lo, hi], at most `most` of them, with just the digits that tell them apart.
+    """Round values within [lo, hi], at most `most` of them, with just enough digits to tell them apart.
 
     >>> ticks(0.0, 1.0), ticks(2.61, 2.83, 3)
     ([(0.0, '0.0'), (0.2, '0.2'), (0.4, '0.4'), (0.6, '0.6'), (0.8, '0.8'), (1.0, '1.0')], [(2.7, '2.7'), (2.8, '2.8')])
@@ -33,7 +33,7 @@ def ticks(lo: float, hi: float, most: int = 6) -> list[tuple[float, str]]:
 
 
 def scale(lo, hi, at_lo, at_hi):
-    """Data to pixels; a value that is not there (None) is at the lower end."""
+    """A function from data to pixels: lo is drawn at at_lo, hi at at_hi, and None at the lower end."""
     return lambda value: at_lo if value is None else round(at_lo + (value - lo) / (hi - lo) * (at_hi - at_lo), 2)
 
 
@@ -53,8 +53,11 @@ def frame(height: int, label: str, parts: list[str]) -> str:
 # Validation curves
 
 def curve_chart(arms: list[str], curves: dict, x: int, xlabel: str, shown: dict) -> str:
-    """x: 0 = over steps, 1 = over training time. curves, shown: {(arm, seed): array [N, 3]}; shown ones have a mean
-    and set the range of y (all, where none is named): a diverged run is drawn, and may leave the picture at the top."""
+    """Validation curves over steps (x = 0) or over training time (x = 1). curves, shown: {(arm, seed): array [N, 3]}.
+
+    The curves in `shown` enter the mean of their arm and set the range of y (all curves, where `shown` is empty). A
+    diverged run is in `curves` alone: it is drawn, and may leave the picture at the top.
+    """
     drawn = {key: from_first_timed(points) if x == 1 else points for key, points in curves.items()}
     drawn = {key: points for key, points in drawn.items() if len(points)}
     if not drawn:
@@ -69,12 +72,13 @@ def curve_chart(arms: list[str], curves: dict, x: int, xlabel: str, shown: dict)
              for v, name in ticks(*y_range)]
     parts += [text(to_x(v), bottom + 17, name, "middle", "tick") for v, name in ticks(lo, hi if hi > lo else lo + 1)]
     parts += [text((LEFT + WIDTH - RIGHT) / 2, CURVE_HEIGHT - 6, xlabel, "middle", "label")]
-    parts += ['<svg x="0" y="0" width="100%" height="', str(bottom), '">', *_curves(arms, drawn, shown or curves, x, to_x, to_y), "</svg>"]
+    parts += ['<svg x="0" y="0" width="100%" height="', str(bottom), '">',
+              *_curves(arms, drawn, shown or curves, x, to_x, to_y), "</svg>"]
     return frame(CURVE_HEIGHT, f"validation bits per byte, {xlabel}", parts)
 
 
 def later_half(curves: dict) -> dict:
-    """The part in which arms that are close can be told apart."""
+    """The second half of the steps: there, arms whose losses are close can be told apart."""
     last = max((points[-1, 0] for points in curves.values()), default=0)
     late = {key: points[points[:, 0] >= last / 2] for key, points in curves.items()}
     return {key: points for key, points in late.items() if len(points) > 1}
@@ -83,7 +87,8 @@ def later_half(curves: dict) -> dict:
 def swatch(k: int) -> str:
     """The mean line of arm k, for a legend."""
     dashes = f' stroke-dasharray="{DASHES[k % len(DASHES)]}"' if DASHES[k % len(DASHES)] else ""
-    return f'<svg class="swatch" viewBox="0 0 30 8"><polyline class="thick c{k % N_COLORS}"{dashes} points="0,4 30,4"/></svg>'
+    return (f'<svg class="swatch" viewBox="0 0 30 8"><polyline class="thick c{k % N_COLORS}"{dashes} '
+            'points="0,4 30,4"/></svg>')
 
 
 def _curves(arms, drawn, shown, x, to_x, to_y) -> list[str]:
@@ -96,14 +101,16 @@ def _curves(arms, drawn, shown, x, to_x, to_y) -> list[str]:
         good = [points for seed, points in mine.items() if (arm, seed) in shown]
         mean = mean_curve(good)
         if len(mean):
-            thick.append(_polyline(mean, x, to_x, to_y, f"thick c{k % N_COLORS}", DASHES[k % len(DASHES)], f"{arm}, mean of {len(good)}"))
+            thick.append(_polyline(mean, x, to_x, to_y, f"thick c{k % N_COLORS}", DASHES[k % len(DASHES)],
+                                   f"{arm}, mean of {len(good)}"))
     return thin + thick
 
 
 def _polyline(points, x, to_x, to_y, cls, dash, title) -> str:
     at = [(to_x(point[x]), to_y(point[2])) for point in points]
     if len(at) == 1:
-        return f'<circle class="{cls} dot" cx="{at[0][0]}" cy="{at[0][1]}" r="4"><title>{escape(title)}</title></circle>'
+        return (f'<circle class="{cls} dot" cx="{at[0][0]}" cy="{at[0][1]}" r="4">'
+                f'<title>{escape(title)}</title></circle>')
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
     return (f'<polyline class="{cls}"{dashes} points="' + " ".join(f"{a},{b}" for a, b in at)
             + f'"><title>{escape(title)}</title></polyline>')
@@ -113,10 +120,11 @@ def _polyline(points, x, to_x, to_y, cls, dash, title) -> str:
 # Gains
 
 def gain_chart(label: str, rows: list[dict], margin: float | None) -> str:
-    """A strip a candidate: dots = seeds, diamond = mean, bar = interval; right of 0 the candidate is better.
+    """One strip for each candidate: dots are seeds, the diamond is their mean, the bar is the interval of the mean.
 
-    rows: {"name", "color" (index of the arm), "gains" [(seed, d), ...], "mean", "lo", "hi", "value" (in words)}, None = not measured
-    or unbounded. margin: of a floor, drawn at -margin; None or 0 draws only zero.
+    Right of 0 the candidate is better. rows: {"name", "color" (index of the arm), "gains" [(seed, d), ...], "mean",
+    "lo", "hi", "value" (in words)}; a mean of None was not measured, a hi of None is unbounded. margin: the loss that a
+    floor allows, drawn as a line at -margin; with None or 0 only the line at zero is drawn.
     """
     height = TOP + ROW_HEIGHT * len(rows) + BOTTOM
     lo, hi = _gain_range(rows, margin)
@@ -124,13 +132,15 @@ def gain_chart(label: str, rows: list[dict], margin: float | None) -> str:
     parts = []
     if margin:
         edge = to_x(-margin)
-        parts += [f'<rect class="beyond" x="{LEFT}" y="{TOP}" width="{round(edge - LEFT, 2)}" height="{bottom - TOP}"/>',
+        parts += [f'<rect class="beyond" x="{LEFT}" y="{TOP}" '
+                  f'width="{round(edge - LEFT, 2)}" height="{bottom - TOP}"/>',
                   line(edge, TOP, edge, bottom, "margin")]
     parts += [line(to_x(v), bottom, to_x(v), bottom + 4, "axis") + text(to_x(v), bottom + 17, name, "middle", "tick")
               for v, name in ticks(lo, hi)]
     parts += [line(LEFT, bottom, WIDTH - RIGHT, bottom, "axis"), line(to_x(0), TOP, to_x(0), bottom, "zero")]
     parts += [part for i, row in enumerate(rows) for part in _strip(row, TOP + i * ROW_HEIGHT, to_x)]
-    parts += [text(LEFT, height - 6, "\u2190 worse", "start", "label"), text(WIDTH - RIGHT, height - 6, "better \u2192", "end", "label")]
+    parts += [text(LEFT, height - 6, "\u2190 worse", "start", "label"),
+              text(WIDTH - RIGHT, height - 6, "better \u2192", "end", "label")]
     return frame(height, label, parts)
 
 
@@ -148,7 +158,8 @@ def _strip(row, top, to_x) -> list[str]:
     if row["mean"] is not None:
         x0, x1 = (to_x(row["lo"]), WIDTH - RIGHT if row["hi"] is None else to_x(row["hi"]))
         parts.append(line(x0, y, x1, y, f"bar {color}"))
-        parts += [line(x, y - 6, x, y + 6, f"bar {color}") for x, bound in ((x0, row["lo"]), (x1, row["hi"])) if bound is not None]
+        parts += [line(x, y - 6, x, y + 6, f"bar {color}") for x, bound in ((x0, row["lo"]), (x1, row["hi"]))
+                  if bound is not None]
     for seed, d in row["gains"]:
         title = escape(f"{row['name']} seed {seed}: {d:+.5f}")
         parts.append(f'<circle class="dot seed {color}" cx="{to_x(d)}" cy="{y}" r="4"><title>{title}</title></circle>')

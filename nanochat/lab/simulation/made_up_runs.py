@@ -1,11 +1,12 @@
 """
-How often the procedure is wrong, and how often it sees a gain, measured on made-up records.
+How often a verdict is wrong, and how often a gain is seen, measured on made-up runs.
 
-A record is one run: x = sqrt(rho) seed + sqrt(1 - rho) noise, both of unit spread, so 1 is the sd of ONE control run.
-Every cell of ideas/simulation_targets.csv draws protocols of K candidates and pushes them through the functions that
-decide real ones (stats.moderated_t, looks.replay). False promotion: any candidate is promoted when none has a gain.
-Power: candidate 1 is promoted when it alone has one. Each cell has a generator of its own, so it gives the same
-numbers whichever cells are run beside it. Command line: scripts/simulate_gates.py
+A made-up run is one number, x = sqrt(rho) seed + sqrt(1 - rho) noise. Both terms have unit spread, so 1 is the sd of
+ONE control run, and two arms on one seed are correlated by rho. For every cell of ideas/simulation_targets.csv,
+protocols of K candidates are drawn and judged by the functions that judge real ones (stats.moderated_t, looks.replay).
+Two chances are measured. False promotion: any candidate is promoted although none has a gain. Power: candidate 1 is
+promoted, and it alone has a gain. Each cell has a random generator of its own, so its numbers do not depend on the
+cells that are run beside it. Command line: scripts/simulate_gates.py
 """
 
 import csv
@@ -20,17 +21,19 @@ from nanochat.lab.verdict.looks import replay
 from nanochat.lab.verdict.stats import ALPHA, moderated_t
 
 SEED, PROTOCOLS = 20261121, 10_000
-TARGET_PROTOCOLS = 40_000  # a cell, of the targets
+TARGET_PROTOCOLS = 40_000  # protocols behind each target
 MEASURES = ("false_promotion", "power_0.5", "power_1", "power_2", "power_3",
             "seeds_-1", "seeds_0", "seeds_0.5", "seeds_1", "seeds_2", "seeds_3")
 
-# What agrees: points of a percentage, and seeds.
-MOST_FALSE = 5.65  # where the noise is what the procedure assumes
+# How far a number may be from its target, in percentage points and in seeds.
+# 5 % in 10,000 protocols has a standard error of sqrt(0.05 * 0.95 / 10000) = 0.22 points: 5.65 is three of them above 5.
+MOST_FALSE = 5.65  # where the noise is as the procedure assumes
 SOUND_TABLES = ("8.1", "8.2", "8.5")
 FALSE_WITHIN, POWER_WITHIN, SEEDS_WITHIN = 0.7, 2.0, 0.2
-ERRORS_WITHIN = 4  # standard errors, where the chance is too large for FALSE_WITHIN to be more than luck
+# A chance far above 5 % has a larger standard error, and luck alone passes FALSE_WITHIN. There, this many of them count.
+ERRORS_WITHIN = 4
 
-# Where the procedure's assumptions fail.
+# The noise of a cell: as the procedure assumes (EQUAL), or against an assumption.
 EQUAL, OUTLIERS, UNLUCKY = "equal", "5% outliers", "unlucky bank"
 VARIANCE = {"candidate variance x2": 2.0, "candidate variance x4": 4.0}
 OUTLIER_SHARE, OUTLIER_NOISE = 0.05, 5.0
@@ -39,7 +42,7 @@ UNLUCKY_SHARE = 0.10  # the bank is the 10th percentile of all banks
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the targets: how the records are made, how they are judged, and what was found elsewhere."""
+    """One row of the targets: how the runs are made up, how they are judged, and the numbers to find again."""
     table: str
     data: str
     rho: float
@@ -51,7 +54,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.table} {self.data} rho={self.rho:g} nu={self.nu} K={self.K} n={looks_text(self.looks)} {self.rule}"
+        return (f"{self.table} {self.data} rho={self.rho:g} nu={self.nu} K={self.K} "
+                f"n={looks_text(self.looks)} {self.rule}")
 
 
 def looks_text(looks) -> str:
@@ -74,15 +78,19 @@ def _cell(row) -> Cell:
 # Records
 
 def draw(cell: Cell, protocols: int, rng) -> tuple[np.ndarray, np.ndarray | None]:
-    """(d [P, K, N], control minus candidate of protocols without any gain; s_b [P, 1], sd of each one's bank or None)."""
+    """(d [P, K, N], s_b [P, 1]) of P = `protocols` without any gain.
+
+    d: control - candidate, of K candidates on N seeds. s_b: the sd of each protocol's bank; None in a cell without banks.
+    """
     N = cell.looks[-1]
     seed, noise = rng.standard_normal((N, 1, protocols)), _noise(rng, (N, cell.K + 1, protocols), cell.data)
     noise[:, 1:] *= math.sqrt(VARIANCE.get(cell.data, 1.0))
     x = math.sqrt(cell.rho) * seed + math.sqrt(1 - cell.rho) * noise  # arm 0 is the control
-    d = (x[:, :1] - x[:, 1:]).T  # seeds first in memory: sums over them are several times faster so
+    d = (x[:, :1] - x[:, 1:]).T  # seeds first in memory: sums over seeds are then several times faster
     if cell.nu == 0:
         return d, None
     if cell.data == UNLUCKY:
+        # nu s_b^2 is chi-square with nu degrees of freedom (the true sd is 1), so its 10th percentile gives this s_b.
         return d, np.full((protocols, 1), math.sqrt(chdtri(cell.nu, 1 - UNLUCKY_SHARE) / cell.nu))
     return d, _noise(rng, (cell.nu + 1, protocols, 1), cell.data).std(axis=0, ddof=1)
 
@@ -95,7 +103,7 @@ def _noise(rng, shape, data):
 
 
 # -----------------------------------------------------------------------------
-# Decisions. The chosen rule is the code that decides; the others are what it is compared with.
+# Decisions. "chosen" is the rule that judges real protocols; the other rules are there for comparison.
 
 def _chosen(d, s_b, nu):
     return moderated_t(d, s_b, nu).p
@@ -118,8 +126,8 @@ def _all_seeds(d, s_b, nu):
     return np.where((d > 0).all(axis=-1), 0.0, 1.0)
 
 
-RULES = {"chosen": _chosen, "with futility": _chosen, "all seeds": _all_seeds, "paired t": _paired_t, "paired t + Holm": _paired_t,
-         "bank t + Holm": _bank_alone, "oracle z + Holm": _oracle_z}
+RULES = {"chosen": _chosen, "with futility": _chosen, "all seeds": _all_seeds, "paired t": _paired_t,
+         "paired t + Holm": _paired_t, "bank t + Holm": _bank_alone, "oracle z + Holm": _oracle_z}
 WITHOUT_HOLM = ("all seeds", "paired t")
 
 
@@ -138,10 +146,10 @@ def decide(cell: Cell, p) -> tuple[np.ndarray, np.ndarray]:
 
 
 # -----------------------------------------------------------------------------
-# A cell, and whether it agrees
+# Measure a cell, and check it against its targets
 
 def measure(cell: Cell, protocols: int = PROTOCOLS, seed: int = SEED) -> dict:
-    """{measure: value} for the measures that the cell has a target for, percentages and mean seeds."""
+    """{measure: value} for the measures that have a target in this cell: percentages, and mean numbers of seeds."""
     d, s_b = draw(cell, protocols, np.random.default_rng([seed, crc32(cell.name.encode())]))
     p = _p_values(cell, d, s_b)
     promoted, seeds = decide(cell, p)
@@ -155,19 +163,21 @@ def measure(cell: Cell, protocols: int = PROTOCOLS, seed: int = SEED) -> dict:
 
 
 def check(cell: Cell, found: dict, protocols: int) -> list[dict]:
-    """One row a measure: what was found, its target, the difference, what is allowed, and whether it is inside."""
+    """One row for each measure: the found value, its target, their difference, the tolerance, whether it is inside."""
     rows = []
     for name, value in found.items():
         within = tolerance(cell, name, protocols)
-        inside = abs(value - cell.targets[name]) <= within and not (name == "false_promotion" and is_sound(cell) and value > MOST_FALSE)
-        rows.append({"table": cell.table, "data": cell.data, "rho": cell.rho, "nu": cell.nu, "K": cell.K, "n": looks_text(cell.looks),
-                     "rule": cell.rule, "measure": name, "found": value, "target": cell.targets[name],
+        inside = (abs(value - cell.targets[name]) <= within
+                  and not (name == "false_promotion" and is_sound(cell) and value > MOST_FALSE))
+        rows.append({"table": cell.table, "data": cell.data, "rho": cell.rho, "nu": cell.nu, "K": cell.K,
+                     "n": looks_text(cell.looks), "rule": cell.rule, "measure": name, "found": value,
+                     "target": cell.targets[name],
                      "difference": value - cell.targets[name], "within": within, "inside": inside})
     return rows
 
 
 def is_sound(cell) -> bool:
-    """Whether the noise is what the procedure assumes, and the procedure is ours: then 5 % is promised."""
+    """Whether 5 % is promised in this cell: its noise is as the procedure assumes, and its rule is the chosen one."""
     return cell.table in SOUND_TABLES and cell.data == EQUAL
 
 
@@ -177,5 +187,6 @@ def tolerance(cell: Cell, name: str, protocols: int) -> float:
     if name.startswith("seeds"):
         return SEEDS_WITHIN
     share = cell.targets[name] / 100
+    # Standard error of found - target: both are shares of random protocols.
     luck = 100 * math.sqrt(share * (1 - share) * (1 / protocols + 1 / TARGET_PROTOCOLS))
     return FALSE_WITHIN if is_sound(cell) else max(FALSE_WITHIN, ERRORS_WITHIN * luck)

@@ -1,6 +1,7 @@
 """
-The picture of the simulation: the chance to promote something that gains nothing, in every cell, against the 5 %
-that is promised. What keeps the promise and what breaks it stand side by side.
+The picture of the simulation: the chance, in every cell, to promote a candidate that gains nothing.
+
+5 % is promised. Cells that keep the promise and cells that break it stand side by side.
 """
 
 import numpy as np
@@ -15,7 +16,7 @@ SIZE_IN = (13, 6.5)
 
 
 def groups(rows) -> list[tuple[str, list[dict]]]:
-    """(name, rows) from left to right: first what the promise covers (data EQUAL), then where an assumption fails."""
+    """(name, rows) of the columns: on the left the cells that the promise covers (data EQUAL), then the others."""
     ours = [row for row in rows if row["measure"] == "false_promotion" and row["table"] != "8.4"]
     looked = [row for row in ours if "-" in row["n"]]
     fixed = [row for row in ours if "-" not in row["n"]]
@@ -23,15 +24,19 @@ def groups(rows) -> list[tuple[str, list[dict]]]:
     def some(rows, data, rho=None):
         return [row for row in rows if row["data"] == data and (rho is None or row["rho"] == rho)]
     x2, x4 = VARIANCE
-    named = [("fixed n,\nno correlation", some(fixed, EQUAL, 0)), ("fixed n,\ncorrelation 0.5", some(fixed, EQUAL, 0.5)),
-             ("fixed n,\ncorrelation 0.9", some(fixed, EQUAL, 0.9)), ("seeds added\nuntil decided", some(looked, EQUAL)),
-             ("5 % of runs with\n5x the noise", some(ours, OUTLIERS)), ("candidate has\n2x the variance", some(ours, x2)),
-             ("candidate has\n4x the variance", some(ours, x4)), ("bank at its 10th\npercentile; nu 4, 9, 19", some(ours, UNLUCKY))]
+    named = [("fixed n,\nno correlation", some(fixed, EQUAL, 0)),
+             ("fixed n,\ncorrelation 0.5", some(fixed, EQUAL, 0.5)),
+             ("fixed n,\ncorrelation 0.9", some(fixed, EQUAL, 0.9)),
+             ("seeds added\nuntil decided", some(looked, EQUAL)),
+             ("5 % of runs with\n5x the noise", some(ours, OUTLIERS)),
+             ("candidate has\n2x the variance", some(ours, x2)),
+             ("candidate has\n4x the variance", some(ours, x4)),
+             ("bank at its 10th\npercentile; nu 4, 9, 19", some(ours, UNLUCKY))]
     return [(name, found) for name, found in named if found]
 
 
 def draw_error_rates(path, rows: list[dict], protocols: int) -> bool:
-    """Write the picture of made_up_runs.check's rows; False, and no file, when none of them is a false promotion."""
+    """Draw the rows of made_up_runs.check. Returns False, and writes no file, where no row is a false promotion."""
     columns = groups(rows)
     if not columns:
         return False
@@ -41,8 +46,8 @@ def draw_error_rates(path, rows: list[dict], protocols: int) -> bool:
         for x, (_, found) in enumerate(columns):
             _column(ax, x, found)
             over = sum(row["found"] > MOST_FALSE for row in found)
-            ax.text(x, top * 1.04, f"{over} of {len(found)} above" if over else f"all {len(found)} within", ha="center", va="bottom",
-                    color=BREAKS if over else HOLDS, fontsize=10)
+            ax.text(x, top * 1.04, f"{over} of {len(found)} above" if over else f"all {len(found)} within",
+                    ha="center", va="bottom", color=BREAKS if over else HOLDS, fontsize=10)
         ax.axhline(PROMISED, color="black", lw=1)
         ax.text(len(columns) - 0.42, PROMISED, "5 %\npromised", va="center", fontsize=10)
         ax.set_xticks(range(len(columns)), [name for name, _ in columns], fontsize=10)
@@ -60,13 +65,14 @@ def draw_error_rates(path, rows: list[dict], protocols: int) -> bool:
 def _name_sides(ax, sound, columns, y):
     for first, last, text in ((0, sound, "noise as the procedure assumes"), (sound, columns, "an assumption fails")):
         if last > first:
-            ax.text((first + last - 1) / 2, y, text, ha="center", va="bottom", fontsize=11, fontweight="bold", color=QUIET)
+            ax.text((first + last - 1) / 2, y, text, ha="center", va="bottom", fontsize=11, fontweight="bold",
+                    color=QUIET)
     if 0 < sound < columns:
         ax.axvline(sound - 0.5, color=QUIET, lw=1, ls=(0, (2, 3)))
 
 
 def _column(ax, x, found):
-    """A dot a cell, fewer seeds to the left; open without a bank; a grey dash where the target is."""
+    """One dot for each cell, fewer seeds to the left. Cells without a bank are open; a grey dash marks the target."""
     order = sorted(found, key=lambda row: (len(row["n"]), row["n"], row["K"], row["nu"]))
     for at, row in zip(x + np.linspace(-0.36, 0.36, len(order)) if len(order) > 1 else [x], order):
         ax.plot([at - 0.02, at + 0.02], [row["target"]] * 2, color=QUIET, lw=1)
@@ -75,7 +81,8 @@ def _column(ax, x, found):
 
 
 def _legend(ax):
-    handles = [ax.plot([], [], marker, color=QUIET, ms=6, label=f"{K} candidate{'s' * (K > 1)}")[0] for K, marker in MARKERS.items()]
+    handles = [ax.plot([], [], marker, color=QUIET, ms=6, label=f"{K} candidate{'s' * (K > 1)}")[0]
+               for K, marker in MARKERS.items()]
     handles += [ax.plot([], [], "s", color=color, ms=7, label=label)[0] for color, label in
                 ((HOLDS, "keeps the promise"), (BREAKS, f"breaks it (above {MOST_FALSE} %)"))]
     handles += ax.plot([], [], "o", color=QUIET, mfc="white", ms=6, label="open: own noise, no bank")

@@ -1,9 +1,13 @@
 """
-A profile in the flags of another tree's trainer, which may have fewer, more, or other defaults.
+A profile in the flags of another tree's trainer, which may lack some of our flags, have more, or other defaults.
 
-What makes the workload (the options marked `profile`) and what was said is passed by name. What the trainer lacks is
-dropped where it changes nothing, stands in the environment where it can, and is refused otherwise; whatever nobody said
-stays that tree's own default, because it may be what the tree is about.
+Two kinds of options are passed by name, each with its value: the options of the workload, such as --depth, and the
+options given on the command line. Every other option keeps the tree's default, because that default may be the very
+change that the tree tries. Some options of ours may have no flag in the tree's trainer:
+
+- An option that changes nothing at its value, such as --no-symplectic-gate, is left out.
+- Compile and dtype are set by environment variables.
+- Any other is refused, with a message that names the flag.
 """
 
 import difflib
@@ -20,7 +24,7 @@ from nanochat.options import Option, flag, hyphenate, named_in, said_once, spell
 from nanochat.stage import BASE
 
 CELLS_OWN = tagged(FIELDS, "cell", "tree_cell")  # set for each cell, by trees/orders.py
-HELP_SEC = 300  # a cold start of torch on a slow disk
+HELP_SEC = 300  # torch may need minutes to start from a slow disk
 
 
 @dataclass(frozen=True)
@@ -49,23 +53,26 @@ def group_words(words: list[str]) -> list[Group]:
 
 
 # -----------------------------------------------------------------------------
-# What the other trainer knows
+# The flags of the other trainer
 
 def trainer_environment(changes: dict) -> dict:
-    """Ours with `changes` (None = unset), and without what would put another `scripts` before the tree's: upstream's has no
-    __init__.py, and a folder that has one wins wherever it stands on the path."""
-    env = {k: v for k, v in os.environ.items() if k not in changes} | {k: v for k, v in changes.items() if v is not None}
+    """Our environment with `changes` (None = unset), for a process that runs the tree's trainer.
+
+    PYTHONPATH loses every folder with a `scripts` in it. Upstream's `scripts` has no __init__.py, and Python prefers a
+    package that has one, wherever it stands on the path: the run would use that other `scripts`.
+    """
+    env = ({k: v for k, v in os.environ.items() if k not in changes}
+           | {k: v for k, v in changes.items() if v is not None})
     paths = [p for p in env.pop("PYTHONPATH", "").split(os.pathsep) if p and not (Path(p) / "scripts").is_dir()]
     return env | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})
 
 
 def ask(tree: Path, argv) -> subprocess.CompletedProcess:
-    """Its --help, after `argv` has been parsed."""
+    """The --help of the tree's trainer. Its parser reads `argv` first, so a bad value shows as an error instead."""
     env = trainer_environment({"COLUMNS": "200", "PYTHON_COLORS": "0"})
     try:
         return subprocess.run([sys.executable, "-m", BASE.command, *argv, "--help"], cwd=tree, env=env,
-                              stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, timeout=HELP_SEC)
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=HELP_SEC)
     except subprocess.TimeoutExpired:
         raise ValueError(f"{BASE.command} --help of {tree} took longer than {HELP_SEC} s; "
                          "run it by hand and see") from None
@@ -89,11 +96,12 @@ def parse_help(text: str) -> frozenset:
     ['--a-b', '--no-a-b', '-c']
     """
     lines = re.findall(r"^ {1,8}(-{1,2}[A-Za-z].*)$", text, re.MULTILINE)  # argparse indents help text further
-    return frozenset(name for line in lines for name in re.findall(r"(?:^|, )(-{1,2}[A-Za-z][\w-]*)", line.split("  ")[0]))
+    return frozenset(name for line in lines
+                     for name in re.findall(r"(?:^|, )(-{1,2}[A-Za-z][\w-]*)", line.split("  ")[0]))
 
 
 def check_values(tree: Path, argv):
-    """Raise ValueError with what the trainer's own parser says of a value."""
+    """Raise ValueError where the trainer's own parser refuses a value, with the parser's message."""
     asked = ask(tree, argv)
     if asked.returncode:
         said = (asked.stderr or asked.stdout).strip().splitlines()[-1:]
@@ -104,17 +112,23 @@ def check_values(tree: Path, argv):
 # Translation
 
 def settle(config: TrainConfig, common: list[str], groups: list[Group], known) -> tuple[TrainConfig, tuple, dict]:
-    """(config as it will be run, argv, environment) of an arm; groups: the arm's own flags, passed as they are."""
-    if "--data-order" not in known:  # a seeded trainer shuffles by its seed; any other reads the files in order
+    """(config as it will be run, argv, environment) of an arm; groups: the arm's own flags, passed as they are.
+
+    Raises ValueError for a flag that the trainer lacks and that would change the run.
+    """
+    if "--data-order" not in known:  # a trainer with a --seed shuffles by it; any other reads the files in order
         if "data_order" in named_in(TrainConfig, common) and config.data_order == "file" and "--seed" in known:
-            raise ValueError("--data-order=file: the tree's trainer orders documents by its --seed and has no other way")
+            raise ValueError("--data-order=file: the tree's trainer orders documents by its --seed "
+                             "and has no other way")
         config = replace(config, data_order="seed" if "--seed" in known else "file")
     for group in groups:
         if group.name not in known and not _in_environment(group.name):
             near = difflib.get_close_matches(group.name, known, n=1)
-            raise ValueError(f"its trainer has no flag {group.name}" + (f"; did you mean {near[0]}?" if near else "; see its --help"))
+            raise ValueError(f"its trainer has no flag {group.name}"
+                             + (f"; did you mean {near[0]}?" if near else "; see its --help"))
     shared = read_config(common)
-    said = named_in(TrainConfig, [*common, *to_argv(shared)])  # of two spellings of an option, the one that is passed on
+    # The options that were given, each by the spelling that is passed on where an option has two.
+    said = named_in(TrainConfig, [*common, *to_argv(shared)])
     values = said_once(TrainConfig, vars(shared))
     argv = [word for name, o in FIELDS.items() if name in said or o.role == "workload"
             for word in _translate(o, values[name], known)]
@@ -123,7 +137,10 @@ def settle(config: TrainConfig, common: list[str], groups: list[Group], known) -
 
 
 def environment(config: TrainConfig, known) -> dict:
-    """Variables that do what upstream's trainer has no flag for; None = unset, so that the user's shell decides nothing."""
+    """Environment variables that set compile and dtype where the trainer has no flag for them.
+
+    None means that the variable is taken out of the environment, so that a value in the user's shell has no effect.
+    """
     found = {}
     if "--no-compile" not in known:
         found["TORCHDYNAMO_DISABLE"] = None if config.compile else "1"
@@ -146,7 +163,8 @@ def _translate(o: Option, value, known) -> list[str]:
     elif flag(o.name) in known:
         return [f"{flag(o.name)}={value}"]
     neutral = value == o.default or o.role == "run" or _in_environment(flag(o.name))
-    # A switch of the workload that is off and not there is off. One of the model that is on by default is not.
+    # A trainer without the switch runs as if it were off. So a switch that is off may be left out, but not --no-smear:
+    # smear is on by default, also in a trainer that has no switch for it.
     if not neutral and not (o.type is bool and not value and not o.default):
         raise ValueError(f"its trainer has no flag {flag(o.name)}, and the arms are to run with {flag(o.name)}={value}")
     return []

@@ -1,9 +1,10 @@
 """
-Patches on a checkout of any nanochat: check, apply, revert; and the checkout itself.
+Patches on a checkout of any nanochat: check, apply, revert. Also the making of a checkout of upstream.
 
-`git apply` does the work: a diff lands whole or not at all, and a revert takes back its lines and no others, so that
-unrelated edits stay, also in the same files. What was applied is noted in the checkout's git directory, never in its
-files, with a copy of the patch: it can be reverted after its file has changed. scripts/patch.py is the command.
+`git apply` does the work. A diff is applied whole or not at all. A revert takes back the lines of the patch and no
+others, so unrelated edits stay, also in the same files. Each applied patch is noted in the checkout's git directory,
+never among its files, together with a copy. So a patch can be reverted even after its own file has changed.
+scripts/patch.py is the command.
 """
 
 import os
@@ -19,20 +20,23 @@ from filelock import FileLock
 from nanochat.common import REPO_ROOT, atomic_write, read_json, sha256_file, write_json
 
 UPSTREAM = "https://github.com/karpathy/nanochat"
-UPSTREAM_COMMIT = "92d63d4e8bb4df75c3b71618f31ddde2378b2bcd"  # what README.md compares with, and what patches/ is made for
-NOTES = "nanochat_patches"  # .json and a folder, in the git directory
+# README.md compares with this commit, and the files in patches/ are made for it.
+UPSTREAM_COMMIT = "92d63d4e8bb4df75c3b71618f31ddde2378b2bcd"
+NOTES = "nanochat_patches"  # in the git directory: a .json file, and a folder with the copies of patches
 
 
 def run_git(tree, *args) -> subprocess.CompletedProcess:
-    env = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}  # a hook's beat -C
+    # Inside a git hook these three are set, and git would then ignore the folder that -C names.
+    env = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
     try:
-        return subprocess.run(["git", "-C", str(tree), *args], capture_output=True, text=True, env={**env, "LC_ALL": "C"})
+        return subprocess.run(["git", "-C", str(tree), *args], capture_output=True, text=True,
+                              env={**env, "LC_ALL": "C"})
     except OSError as e:
         raise ValueError(f"git cannot be run ({e}); install it: patches and trees need it") from e
 
 
 def git(tree, *args) -> str:
-    """Output of a git command, stripped. Raises ValueError with what git said."""
+    """Output of a git command, stripped. Raises ValueError with git's own message where the command fails."""
     done = run_git(tree, *args)
     if done.returncode:
         raise ValueError(f"git {' '.join(args)} failed in {tree}:\n{(done.stderr or done.stdout).strip()}")
@@ -43,8 +47,8 @@ def git(tree, *args) -> str:
 class Patch:
     path: Path
     sha256: str
-    base: str | None  # the commit that it says it is for
-    adds: bool  # it has lines of its own, and does not only take some away
+    base: str | None  # the commit on the patch's "Base:" line
+    adds: bool  # the patch adds lines, and does not only remove some
 
     @property
     def name(self) -> str:
@@ -52,7 +56,10 @@ class Patch:
 
 
 def read_patch(path) -> Patch:
-    """A patch file. Text before its first diff is free, but for a line `Base: COMMIT`."""
+    """A patch file. Any text may stand before its first diff; a line `Base: COMMIT` there names its commit.
+
+    Raises ValueError for a file that cannot be read or holds no diff.
+    """
     path = Path(path).expanduser().resolve()
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -85,18 +92,20 @@ def head(tree) -> str:
 # Check, apply, revert
 
 def applies(tree, patch: Path, *how) -> str | None:
-    """None where `git apply` would succeed (how: --reverse), else what it says."""
+    """None where `git apply` would succeed, else git's message. how: further options, such as --reverse."""
     done = run_git(tree, "apply", "--check", "--whitespace=nowarn", *how, str(patch))
     return None if done.returncode == 0 else (done.stderr or done.stdout).strip()
 
 
 def check(tree, path) -> Patch:
-    """Dry run: the patch, where it would apply. Raises ValueError where it would not, or is in the tree already."""
+    """Dry run: the patch, if it would apply. Raises ValueError if it would not, or if it is in the tree already."""
     tree, patch = open_tree(tree), read_patch(path)
     if find_note(tree, patch):
         raise ValueError(f"{patch.name} is applied to {tree} already; `make patch-revert` takes it back")
-    if patch.adds and applies(tree, patch.path, "--reverse") is None:  # with little context it may well apply once more
-        raise ValueError(f"{patch.name} is in {tree} already, though not applied by `make patch-apply`; nothing was changed")
+    # A patch with little context may apply a second time, so ask whether it could be taken back.
+    if patch.adds and applies(tree, patch.path, "--reverse") is None:
+        raise ValueError(f"{patch.name} is in {tree} already, though not applied by `make patch-apply`; "
+                         "nothing was changed")
     why = applies(tree, patch.path)
     if why is None:
         return patch
@@ -105,7 +114,10 @@ def check(tree, path) -> Patch:
 
 
 def apply(tree, path) -> dict:
-    """Apply, and note it. Returns the note: patch, sha256, base_commit (of the tree), applied_at."""
+    """Apply a patch and note it. Returns the note: patch, sha256, base_commit (of the tree), applied_at.
+
+    Raises ValueError where `check` does; the tree is then unchanged.
+    """
     tree = open_tree(tree)
     with _locked(tree):
         patch = check(tree, path)
@@ -118,21 +130,26 @@ def apply(tree, path) -> dict:
 
 
 def revert(tree, path) -> dict:
-    """Take back what `apply` did, from the copy kept then; edits beside it stay. Returns the note."""
+    """Take an applied patch back, from the copy that `apply` kept; other edits stay. Returns the note.
+
+    Raises ValueError, with the tree unchanged, for a patch that is not applied or whose lines were edited since.
+    """
     tree, path = open_tree(tree), Path(path).expanduser()
     with _locked(tree):
         patch = read_patch(path) if path.exists() else None
         note = find_note(tree, patch) or find_note(tree, name=path.name)
         if note is None and patch is None:
-            read_patch(path)  # says that there is no such file
+            read_patch(path)  # raises the error that there is no such file
         if note is None:
-            raise ValueError(f"{path.name} is not applied to {tree}; applied: {_names(read_notes(tree))}. Nothing was changed")
+            raise ValueError(f"{path.name} is not applied to {tree}; applied: {_names(read_notes(tree))}. "
+                             "Nothing was changed")
         copy = _copy(tree, note["sha256"])
         if why := applies(tree, copy, "--reverse"):
             notes = read_notes(tree)
             later = notes[notes.index(note) + 1:]
             hint = f"revert {_names(later[::-1])} first, or" if later else "the lines were edited since:"
-            raise ValueError(f"{path.name} cannot be taken back from {tree}; nothing was changed. {hint} undo the edits:\n{why}")
+            raise ValueError(f"{path.name} cannot be taken back from {tree}; nothing was changed. "
+                             f"{hint} undo the edits:\n{why}")
         git(tree, "apply", "--reverse", "--whitespace=nowarn", str(copy))
         _write_notes(tree, [other for other in read_notes(tree) if other != note])
         copy.unlink()
@@ -180,8 +197,9 @@ def _names(notes) -> str:
 def upstream(folder, remote=None, commit=None) -> dict:
     """Clone `remote` into `folder`, or update the checkout that is there; {"path", "branch", "commit", "remote"}.
 
-    The commit is checked out detached, so that nothing moves it: the one named (or a branch or tag), else UPSTREAM_COMMIT
-    for the default remote, else where the remote's HEAD is. A checkout with changes is left as it is, and refused.
+    commit: a commit, branch or tag. By default it is UPSTREAM_COMMIT for the default remote, and the remote's HEAD for
+    any other. It is checked out detached, so that no later fetch moves it. Raises ValueError for a checkout with
+    changes, which is left as it is.
     """
     folder = Path(folder).expanduser().resolve()
     if folder == REPO_ROOT or REPO_ROOT in folder.parents:
@@ -190,13 +208,15 @@ def upstream(folder, remote=None, commit=None) -> dict:
         _clone(_absolute(remote or UPSTREAM), folder)
     origin = git(open_tree(folder), "remote", "get-url", "origin")
     if remote and _absolute(remote) != _absolute(origin):
-        raise ValueError(f"{folder} is a checkout of {origin}, not of {remote}; give another folder, as in FOLDER=../other-nanochat")
+        raise ValueError(f"{folder} is a checkout of {origin}, not of {remote}; give another folder, "
+                         "as in FOLDER=../other-nanochat")
     if commit is None and origin == UPSTREAM:
         commit = UPSTREAM_COMMIT
     commit = _find(folder, commit)
     if commit != head(folder):
         if changed := git(folder, "status", "--porcelain"):
-            raise ValueError(f"{folder} has changes, so it stays at {head(folder)}; revert patches and commit or undo the rest:\n{changed}")
+            raise ValueError(f"{folder} has changes, so it stays at {head(folder)}; "
+                             f"revert patches and commit or undo the rest:\n{changed}")
     git(folder, "checkout", "--quiet", "--detach", commit)
     return {"path": str(folder), "branch": _branch(folder, commit), "commit": commit, "remote": origin}
 
@@ -208,7 +228,7 @@ def _absolute(remote: str) -> str:
 
 
 def _clone(remote, folder):
-    """Under another name until it is whole."""
+    """Clone under another name, and rename when done: a clone that was cut off is never taken for a whole one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
@@ -219,9 +239,9 @@ def _clone(remote, folder):
 
 
 def _find(folder, wanted) -> str:
-    """The commit that `wanted` (None: the remote's HEAD) means, fetched where it is not there."""
+    """The commit that `wanted` names (None: the remote's HEAD), fetched if the checkout does not have it."""
     if wanted and re.fullmatch(r"[0-9a-f]{40}", wanted) and run_git(folder, "cat-file", "-e", wanted).returncode == 0:
-        return wanted  # pinned and here: nothing to ask the network for
+        return wanted  # a full hash, and the commit is here: no need of the network
     git(folder, "fetch", "--quiet", "--tags", "origin")
     git(folder, "fetch", "--quiet", "origin", "HEAD")
     for name in [f"refs/remotes/origin/{wanted}", wanted] if wanted else ["FETCH_HEAD"]:
@@ -232,7 +252,7 @@ def _find(folder, wanted) -> str:
 
 
 def _branch(folder, commit) -> str | None:
-    """A branch of the remote that has the commit, the default one first."""
+    """A branch of the remote that contains the commit: the default branch if it does; None where no branch does."""
     default = run_git(folder, "symbolic-ref", "--short", "refs/remotes/origin/HEAD").stdout.strip()
     names = git(folder, "branch", "--remotes", "--contains", commit, "--format=%(refname:short)").split()
     names = [name for name in names if name.startswith("origin/")]

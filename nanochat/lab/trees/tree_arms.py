@@ -5,9 +5,9 @@ Arms that run another tree: any nanochat checkout, or a tree (this one too) with
     --arm "gate: tree=../nanochat patch=patches/nanochat_seed.patch patch=patches/x.patch flags=--symplectic-gate"
     --arm "idea: patch=patches/idea.patch"                                  (this repository with a patch)
 
-A patched arm runs in a git worktree of its own, made from the tree's HEAD under <base dir>/lab/trees/ and kept for the next
-time; the tree itself is never touched. Every flag is checked with the tree's own --help before anything runs.
-trees/flags.py turns a profile into flags of that tree; trees/run.py runs one cell and writes its record.
+A patched arm runs in a git worktree of its own. It is made from the tree's HEAD under <base dir>/lab/trees/ and kept
+for the next time; the tree itself is never touched. Every flag is checked against the tree's own --help before any
+cell runs. trees/flags.py turns a profile into flags of that tree; trees/run.py runs one cell and writes its record.
 """
 
 import re
@@ -31,7 +31,7 @@ SEED_PATCH = "patches/nanochat_seed.patch"
 
 @dataclass(frozen=True)
 class TreeSpec:
-    """What an arm's text says of its tree."""
+    """An arm's text in its parts: tree, patches, flags."""
     tree: str | None  # None = this repository
     patches: tuple[str, ...]
     flags: str
@@ -39,7 +39,7 @@ class TreeSpec:
 
 @dataclass(frozen=True)
 class Tree:
-    """Code that an arm runs. `content` is the hash of what decides its numbers."""
+    """The code that an arm runs. `content` is the hash of the files that can change a run's numbers."""
     path: Path  # where it runs: the checkout itself, or a worktree of it with the patches
     source: Path
     commit: str | None
@@ -55,10 +55,10 @@ class Tree:
 
 @dataclass(frozen=True)
 class TreeArm(Arm):
-    """Arm.flags is the arm's whole text; Arm.config is what our own parser understands of it."""
+    """Arm.flags is the arm's whole text; Arm.config holds the options in it that our own parser knows."""
     tree: Tree | None = None
-    argv: tuple[str, ...] = ()  # of the tree's trainer, without what names or seeds a cell
-    environment: dict = field(default_factory=dict)  # what stands in for flags that the trainer lacks
+    argv: tuple[str, ...] = ()  # of the tree's trainer, without the flags that name or seed a cell
+    environment: dict = field(default_factory=dict)  # variables in place of flags that the trainer lacks
     known: frozenset = frozenset()  # flags of the tree's trainer
 
     @property
@@ -72,7 +72,7 @@ class TreeArm(Arm):
 
     @property
     def keeps_record(self) -> bool:
-        """Whether its trainer leaves records as ours does; else they are made from its meta files."""
+        """Whether its trainer writes records as ours does; otherwise they are made from its meta files."""
         return (self.tree.path / "nanochat" / "record.py").exists()
 
     def command(self, cell, runner, resume: bool) -> list[str]:
@@ -107,7 +107,10 @@ def split_spec(text: str) -> TreeSpec:
 
 
 def make_all_arms(candidates, arm_texts, common, base_dir) -> list[Arm]:
-    """Control first. arm_texts: "NAME: [tree=PATH] [patch=FILE]... [flags=...]" each; an arm named control replaces ours."""
+    """All arms, the control first. arm_texts: "NAME: [tree=PATH] [patch=FILE]... [flags=...]" each.
+
+    An arm named control takes the place of the profile's own. Raises ValueError naming the arm.
+    """
     arms = {arm.name: arm for arm in make_arms(list(candidates), common)}
     named = set(arms) - {CONTROL}
     for text in arm_texts:
@@ -121,7 +124,8 @@ def make_all_arms(candidates, arm_texts, common, base_dir) -> list[Arm]:
         if names_tree(rest):
             arms[name] = parse_tree_arm(name, rest, common, base_dir)
         elif name == CONTROL:
-            raise ValueError(f"--arm={text!r}: the control is the profile; give it a tree= or a patch=, and flags for all arms in --flags")
+            raise ValueError(f"--arm={text!r}: the control is the profile; "
+                             "give it a tree= or a patch=, and flags for all arms in --flags")
         else:
             arms[name] = parse_arm(name, rest.removeprefix("flags="), common)
     return list(arms.values())
@@ -143,29 +147,32 @@ def parse_tree_arm(name, text, common, base_dir) -> TreeArm:
 
 
 def check_seeds(arms: list[Arm], seeds: list[int]):
-    """Raise ValueError where several seeds would be one run under several names."""
+    """Raise ValueError for several seeds and a trainer without --seed: it would repeat one run under several names."""
     for arm in arms:
         if arm.tree_id and "--seed" not in arm.known and len(seeds) > 1:
-            raise ValueError(f"arm {arm.name}: the trainer of {arm.tree.source} has no --seed, so {len(seeds)} seeds would be the same run "
-                             f"again; give one seed, or add patch={SEED_PATCH} to EVERY arm on that tree")
+            raise ValueError(f"arm {arm.name}: the trainer of {arm.tree.source} has no --seed, "
+                             f"so {len(seeds)} seeds would be the same run again; "
+                             f"give one seed, or add patch={SEED_PATCH} to EVERY arm on that tree")
 
 
 def provenance(arms: list[Arm]) -> dict:
-    """Trees and patches of a protocol's arms; empty where all run this one as it is."""
+    """Trees and patches of a protocol's arms; {} where every arm runs this repository as it is."""
     trees = {arm.name: arm.tree.facts() for arm in arms if arm.tree_id}
     foreign = [arm.tree.commit for arm in arms if arm.tree_id and arm.tree.source != REPO_ROOT]
     patch_hashes = sorted({facts["patch_hash"] for facts in trees.values() if facts["patch_hash"]})
-    return {"trees": trees, "upstream_commit": next(iter(foreign), None), "patch_hash": " ".join(patch_hashes) or None} if trees else {}
+    return {"trees": trees, "upstream_commit": next(iter(foreign), None),
+            "patch_hash": " ".join(patch_hashes) or None} if trees else {}
 
 
 # -----------------------------------------------------------------------------
 # Trees
 
 def prepare(spec: TreeSpec, base_dir) -> Tree:
-    """The checkout itself where there is no patch, else a worktree with the patches."""
+    """The tree that an arm runs: the checkout itself where there is no patch, otherwise a worktree with the patches."""
     source = REPO_ROOT if spec.tree is None else Path(spec.tree).expanduser().resolve()
     if not (source / "scripts" / "base_train.py").is_file():
-        raise ValueError(f"tree={spec.tree}: no scripts/base_train.py there; `make upstream` makes a checkout and prints its path")
+        raise ValueError(f"tree={spec.tree}: no scripts/base_train.py there; "
+                         "`make upstream` makes a checkout and prints its path")
     if not spec.patches:
         state = git_state(source)
         return Tree(source, source, state["git_commit"], state["dirty"], (), tree_hash(source))
@@ -173,13 +180,16 @@ def prepare(spec: TreeSpec, base_dir) -> Tree:
 
 
 def worktree(source: Path, wanted: tuple[Patch, ...], base_dir) -> Tree:
-    """A worktree of source's HEAD with the patches, in order; made once for each commit and patches."""
+    """A worktree of source's HEAD with the patches, in order. The same commit and patches share one worktree.
+
+    Raises ValueError for a source with uncommitted changes, and for a worktree that was changed after it was made.
+    """
     if changed := uncommitted(source):
         raise ValueError(f"{source} has changes that are not committed, and a patched arm would run without them; "
                          "commit or undo them, or make them a patch:\n" + "\n".join(changed))
     commit = patches.head(source)
     folder = Path(base_dir).resolve() / "lab" / "trees" / hash_json([commit, [patch.sha256 for patch in wanted]])[:16]
-    note = folder.with_name(f"{folder.name}.json")  # written last: the worktree is whole
+    note = folder.with_name(f"{folder.name}.json")  # written last: a worktree without it is unfinished
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if not (note.exists() and folder.is_dir() and "code_hash" in read_json(note)):
@@ -189,12 +199,13 @@ def worktree(source: Path, wanted: tuple[Patch, ...], base_dir) -> Tree:
                               "code_hash": tree_hash(folder)})
         content = tree_hash(folder)
         if content != read_json(note)["code_hash"]:
-            raise ValueError(f"{folder} is not what it was made as; it belongs to the protocol: delete it and {note.name}, it is made anew")
+            raise ValueError(f"{folder} is not what it was made as; it belongs to the protocol: "
+                             f"delete it and {note.name}, it is made anew")
     return Tree(folder, source, commit, False, wanted, content)
 
 
 def uncommitted(source: Path) -> list[str]:
-    """Files of the tree that decide a run's numbers and are not as its HEAD has them, deleted ones included."""
+    """Files that can change a run's numbers and differ from the tree's HEAD, deleted ones included."""
     def names(*words) -> set[str]:
         return set(filter(None, git(source, *words, "-z", "--", *CODE_DIRS).split("\0")))
     counted = {path.relative_to(source).as_posix() for path in code_files(source)}
@@ -208,13 +219,13 @@ def _make(source, commit, wanted, folder):
         if why := patches.applies(folder, patch.path):
             _discard(source, folder)
             before = [other.name for other in wanted[:wanted.index(patch)]]
-            raise ValueError(f"{patch.name} does not apply to {source} at {commit}" + (f" after {', '.join(before)}" if before else "")
-                             + f":\n{why}")
+            raise ValueError(f"{patch.name} does not apply to {source} at {commit}"
+                             + (f" after {', '.join(before)}" if before else "") + f":\n{why}")
         git(folder, "apply", "--whitespace=nowarn", str(patch.path))
 
 
 def _discard(source, folder):
-    """What an earlier, cut off attempt left."""
+    """Remove a worktree that is unfinished, with its note, so that it can be made again."""
     if folder.exists():
         run_git(source, "worktree", "remove", "--force", str(folder))
         shutil.rmtree(folder, ignore_errors=True)
