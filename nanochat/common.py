@@ -27,7 +27,8 @@ def get_base_dir() -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise OSError(f"{path} cannot be made: {e.strerror}; set NANOCHAT_BASE_DIR to a folder that you may write to") from e
+        raise OSError(f"{path} cannot be made: {e.strerror}; set NANOCHAT_BASE_DIR to a folder that you may write "
+                      "to") from e
     return path
 
 
@@ -44,7 +45,8 @@ def print0(*args, **kwargs):
 
 
 def to_paste(text: str) -> str:
-    """`text` with each `python -m` in it as a person types it in REPO_ROOT: by its path where the running Python is .venv's.
+    """`text` with each `python -m` in it as a person types it in REPO_ROOT: by its path where the running Python is
+    .venv's.
 
     For what is printed only. Records and rows keep `python -m`, which is the same on every machine.
     """
@@ -126,10 +128,12 @@ def hash_json(obj) -> str:
 
 def git_state(root=REPO_ROOT) -> dict:
     """{"git_commit": str | None, "dirty": bool | None}; None where there is no git or no commit."""
-    env = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}  # a hook's beat -C
+    # a hook's beat -C
+    env = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
 
     def git(*args):
-        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True, env=env).stdout
+        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True,
+                              env=env).stdout
     try:
         top = Path(git("rev-parse", "--show-toplevel").strip()).resolve()
         if top != Path(root).resolve():  # somebody else's repository around an unpacked copy of ours

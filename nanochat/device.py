@@ -12,9 +12,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Dense bf16 peak, FLOP/s, by a part of the card's name; the more specific name first. From vendors' data sheets.
 PEAK_BF16_FLOPS = (
-    ("gb200", 2.5e15), ("b200", 2.25e15), ("b100", 1.8e15), ("h200", 989e12), ("h100 pcie", 756e12), ("h100 nvl", 835e12),
-    ("h100", 989e12), ("a100", 312e12), ("a40", 149.7e12), ("a30", 165e12), ("l40s", 362e12), ("l4", 121e12),
-    ("5090", 209.5e12), ("4090", 165.2e12), ("3090", 71e12),
+    ("gb200", 2.5e15), ("b200", 2.25e15), ("b100", 1.8e15), ("h200", 989e12), ("h100 pcie", 756e12),
+    ("h100 nvl", 835e12), ("h100", 989e12), ("a100", 312e12), ("a40", 149.7e12), ("a30", 165e12), ("l40s", 362e12),
+    ("l4", 121e12), ("5090", 209.5e12), ("4090", 165.2e12), ("3090", 71e12),
 )
 
 
@@ -37,7 +37,8 @@ def select_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
         name, source = os.environ["NANOCHAT_DTYPE"], "NANOCHAT_DTYPE"
     if name != "auto":
         if name not in DTYPES:
-            raise ValueError(f"{source}={name}: expected one of {', '.join(DTYPES)} (float16 needs loss scaling, which is not here)")
+            raise ValueError(f"{source}={name}: expected one of {', '.join(DTYPES)} (float16 needs loss scaling, which "
+                             "is not here)")
         return DTYPES[name], f"set by {source}"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability()

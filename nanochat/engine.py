@@ -59,8 +59,9 @@ class Engine:
                 raise ValueError(f"the prompt of {len(tokens)} tokens fills the model's context of {context}; "
                                  "shorten it, or give max_tokens")
         if len(tokens) + max_tokens - 1 > reach:  # the last token is never fed
-            raise ValueError(f"{len(tokens)} prompt tokens and max_tokens={max_tokens}: expected at most {reach + 1} together, where the "
-                             f"rotary table ends (the model was trained on {context}); keep the tail of the prompt, or lower max_tokens")
+            raise ValueError(f"{len(tokens)} prompt tokens and max_tokens={max_tokens}: expected at most {reach + 1} "
+                             f"together, where the rotary table ends (the model was trained on {context}); keep the "
+                             "tail of the prompt, or lower max_tokens")
         return max_tokens
 
     @torch.inference_mode()
@@ -101,5 +102,6 @@ def keep_rows(cache: DecodeCache, rows: list[int], device) -> DecodeCache:
     index = torch.tensor(rows, device=device)
     new = DecodeCache(len(rows), cache.max_seq_len)
     new.pos = cache.pos
-    new.state = {layer: {name: t.index_select(0, index) for name, t in tensors.items()} for layer, tensors in cache.state.items()}
+    new.state = {layer: {name: t.index_select(0, index) for name, t in tensors.items()}
+                 for layer, tensors in cache.state.items()}
     return new

@@ -31,13 +31,16 @@ BOS = "<|bos|>"
 
 def build_encoding(pattern: str, ranks: list[bytes], special_tokens: dict[str, int], source) -> tiktoken.Encoding:
     """Raises ValueError naming `source` for what cannot tokenize every text or has gaps in its ids."""
-    if not all(isinstance(word, str) for word in (pattern, *special_tokens)) or not all(isinstance(t, bytes) for t in ranks):
-        raise ValueError(f"{source}: not a tokenizer: expected a pattern, tokens made of bytes, names of special tokens")
+    if (not all(isinstance(word, str) for word in (pattern, *special_tokens))
+            or not all(isinstance(t, bytes) for t in ranks)):
+        raise ValueError(f"{source}: not a tokenizer: expected a pattern, tokens made of bytes, names of special "
+                         "tokens")
     if len(set(ranks)) != len(ranks) or not {bytes([b]) for b in range(256)} <= set(ranks):
         raise ValueError(f"{source}: not a byte-level BPE: expected distinct tokens, all 256 single bytes among them")
     ids = list(range(len(ranks), len(ranks) + len(special_tokens)))
     if BOS not in special_tokens or sorted(special_tokens.values()) != ids:
-        raise ValueError(f"{source}: expected special tokens with ids from {len(ranks)} on, {BOS} among them; got {special_tokens}")
+        raise ValueError(f"{source}: expected special tokens with ids from {len(ranks)} on, {BOS} among them; got "
+                         f"{special_tokens}")
     return tiktoken.Encoding(name="rustbpe", pat_str=pattern, special_tokens=special_tokens,
                              mergeable_ranks={token: i for i, token in enumerate(ranks)})
 
@@ -77,8 +80,8 @@ def read_tokenizer_json(tokenizer_dir) -> dict:
     import_it = to_paste(f"python -m scripts.tok_train --import-pkl {foreign}")
     if not path.exists():
         if foreign.exists():
-            raise FileNotFoundError(f"{path.parent} has a {PICKLE_NAME} but no {JSON_NAME}, and pickles are not loaded; "
-                                    f"import it once: {import_it}")
+            raise FileNotFoundError(f"{path.parent} has a {PICKLE_NAME} but no {JSON_NAME}, and pickles are not "
+                                    f"loaded; import it once: {import_it}")
         raise FileNotFoundError(to_paste(f"no tokenizer in {path.parent}; make it: python -m scripts.tok_train"))
     try:
         stored = read_json(path)
@@ -168,8 +171,8 @@ def _check_replace(tokenizer_dir: Path, new_id: str) -> bool:
         old_id = None
     elsewhere = "train into another base directory: set NANOCHAT_BASE_DIR"
     if _pickle_id(tokenizer_dir / PICKLE_NAME) not in (None, old_id, new_id):
-        raise ValueError(f"{tokenizer_dir / PICKLE_NAME} is a tokenizer that was not written here, and would be overwritten; "
-                         f"import it (--import-pkl), move it away, or {elsewhere}")
+        raise ValueError(f"{tokenizer_dir / PICKLE_NAME} is a tokenizer that was not written here, and would be "
+                         f"overwritten; import it (--import-pkl), move it away, or {elsewhere}")
     if old_id in (None, new_id):
         return old_id is None
     for path in sorted(tokenizer_dir.parent.glob("*_checkpoints/*/meta_*.json")):
@@ -178,8 +181,8 @@ def _check_replace(tokenizer_dir: Path, new_id: str) -> bool:
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
             continue  # not a checkpoint that could be loaded
         if named == old_id:
-            raise ValueError(f"the tokenizer in {tokenizer_dir} ({old_id[:12]}) belongs to the checkpoint {path} and is not "
-                             f"replaced by another one ({new_id[:12]}); {elsewhere}")
+            raise ValueError(f"the tokenizer in {tokenizer_dir} ({old_id[:12]}) belongs to the checkpoint {path} and "
+                             f"is not replaced by another one ({new_id[:12]}); {elsewhere}")
     return True
 
 

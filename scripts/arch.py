@@ -46,7 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_args(argv):
-    """The search, with the training configuration that is searched around as `base`. Raises ValueError for bad input."""
+    """The search, with the training configuration that is searched around as `base`. Raises ValueError for bad
+    input."""
     args, rest = build_parser().parse_known_args(hyphenate(argv))
     args.base = parse_options(TrainConfig, rest)
     return args

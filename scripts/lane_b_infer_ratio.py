@@ -4,13 +4,13 @@ The data:param ratio at which a target is reached, from the corpus' exponent and
     python -m scripts.lane_b_infer_ratio --stats=results/stats.json --records lane_s lane_m lane_l --target-threshold=2.1 \
         --default-ratio=2 --ratio-ref=2 --output-json=results/infer.json
     python -m scripts.lane_b_infer_ratio --alpha=0.19 --alpha-ci 0.16 0.22 --point=1e6:2.31:1 --point=2e6:2.22:1 --point=4e6:2.14:1 \
-        --num-scaling-params=2000000 --ref-scaling-params=90000000 --distinct-tokens=2e7 --target-threshold=2.1 --default-ratio=2 \
-        --flags="--depth=2 --device-batch-size=8 --max-seq-len=256"
+        --num-scaling-params=2000000 --ref-scaling-params=90000000 --distinct-tokens=2e7 --target-threshold=2.1
+        --default-ratio=2 \\ --flags="--depth=2 --device-batch-size=8 --max-seq-len=256"
 
-Runs are read at their end, from run.json; those that did not complete their schedule are refused, and the control, the default
-ratio, has to be among the points. A decision is inferred, confirmation or fallback (nanochat/lab/horizon/infer.py has the rules).
-Exit code: 0 decided, also where the decision is the fallback; 2 bad input: points that are none or come without a control
-(--output-json then holds the fallback and the reason's name).
+Runs are read at their end, from run.json; those that did not complete their schedule are refused, and the control, the
+default ratio, has to be among the points. A decision is inferred, confirmation or fallback
+(nanochat/lab/horizon/infer.py has the rules). Exit code: 0 decided, also where the decision is the fallback; 2 bad
+input: points that are none or come without a control (--output-json then holds the fallback and the reason's name).
 """
 
 import argparse
@@ -36,7 +36,8 @@ OF_STATS = ("alpha_d", "n_star_tokens", "bytes_per_token", "h_inf_nats")  # read
 
 def build_parser():
     parser = argparse.ArgumentParser(prog="python -m scripts.lane_b_infer_ratio", allow_abbrev=False,
-                                     description="Infer a data:param ratio from the corpus' exponent and calibration runs.")
+                                     description="Infer a data:param ratio from the corpus' exponent and calibration "
+                                                 "runs.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--stats", type=Path, metavar="FILE.json", help="what scripts.lane_b_stats wrote")
     source.add_argument("--alpha", type=float, help="the exponent instead, with --alpha-ci")
@@ -47,21 +48,26 @@ def build_parser():
     parser.add_argument("--point", action="append", default=[], metavar="TOKENS:LOSS[:SEED]",
                         help="the final loss of a complete run by hand; repeat for more")
     parser.add_argument("--target-metric", default="val_bpb", metavar="NAME",
-                        help="val_bpb, or with --point val_loss (nats per token) or any other, in the points' unit (default: %(default)s)")
+                        help="val_bpb, or with --point val_loss (nats per token) or any other, in the points' unit "
+                             "(default: %(default)s)")
     parser.add_argument("--target-threshold", type=float, required=True, metavar="VALUE", help="what is to be reached")
-    parser.add_argument("--direction", choices=("lower", "higher"), default="lower", help="which is better (default: %(default)s)")
+    parser.add_argument("--direction", choices=("lower", "higher"), default="lower",
+                        help="which is better (default: %(default)s)")
     parser.add_argument("--default-ratio", type=float, default=TrainConfig.target_param_data_ratio, metavar="RATIO",
                         help="of the control, and the fallback (default: %(default)s)")
     parser.add_argument("--ratio-ref", type=float, default=TrainConfig.target_param_data_ratio, metavar="RATIO",
                         help="where the batch and decay laws are pinned (default: %(default)s)")
-    parser.add_argument("--num-scaling-params", type=int, metavar="N", help="with --point alone: matrices of the blocks and lm_head")
-    parser.add_argument("--ref-scaling-params", type=int, metavar="N", help="with --point alone: the same of the d12 with this vocabulary")
+    parser.add_argument("--num-scaling-params", type=int, metavar="N",
+                        help="with --point alone: matrices of the blocks and lm_head")
+    parser.add_argument("--ref-scaling-params", type=int, metavar="N",
+                        help="with --point alone: the same of the d12 with this vocabulary")
     parser.add_argument("--flags", default="", metavar="FLAGS", help="with --point alone: training flags of the runs")
     parser.add_argument("--distinct-tokens", type=float, metavar="TOKENS",
                         help="of the training split (default: as the longest of --records passes over it)")
-    parser.add_argument("--allow-repeated-data", action="store_true", help="infer although a run would read tokens twice")
-    parser.add_argument("--bytes-per-token", type=float, metavar="BYTES", help="to turn nats per token into bits per byte, "
-                        "where --stats does not say")
+    parser.add_argument("--allow-repeated-data", action="store_true",
+                        help="infer although a run would read tokens twice")
+    parser.add_argument("--bytes-per-token", type=float, metavar="BYTES",
+                        help="to turn nats per token into bits per byte, where --stats does not say")
     parser.add_argument("--seed", type=int, default=0, help="of the Monte Carlo (default: %(default)s)")
     parser.add_argument("--output-json", type=Path, metavar="FILE.json")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="losses over tokens, the law and the target")
@@ -75,11 +81,13 @@ def require(ok: bool, name: str, value, expected: str):
 
 def check(args):
     """Raise ValueError for what is wrong whatever the runs say."""
-    for name in ("default-ratio", "ratio-ref", "num-scaling-params", "ref-scaling-params", "distinct-tokens", "bytes-per-token"):
+    for name in ("default-ratio", "ratio-ref", "num-scaling-params", "ref-scaling-params", "distinct-tokens",
+                 "bytes-per-token"):
         value = getattr(args, name.replace("-", "_"))
         require(value is None or 0 < value < float("inf"), name, value, "a number above 0")
     require(abs(args.target_threshold) < float("inf"), "target-threshold", args.target_threshold, "a finite number")
-    require((args.alpha is None) == (args.alpha_ci is None), "alpha-ci", args.alpha_ci, "an interval with --alpha, and none without")
+    require((args.alpha is None) == (args.alpha_ci is None), "alpha-ci", args.alpha_ci,
+            "an interval with --alpha, and none without")
     require(args.alpha is None or 0 < args.alpha < float("inf"), "alpha", args.alpha, "a number above 0")
     require(args.seed >= 0, "seed", args.seed, "0 or more")
     require(bool(args.records or args.point), "records", "", "calibration runs, or --point")
@@ -93,8 +101,10 @@ def read_stats(path) -> dict:
         stats = read_json(path)
     except ValueError as e:
         raise ValueError(f"--stats={path} is no JSON ({e}); run scripts.lane_b_stats again") from None
-    if not isinstance(stats, dict) or stats.get("schema_version") != STATS_VERSION or "alpha_d" not in stats or not well_typed(stats):
-        raise ValueError(f"--stats={path}: no statistics of schema version {STATS_VERSION}; run scripts.lane_b_stats again")
+    if (not isinstance(stats, dict) or stats.get("schema_version") != STATS_VERSION or "alpha_d" not in stats
+            or not well_typed(stats)):
+        raise ValueError(f"--stats={path}: no statistics of schema version {STATS_VERSION}; run scripts.lane_b_stats "
+                         "again")
     if (stats.get("error") or {}).get("code") == BAD_INPUT:
         raise ValueError(f"--stats={path}: scripts.lane_b_stats measured nothing: {stats['error'].get('message')}")
     return stats
@@ -103,7 +113,8 @@ def read_stats(path) -> dict:
 def well_typed(stats: dict) -> bool:
     ci, warnings, error = stats.get("alpha_d_ci95"), stats.get("warnings") or [], stats.get("error") or {}
     numbers = [*map(stats.get, OF_STATS), *(ci if isinstance(ci, list) else [])]
-    return ((ci is None or isinstance(ci, list) and len(ci) == 2) and isinstance(warnings, list) and isinstance(error, dict)
+    return ((ci is None or isinstance(ci, list) and len(ci) == 2) and isinstance(warnings, list)
+            and isinstance(error, dict)
             and all(value is None or type(value) in (int, float) for value in numbers))
 
 
@@ -120,7 +131,8 @@ def from_records(args) -> Calibration:
 
 def by_hand(args) -> Calibration:
     for name in ("num-scaling-params", "ref-scaling-params"):
-        require(getattr(args, name.replace("-", "_")) is not None, name, None, "a number, as there are no --records to read it from")
+        require(getattr(args, name.replace("-", "_")) is not None, name, None,
+                "a number, as there are no --records to read it from")
     require(args.distinct_tokens is not None or args.allow_repeated_data, "distinct-tokens", None,
             "the tokens of the training split, or --allow-repeated-data: the theory counts distinct ones")
     config = parse_arm("calibration", args.flags, split_flags("--flags", "")).config
@@ -136,8 +148,8 @@ def ask(args, stats: dict, runs: Calibration) -> infer.Question:
     bytes_per_token = args.bytes_per_token or stats.get("bytes_per_token")
     points = [*runs.points, *map(calibration.parse_point, args.point)]
     distinct = None if args.allow_repeated_data else args.distinct_tokens or runs.distinct_tokens
-    return infer.Question(points, args.target_threshold, exponent, runs.num_scaling_params, args.default_ratio, distinct,
-                          loss_sd=calibration.loss_sd(args.target_metric, bytes_per_token),
+    return infer.Question(points, args.target_threshold, exponent, runs.num_scaling_params, args.default_ratio,
+                          distinct, loss_sd=calibration.loss_sd(args.target_metric, bytes_per_token),
                           entropy_floor=calibration.entropy_floor(args.target_metric, stats, bytes_per_token),
                           higher_is_better=args.direction == "higher", seed=args.seed)
 
@@ -146,12 +158,14 @@ def facts_of(args, stats: dict, runs: Calibration, asked: infer.Question, answer
     """The JSON: what was asked, what is answered, and what each ratio means for the trainer."""
     exponent = asked.exponent
     return {
-        "schema_version": SCHEMA_VERSION, "target_metric_name": args.target_metric, "target_metric_threshold": args.target_threshold,
+        "schema_version": SCHEMA_VERSION, "target_metric_name": args.target_metric,
+        "target_metric_threshold": args.target_threshold,
         "target_metric_unit": calibration.UNITS.get(args.target_metric), "direction": args.direction,
-        "dataset_id": runs.dataset_id or stats.get("dataset_id"), "tokenizer_id": runs.tokenizer_id or stats.get("tokenizer_id"),
-        "num_scaling_params": runs.num_scaling_params, "ref_scaling_params": runs.ref_scaling_params,
-        "default_ratio": args.default_ratio, "ratio_ref": args.ratio_ref,
-        "distinct_tokens": args.distinct_tokens or runs.distinct_tokens, "repeated_data_allowed": args.allow_repeated_data,
+        "dataset_id": runs.dataset_id or stats.get("dataset_id"), "tokenizer_id": runs.tokenizer_id
+        or stats.get("tokenizer_id"), "num_scaling_params": runs.num_scaling_params,
+        "ref_scaling_params": runs.ref_scaling_params, "default_ratio": args.default_ratio, "ratio_ref": args.ratio_ref,
+        "distinct_tokens": args.distinct_tokens or runs.distinct_tokens,
+        "repeated_data_allowed": args.allow_repeated_data,
         "alpha_d": exponent.alpha, "alpha_d_ci95": exponent.ci95, "entropy_floor": asked.entropy_floor,
         "points": [asdict(point) for point in asked.points],
         **infer.with_arms(answer, args.default_ratio, config=runs.config, num_scaling_params=runs.num_scaling_params,
@@ -174,8 +188,8 @@ def describe(facts: dict) -> str:
 
 
 def law_line(facts) -> str:
-    line = (f"L = {facts['l_inf']:.4f} + {facts['a']:.4g} D^-{facts['alpha_d']:.4g} (alpha_D in [{facts['alpha_d_ci95'][0]:.3g}, "
-            f"{facts['alpha_d_ci95'][1]:.3g}], sd of a loss {facts['loss_sd']:.2g})")
+    line = (f"L = {facts['l_inf']:.4f} + {facts['a']:.4g} D^-{facts['alpha_d']:.4g} (alpha_D in "
+            f"[{facts['alpha_d_ci95'][0]:.3g}, {facts['alpha_d_ci95'][1]:.3g}], sd of a loss {facts['loss_sd']:.2g})")
     if facts["alpha_disagreement_se"] is not None:
         alone = number(facts["alpha_free"], ".3g") or "not determined"
         line += f"\nalpha of the losses alone: {alone}, {facts['alpha_disagreement_se']:+.1f} standard errors away"
@@ -185,7 +199,8 @@ def law_line(facts) -> str:
 def tokens_line(facts) -> str:
     line = f"{facts['target_metric_name']} {facts['target_metric_threshold']:g} at {facts['target_tokens']:,.0f} tokens"
     if facts["fraction_unsolvable"] is not None:
-        line += (f" (10/50/90 %: {' / '.join(number(facts[f'target_tokens_q{q}'], ',.0f') or 'unbounded' for q in (10, 50, 90))}; "
+        line += (" (10/50/90 %: "
+                 f"{' / '.join(number(facts[f'target_tokens_q{q}'], ',.0f') or 'unbounded' for q in (10, 50, 90))}; "
                  f"{facts['fraction_unsolvable']:.1%} of {facts['num_draws']} draws never reach it)")
     return f"{line}, {facts['extrapolation_factor']:.2f} x the longest run"
 
@@ -196,8 +211,9 @@ def arms_table(arms: dict) -> str:
     for name, arm in arms.items():
         for how in ("pinned", "unpinned"):
             s = arm[how]
-            rows.append([name if how == "pinned" else "", how, f"{arm['target_param_data_ratio']:.4g}", f"{s['total_tokens']:,}",
-                         f"{s['num_iterations']:,}", f"{s['total_batch_size']:,}", f"{s['batch_lr_scale']:.4g}", f"{s['weight_decay']:.4g}",
+            rows.append([name if how == "pinned" else "", how, f"{arm['target_param_data_ratio']:.4g}",
+                         f"{s['total_tokens']:,}", f"{s['num_iterations']:,}", f"{s['total_batch_size']:,}",
+                         f"{s['batch_lr_scale']:.4g}", f"{s['weight_decay']:.4g}",
                          number(s["tau"], ".4g")])
     return table(["arm", "laws", "ratio", "tokens", "steps", "batch", "LR scale", "lambda", "tau"], rows, left=2)
 
@@ -219,8 +235,9 @@ def run(args) -> int:
         if args.output_json:  # an older file would pass for the answer
             error = {"code": getattr(e, "code", BAD_INPUT), "message": str(e)}
             default = args.default_ratio if 0 < args.default_ratio < float("inf") else None
-            write_json(args.output_json, {"schema_version": SCHEMA_VERSION, "decision": infer.FALLBACK, "chosen_ratio": default,
-                                          "reasons": [str(e)], "error": error})
+            write_json(args.output_json,
+                       {"schema_version": SCHEMA_VERSION, "decision": infer.FALLBACK, "chosen_ratio": default,
+                        "reasons": [str(e)], "error": error})
         raise
     if args.output_json:
         write_json(args.output_json, facts)

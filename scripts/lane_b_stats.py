@@ -7,8 +7,8 @@ Two statistics of a corpus, and the data-limited exponent that follows from them
 
 beta says how fast correlations between tokens decay, gamma how fast a longer context helps to predict
 (ideas/lane_b_data_horizon_theory.md). <|bos|> is left out: it marks where documents end, which is known, and no pair of
-tokens crosses that. Temporary files (about 6 bytes a token) go to TMPDIR. Exit code: 0 ok, 2 bad input or no number, with
-the reason's name here and in the JSON, which is written all the same; 130 interrupted.
+tokens crosses that. Temporary files (about 6 bytes a token) go to TMPDIR. Exit code: 0 ok, 2 bad input or no number,
+with the reason's name here and in the JSON, which is written all the same; 130 interrupted.
 """
 
 import argparse
@@ -33,35 +33,48 @@ from nanochat.options import hyphenate
 MAX_TOKENS = 1 << 25
 BATCH_CHARS = 1_000_000  # of text, tokenized at a time
 STREAMS = (".txt", ".md")  # a file of these is one stream, of others the texts are documents
-SPECIAL_TEXT = re.compile(r"<\|[^|<>\s]{1,32}\|>|</?s>|<(?:unk|pad|bos|eos|mask|sep|cls)>|\[(?:UNK|PAD|CLS|SEP|MASK)\]", re.IGNORECASE)
+SPECIAL_TEXT = re.compile(r"<\|[^|<>\s]{1,32}\|>|</?s>|<(?:unk|pad|bos|eos|mask|sep|cls)>|\[(?:UNK|PAD|CLS|SEP|MASK)\]",
+                          re.IGNORECASE)
 OFTEN = 1e-4  # occurrences a token, from which split special tokens are seen in the statistics
 
 
 def build_parser():
     parser = argparse.ArgumentParser(prog="python -m scripts.lane_b_stats", allow_abbrev=False,
-                                     description="beta, gamma and alpha_D of a corpus, with intervals, or why there are none.")
+                                     description="beta, gamma and alpha_D of a corpus, with intervals, or why there "
+                                                 "are none.")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--tokens", type=Path, metavar="FILE.npy", help="a stream of token ids instead of the dataset")
-    source.add_argument("--text", type=Path, metavar="FILE", help="a .txt or .md (one stream), .jsonl, .jsonl.gz or .parquet (documents) "
-                        "instead of the dataset, with the tokenizer of the base dir")
-    parser.add_argument("--vocab-size", type=int, metavar="V", help="with --tokens: of their tokenizer (default: the largest id + 1)")
-    parser.add_argument("--split", choices=("train", "val"), default="train", help="of the dataset (default: %(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help="read no more (default: %(default)s)")
+    source.add_argument("--text", type=Path, metavar="FILE",
+                        help="a .txt or .md (one stream), .jsonl, .jsonl.gz or .parquet (documents) instead of the "
+                             "dataset, with the tokenizer of the base dir")
+    parser.add_argument("--vocab-size", type=int, metavar="V",
+                        help="with --tokens: of their tokenizer (default: the largest id + 1)")
+    parser.add_argument("--split", choices=("train", "val"), default="train",
+                        help="of the dataset (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, metavar="N",
+                        help="read no more (default: %(default)s)")
     parser.add_argument("--top-k", type=int, default=correlation.TOP_K, metavar="K",
                         help="the most frequent tokens, whose pairs are counted (default: %(default)s)")
-    parser.add_argument("--max-lag", type=int, default=correlation.MAX_LAG, metavar="N", help="at most, and a quarter of the median "
-                        "document (default: %(default)s)")
-    parser.add_argument("--blocks", type=int, metavar="B", help="the corpus is cut into (default: 16, and 32 from 10 million tokens)")
-    parser.add_argument("--centering", choices=correlation.CENTERINGS, default="block", help="document: also subtract what each document's "
-                        "own choice of words explains; for lags up to a fiftieth of the median document (default: %(default)s)")
-    parser.add_argument("--fit-window", type=window, metavar="LO:HI", help="lags of the headline beta (default: 1 to the smaller of n* "
-                        "and a quarter of --max-seq-len)")
+    parser.add_argument("--max-lag", type=int, default=correlation.MAX_LAG, metavar="N",
+                        help="at most, and a quarter of the median document (default: %(default)s)")
+    parser.add_argument("--blocks", type=int, metavar="B",
+                        help="the corpus is cut into (default: 16, and 32 from 10 million tokens)")
+    parser.add_argument("--centering", choices=correlation.CENTERINGS, default="block",
+                        help="document: also subtract what each document's own choice of words explains; for lags up "
+                             "to a fiftieth of the median document (default: %(default)s)")
+    parser.add_argument("--fit-window", type=window, metavar="LO:HI",
+                        help="lags of the headline beta (default: 1 to the smaller of n* and a quarter of "
+                             "--max-seq-len)")
     parser.add_argument("--max-seq-len", type=int, metavar="T", help="context of the models that alpha_D is for")
-    parser.add_argument("--bootstrap", type=int, default=decay.ROUNDS, metavar="N", help="resamplings of the blocks (default: %(default)s)")
-    parser.add_argument("--gamma-source", choices=("positional", "ngram", "none"), help="default: positional with --model-tag, else ngram")
-    parser.add_argument("--model-tag", metavar="TAG", help="for positional: the model whose losses by position were written")
+    parser.add_argument("--bootstrap", type=int, default=decay.ROUNDS, metavar="N",
+                        help="resamplings of the blocks (default: %(default)s)")
+    parser.add_argument("--gamma-source", choices=("positional", "ngram", "none"),
+                        help="default: positional with --model-tag, else ngram")
+    parser.add_argument("--model-tag", metavar="TAG",
+                        help="for positional: the model whose losses by position were written")
     parser.add_argument("--seed", type=int, default=0, help="of resamplings and samples (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes; the numbers stay the same (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N",
+                        help="processes; the numbers stay the same (default: %(default)s)")
     parser.add_argument("--output-json", type=Path, metavar="FILE", help="write everything there")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw |C(n)| and the losses by context there")
     return parser
@@ -75,19 +88,22 @@ def window(text: str) -> tuple[int, int]:
 
 
 def check(args):
-    for name, least in (("max_tokens", 1), ("bootstrap", 100), ("workers", 1), ("max_seq_len", 1), ("vocab_size", 1), ("seed", 0)):
+    for name, least in (("max_tokens", 1), ("bootstrap", 100), ("workers", 1), ("max_seq_len", 1), ("vocab_size", 1),
+                        ("seed", 0)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')}={value}: expected at least {least}")
     if args.vocab_size and not args.tokens:
-        raise ValueError(f"--vocab-size={args.vocab_size} goes with --tokens: a text has the vocabulary of the tokenizer")
+        raise ValueError(f"--vocab-size={args.vocab_size} goes with --tokens: a text has the vocabulary of the "
+                         "tokenizer")
     if args.gamma_source == "positional" and not args.model_tag:
-        raise ValueError("--gamma-source=positional needs --model-tag TAG: the model whose losses by position are to be read")
+        raise ValueError("--gamma-source=positional needs --model-tag TAG: the model whose losses by position are to "
+                         "be read")
     if args.model_tag and args.gamma_source in ("ngram", "none"):
         raise ValueError(f"--model-tag={args.model_tag} goes with --gamma-source=positional, not {args.gamma_source}")
     if args.model_tag and (args.text or args.tokens):
-        raise ValueError(f"--model-tag={args.model_tag}: its losses are of the dataset, and gamma and beta must be of the same corpus; "
-                         "leave out --text and --tokens")
+        raise ValueError(f"--model-tag={args.model_tag}: its losses are of the dataset, and gamma and beta must be of "
+                         "the same corpus; leave out --text and --tokens")
 
 
 # -----------------------------------------------------------------------------
@@ -108,7 +124,8 @@ def up_to(arrays, max_tokens: int):
 
 
 class Texts:
-    """Token arrays of texts. special: how often the text of a special token was met; a tokenizer splits it like any text."""
+    """Token arrays of texts. special: how often the text of a special token was met; a tokenizer splits it like any
+    text."""
 
     def __init__(self, tokenizer, texts):
         self.tokenizer, self.texts, self.special = tokenizer, texts, Counter()
@@ -132,7 +149,8 @@ class Texts:
 
     def split_special(self, num_tokens: int) -> list[str]:
         """Special tokens' texts that are several tokens each, and frequent enough to be seen in the statistics."""
-        return [text for text, count in self.special.most_common() if count > OFTEN * num_tokens and len(self.tokenizer.encode(text)) > 1]
+        return [text for text, count in self.special.most_common() if count > OFTEN * num_tokens
+                and len(self.tokenizer.encode(text)) > 1]
 
 
 def open_tokens(args) -> TokenSource:
@@ -145,7 +163,8 @@ def open_tokens(args) -> TokenSource:
     if not isinstance(tokens, np.ndarray):
         raise ValueError(f"{args.tokens} holds several arrays: expected one, as numpy.save writes it")
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-        raise ValueError(f"{args.tokens} holds {tokens.dtype} of shape {tokens.shape}: expected integers in one dimension")
+        raise ValueError(f"{args.tokens} holds {tokens.dtype} of shape {tokens.shape}: expected integers in one "
+                         "dimension")
     pieces = [tokens[at:at + (1 << 20)] for at in range(0, len(tokens), 1 << 20)]
     vocab_size = args.vocab_size or max([0, *(int(piece.max()) for piece in pieces)]) + 1
     return TokenSource(lambda: up_to(pieces, args.max_tokens), vocab_size, documents=False)
@@ -155,7 +174,8 @@ def open_texts(args, tokenizer) -> tuple[TokenSource, Texts]:
     if args.text:
         from nanochat.corpus import file_texts, find_files
         if args.text.is_dir():
-            raise ValueError(f"--text={args.text} is a folder: expected a file; python -m nanochat.dataset --from makes a dataset of it")
+            raise ValueError(f"--text={args.text} is a folder: expected a file; python -m nanochat.dataset --from "
+                             "makes a dataset of it")
         files = find_files([args.text])
         texts = Texts(tokenizer, lambda: file_texts(files, whole=False, progress=False))
     else:
@@ -181,8 +201,8 @@ def read_losses(model_tag: str, ids: dict):
     curve, facts = read_positions(path), read_json(path)
     for name, ours in ids.items():
         if facts.get(name) != ours:
-            raise ValueError(f"{path} was measured with {name} {str(facts.get(name))[:8]}, this corpus has {ours[:8]}: gamma and beta must "
-                             f"be of the same corpus and tokenizer; measure again: {command}")
+            raise ValueError(f"{path} was measured with {name} {str(facts.get(name))[:8]}, this corpus has {ours[:8]}: "
+                             f"gamma and beta must be of the same corpus and tokenizer; measure again: {command}")
     return curve
 
 
@@ -200,8 +220,8 @@ def choose_gamma(args, ids: dict) -> stats.Gamma | None:
 # The command
 
 def measure(args) -> dict:
-    options = stats.Options(args.top_k, args.max_lag, args.blocks, args.centering, args.fit_window, args.bootstrap, args.max_seq_len,
-                            args.seed, args.workers)
+    options = stats.Options(args.top_k, args.max_lag, args.blocks, args.centering, args.fit_window, args.bootstrap,
+                            args.max_seq_len, args.seed, args.workers)
     if args.tokens:
         return stats.collect(open_tokens(args), options, choose_gamma(args, {}), say=print0)
     from nanochat import tokenizer_files
@@ -220,7 +240,8 @@ def measure(args) -> dict:
 def describe(facts: dict) -> str:
     lines = []
     if facts["beta_windows"]:
-        rows = [(f"{w['lo']}..{w['hi']}", str(w["lags"]), number(w["beta"], ".3f"), number(w["se"], ".3f"), number(w["r2"], ".3f"), note)
+        rows = [(f"{w['lo']}..{w['hi']}", str(w["lags"]), number(w["beta"], ".3f"), number(w["se"], ".3f"),
+                 number(w["r2"], ".3f"), note)
                 for w, note in [*((w, "" if w["whole"] else f"usable to {w['reach']}") for w in facts["beta_windows"]),
                                 (facts["beta_window"], "headline")]]
         lines.append(table(["lags", "n", "beta", "bootstrap se", "R2", ""], rows) + "\n")
@@ -229,10 +250,12 @@ def describe(facts: dict) -> str:
             low, high = facts[f"{key}_ci95"]
             lines.append(f"{name} {facts[key]:.3f}, 95 % {low:.3f} to {high:.3f}")
     if facts["n_star_tokens"]:
-        lines.append(f"correlations are seen to lag n* = {facts['n_star_tokens']}" + " or more" * facts["n_star_censored"])
+        lines.append("correlations are seen to lag n* = "
+                     f"{facts['n_star_tokens']}" + " or more" * facts["n_star_censored"])
     lines += [f"warning: {name}: {stats.WARNINGS.get(name, 'see above')}" for name in facts["warnings"]]
     tokens, rate = facts["num_tokens"] or 0, facts["token_lags_per_sec"]
-    lines.append(f"{tokens:,} tokens in {facts['elapsed_sec']:.1f} s" + (f", {rate / 1e6:.0f} M token-lags a second" if rate else ""))
+    lines.append(f"{tokens:,} tokens in {facts['elapsed_sec']:.1f} "
+                 "s" + (f", {rate / 1e6:.0f} M token-lags a second" if rate else ""))
     return "\n".join(lines)
 
 

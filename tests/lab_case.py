@@ -29,8 +29,8 @@ def enter(folder, monkeypatch):
 
 def make(candidates=(GATE,), seeds=(1337, 2026), label="t", flags=(), **options) -> Protocol:
     profile = PROFILES["smoke-cpu"]
-    made = Protocol(label, profile, make_arms(list(candidates), [*profile.flags, *flags]), list(seeds), profile.home("base"),
-                    common_flags=list(flags), trainer=FAKE, **options)
+    made = Protocol(label, profile, make_arms(list(candidates), [*profile.flags, *flags]), list(seeds),
+                    profile.home("base"), common_flags=list(flags), trainer=FAKE, **options)
     made.identify("data", "tok")
     return made
 

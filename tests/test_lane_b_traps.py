@@ -33,7 +33,8 @@ def test_raw_norm_with_counted_entropies_gives_an_alpha_that_cannot_be_and_ours_
     tokens = made.tokens(300_000, seed=0)
     h_0 = -made.p @ np.log(made.p)
     beta = power_law(np.arange(1, 65), made.norm(np.arange(1, 65)))[0]
-    most = np.log(h_0 / (h_0 - np.log(2))) / np.log(5) / (2 * beta)  # all that the past can tell is the sign: H_1 / H_5 is below this
+    # all that the past can tell is the sign: H_1 / H_5 is below this
+    most = np.log(h_0 / (h_0 - np.log(2))) / np.log(5) / (2 * beta)
     assert naive_alpha(tokens) > 20 * most
     facts = collect(source_of(tokens, vocab_size=1024), Options(max_lag=64), NGRAM)
     assert facts["beta"] == pytest.approx(beta, rel=0.2)

@@ -18,10 +18,12 @@ def make(arms, seeds, steps, every, effect=0.01):
     rng, curves, deltas = np.random.default_rng(0), {}, []
     for seed in seeds:
         for k, arm in enumerate(arms):
-            curves[arm, seed] = [(s, max(0, s - 11) * 0.5 * (1 + 0.1 * k), 2 + 3 * np.exp(-s / 20) + effect * k + 0.01 * rng.normal())
+            curves[arm, seed] = [(s, max(0, s - 11) * 0.5 * (1 + 0.1 * k),
+                                  2 + 3 * np.exp(-s / 20) + effect * k + 0.01 * rng.normal())
                                  for s in range(0, steps + 1, every)]
         final = {arm: curves[arm, seed][-1][2] for arm in arms}
-        deltas += [{"seed": seed, "candidate": arm, "candidate_minus_control_bpb": final[arm] - final["control"]} for arm in arms[1:]]
+        deltas += [{"seed": seed, "candidate": arm, "candidate_minus_control_bpb": final[arm] - final["control"]}
+                   for arm in arms[1:]]
     return arms, curves, deltas
 
 
@@ -80,17 +82,21 @@ def overlapping(fig):
     for ax in fig.axes:
         ticks = [tick.label1 for axis in (ax.xaxis, ax.yaxis) for tick in axis.get_major_ticks()
                  if min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())]
-        texts = [t for t in (*ax.texts, ax._left_title, ax.xaxis.label, ax.yaxis.label, *ticks) if t.get_text() and t.get_visible()]
+        texts = [t for t in (*ax.texts, ax._left_title, ax.xaxis.label, ax.yaxis.label, *ticks) if t.get_text()
+                 and t.get_visible()]
         boxes = [t.get_window_extent() for t in texts]
-        found += [(t.get_text(), "the edge") for t, box in zip(texts, boxes) if box.x0 < -1 or box.x1 > 1501 or box.y0 < -1 or box.y1 > 501]
-        found += [(a.get_text(), b.get_text()) for i, a in enumerate(texts) for j, b in enumerate(texts[:i]) if boxes[i].overlaps(boxes[j])]
+        found += [(t.get_text(), "the edge") for t, box in zip(texts, boxes) if box.x0 < -1 or box.x1 > 1501
+                  or box.y0 < -1 or box.y1 > 501]
+        found += [(a.get_text(), b.get_text()) for i, a in enumerate(texts) for j, b in enumerate(texts[:i])
+                  if boxes[i].overlaps(boxes[j])]
     return found
 
 
 @pytest.mark.parametrize("arms, seeds, steps, every, effect", [
     (["control", "gate"], [1337, 2026], 60, 10, 0.01), (["control", "gate"], [7], 60, 60, 0.0),
     (["control", "candidate_with_a_name_of_34_chars"], list(range(1337, 1345)), 600, 50, -0.02),
-    (["control", *(f"cand{i}" for i in range(8))], [1, 2], 60, 10, 0.003), (["control", "x"], list(range(12)), 200, 100, 1e-5)])
+    (["control", *(f"cand{i}" for i in range(8))], [1, 2], 60, 10, 0.003),
+    (["control", "x"], list(range(12)), 200, 100, 1e-5)])
 def test_no_text_lies_on_another(figure, arms, seeds, steps, every, effect):
     fig = figure(*make(arms, seeds, steps, every, effect))
     assert not overlapping(fig)

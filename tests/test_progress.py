@@ -122,6 +122,7 @@ def test_line_is_rewritten_in_a_terminal_and_rare_in_a_log(capsys):
             clock.now = float(second)
             progress.update("control s1", second, 100)
             progress.show()
-    assert len(terminal) == 101 and all(text.startswith("\r\x1b[2K[0/1 done] control s1 ") and "\n" not in text for text in terminal)
+    assert (len(terminal) == 101
+            and all(text.startswith("\r\x1b[2K[0/1 done] control s1 ") and "\n" not in text for text in terminal))
     assert "step 99/100; 1:39 so far, about 0:01 left" in terminal[-1]
     assert len(capsys.readouterr().out.splitlines()) == 4  # at 0, 30, 60 and 90 seconds

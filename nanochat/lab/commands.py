@@ -36,11 +36,13 @@ def exit_code(work, stopped: str = "stopped; the same command goes on") -> int:
 
 
 def require_writable(*paths):
-    """Raise ValueError for a file that could not be written, before the work whose result it takes; None is left out."""
+    """Raise ValueError for a file that could not be written, before the work whose result it takes; None is left
+    out."""
     for path in filter(None, paths):
         folder = next(p for p in path.absolute().parents if p.exists())
         if path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
-            raise ValueError(f"{path} cannot be written: expected the name of a file in a folder that may be written to")
+            raise ValueError(f"{path} cannot be written: expected the name of a file in a folder that may be written "
+                             "to")
 
 
 def module_command(module: str, *words) -> list[str]:
@@ -58,8 +60,8 @@ def shown(command: list[str], env: dict | None = None) -> str:
 
 
 def call(command: list[str], env: dict | None = None) -> int:
-    """Run to the end; returns the exit code. Every Ctrl-C of ours is passed on to the child and what it runs in its session
-    (a template is bash with a protocol in it), and the child decides when it has saved."""
+    """Run to the end; returns the exit code. Every Ctrl-C of ours is passed on to the child and what it runs in its
+    session (a template is bash with a protocol in it), and the child decides when it has saved."""
     sys.stdout.flush()
     child = subprocess.Popen(command, env={**os.environ, **(env or {})}, start_new_session=os.name != "nt")
     while True:

@@ -22,12 +22,14 @@ SCHEMA_DIR = REPO_ROOT / "ideas"
 
 
 def read_schema(name: str) -> list[str]:
-    """Column order of ideas/<name>_schema.csv. Raises ValueError where the file is missing, or holds more than a header."""
+    """Column order of ideas/<name>_schema.csv. Raises ValueError where the file is missing, or holds more than a
+    header."""
     path = SCHEMA_DIR / f"{name}_schema.csv"
     try:
         rows = [row for row in csv.reader(io.StringIO(path.read_text(encoding="utf-8"))) if row]
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: it fixes the column order; restore it with git checkout -- ideas") from None
+        raise ValueError(f"{path} is missing: it fixes the column order; restore it with git checkout -- "
+                         "ideas") from None
     if len(rows) != 1 or len(set(rows[0])) < len(rows[0]):
         raise ValueError(f"{path}: expected one line, the header with distinct columns; rows belong elsewhere")
     return rows[0]
@@ -53,8 +55,8 @@ def append_row(path, schema: list[str], row: dict):
 def append_rows(path, schema: list[str], rows: list[dict], refuse=None):
     """Append `rows` in schema order, in one write; None is an empty cell, and keys outside the schema are left out.
 
-    refuse: called with the rows that are there, nobody else writing, and may raise. Raises ValueError when a column of the schema
-    is missing from a row: an empty cell is said, not forgotten.
+    refuse: called with the rows that are there, nobody else writing, and may raise. Raises ValueError when a column of
+    the schema is missing from a row: an empty cell is said, not forgotten.
     """
     path = Path(path)
     for row in rows:
@@ -126,7 +128,8 @@ def read_typed(path, schema: list[str], parse, conditions=(), last: int | None =
 
 
 class _Column(dict):
-    """Text (UTF-8, or str where csv took it apart) -> value. Most cells repeat an earlier row's: each text is parsed once."""
+    """Text (UTF-8, or str where csv took it apart) -> value. Most cells repeat an earlier row's: each text is parsed
+    once."""
 
     def __init__(self, name, parse):
         self.name, self.parse = name, parse

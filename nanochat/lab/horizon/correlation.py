@@ -66,7 +66,8 @@ def resampled_squares(grams, draws) -> np.ndarray:
     that this estimator exists to avoid.
     """
     across = grams * (1 - np.eye(grams.shape[1]))
-    return np.einsum("rb,mbc,rc->rm", draws, across, draws, optimize=True) / (draws.sum(1) ** 2 - (draws ** 2).sum(1))[:, None]
+    return np.einsum("rb,mbc,rc->rm", draws, across, draws,
+                     optimize=True) / (draws.sum(1) ** 2 - (draws ** 2).sum(1))[:, None]
 
 
 def lag_grid(largest: int) -> list[int]:
@@ -91,11 +92,13 @@ def choose_lags(spool: Spool, max_lag: int, centering: str) -> tuple[list[int], 
     usual = lag_grid(min(max_lag, int(median / 4)))
     lags = lag_grid(min(max_lag, int(median / 50))) if centering == "document" else usual
     if not lags:
-        raise Refusal("too_few_valid_lags", f"the median document has {median:g} tokens, too few for any lag with --centering="
-                      f"{centering}; use longer documents" + (", or --centering=block" if centering == "document" else ""))
+        raise Refusal("too_few_valid_lags",
+                      f"the median document has {median:g} tokens, too few for any lag with --centering={centering}; "
+                      "use longer documents" + (", or --centering=block" if centering == "document" else ""))
     if len(spool.tokens) < 200 * lags[-1]:
-        raise Refusal("corpus_too_short", f"{len(spool.tokens):,} tokens: expected at least 200 times the largest lag, {lags[-1]}; "
-                      f"use more text, or --max-lag={len(spool.tokens) // 200}")
+        raise Refusal("corpus_too_short",
+                      f"{len(spool.tokens):,} tokens: expected at least 200 times the largest lag, {lags[-1]}; use "
+                      f"more text, or --max-lag={len(spool.tokens) // 200}")
     return lags, ("short_documents_document_centering",) if len(lags) < len(usual) else ()
 
 
@@ -106,8 +109,8 @@ def choose_lags(spool: Spool, max_lag: int, centering: str) -> tuple[list[int], 
 class Ranked:
     """A file of frequency ranks (uint16): 0..K-1 the frequent tokens, K any other, K+1 in the gaps after each piece.
 
-    A piece is a document, or the part of one that a block has. Gaps are as long as the largest lag, so that pairs across
-    the end of a piece can be counted without looking where they lie, and then thrown away with rank K+1. starts,
+    A piece is a document, or the part of one that a block has. Gaps are as long as the largest lag, so that pairs
+    across the end of a piece can be counted without looking where they lie, and then thrown away with rank K+1. starts,
     lengths: of the pieces in the file [P]; first: index of each block's first piece, and P [B+1].
     """
     path: Path
@@ -127,8 +130,8 @@ class Ranked:
 
 
 def block_bounds(ends, blocks: int) -> np.ndarray:
-    """Where blocks start and end [B+1]: at the document end nearest to an equal share, and within the document where that is
-    more than a quarter of a block away."""
+    """Where blocks start and end [B+1]: at the document end nearest to an equal share, and within the document where
+    that is more than a quarter of a block away."""
     equal = np.arange(blocks + 1) * ends[-1] // blocks
     after = np.minimum(np.searchsorted(ends, equal), len(ends) - 1)
     before = np.maximum(after - 1, 0)
@@ -139,7 +142,8 @@ def block_bounds(ends, blocks: int) -> np.ndarray:
 
 
 def frequent_ranks(counts, top_k: int) -> np.ndarray:
-    """Rank by frequency of each id, ties by id; top_k for all that are not among the top_k or never occur. uint16 [V]."""
+    """Rank by frequency of each id, ties by id; top_k for all that are not among the top_k or never occur. uint16
+    [V]."""
     order = np.argsort(-counts, kind="stable")[:top_k]
     order = order[counts[order] > 0]
     ranks = np.full(len(counts), top_k, np.uint16)
@@ -157,15 +161,17 @@ def write_ranked(spool: Spool, top_k: int, blocks: int, gap: int, path) -> Ranke
             for at in range(start, end, SLICE):
                 f.write(ranks[spool.tokens[at:min(at + SLICE, end)]])
             f.write(void)
-    return Ranked(Path(path), top_k, starts + gap * np.arange(len(starts)), ends - starts, np.searchsorted(starts, bounds), gap)
+    return Ranked(Path(path), top_k, starts + gap * np.arange(len(starts)), ends - starts,
+                  np.searchsorted(starts, bounds), gap)
 
 
 def require_pairs(ranked: Ranked, lag: int):
     """Raise Refusal too_few_valid_lags where a block has no pair at this lag: its documents are all shorter."""
     pairs = np.add.reduceat(np.maximum(ranked.lengths - lag, 0), ranked.first[:-1])
     if not pairs.all():
-        raise Refusal("too_few_valid_lags", f"block {pairs.argmin()} of {len(pairs)} has no two tokens {lag} apart in one document; "
-                      "lower --max-lag or --blocks")
+        raise Refusal("too_few_valid_lags",
+                      f"block {pairs.argmin()} of {len(pairs)} has no two tokens {lag} apart in one document; lower "
+                      "--max-lag or --blocks")
 
 
 # -----------------------------------------------------------------------------
@@ -184,7 +190,8 @@ def pair_counts(tokens, lag: int, width: int) -> np.ndarray:
 
 
 def document_groups(ranked: Ranked, b: int):
-    """(first, last) pieces of a block, a few at a time, so that their counts stay small; the same ones for every lag."""
+    """(first, last) pieces of a block, a few at a time, so that their counts stay small; the same ones for every
+    lag."""
     first, stop = ranked.first[b], ranked.first[b + 1]
     while first < stop:
         last = np.searchsorted(ranked.starts, ranked.starts[first] + PAIR_SLICE)
@@ -204,7 +211,8 @@ def permuted_pairs(tokens, ranked: Ranked, b: int, lag: int) -> np.ndarray:
         lengths = ranked.lengths[first:last]
         document = np.repeat(np.arange(last - first), lengths + ranked.gap)
         part = tokens[ranked.starts[first]:ranked.starts[first] + len(document)]
-        counts = np.bincount(document * width + part, minlength=width * (last - first)).reshape(-1, width)[:, :K].astype(float)
+        counts = np.bincount(document * width + part,
+                             minlength=width * (last - first)).reshape(-1, width)[:, :K].astype(float)
         weight = np.maximum(lengths - lag, 0) / np.maximum(lengths * (lengths - 1), 1)
         total += (counts * weight[:, None]).T @ counts
         total[np.diag_indices(K)] -= weight @ counts
@@ -238,17 +246,19 @@ def check(top_k: int, max_lag: int, blocks: int | None, centering: str, document
             raise ValueError(f"{name}={value}: expected {low} to {high}")
     blocks, K = blocks or BLOCKS_OF_MANY, min(top_k, vocab_size)
     if blocks * K * K * 8 > LARGEST_ROWS:
-        raise ValueError(f"--top-k={top_k}: {blocks} blocks x {K}^2 x 8 bytes are {blocks * K * K / (1 << 27):.1f} GiB of memory: expected "
-                         f"at most {LARGEST_ROWS >> 30}; give --top-k={math.isqrt(LARGEST_ROWS // (8 * blocks))} or less")
+        raise ValueError(f"--top-k={top_k}: {blocks} blocks x {K}^2 x 8 bytes are {blocks * K * K / (1 << 27):.1f} GiB "
+                         f"of memory: expected at most {LARGEST_ROWS >> 30}; give "
+                         f"--top-k={math.isqrt(LARGEST_ROWS // (8 * blocks))} or less")
     if centering not in CENTERINGS:
         raise ValueError(f"--centering={centering}: expected {' or '.join(CENTERINGS)}")
     if centering == "document" and not documents:
         raise ValueError("--centering=document: this source is one stream without documents; use --centering=block")
 
 
-def measure_spool(spool: Spool, top_k=TOP_K, max_lag=MAX_LAG, blocks=None, centering="block", workers=1, say=None) -> Curve:
-    """Measure C(n) at three lags an octave. blocks: None = 16, 32 from 10 million tokens. workers: processes, over lags. say: called
-    with a line of progress.
+def measure_spool(spool: Spool, top_k=TOP_K, max_lag=MAX_LAG, blocks=None, centering="block", workers=1,
+                  say=None) -> Curve:
+    """Measure C(n) at three lags an octave. blocks: None = 16, 32 from 10 million tokens. workers: processes, over
+    lags. say: called with a line of progress.
 
     Raises Refusal: corpus_too_short, too_few_valid_lags; ValueError for options that cannot be.
     """
@@ -259,10 +269,12 @@ def measure_spool(spool: Spool, top_k=TOP_K, max_lag=MAX_LAG, blocks=None, cente
     path = Path(spool.tokens.filename).with_name("ranks")
     ranked = write_ranked(spool, top_k, blocks, lags[-1], path)
     require_pairs(ranked, lags[-1])
-    found = list(_each_lag(functools.partial(measure_lag, ranked, centering), lags, workers, say or (lambda text: None)))
+    found = list(_each_lag(functools.partial(measure_lag, ranked, centering), lags, workers,
+                           say or (lambda text: None)))
     pairs, grams, op, floor = map(np.array, zip(*found))
     mass = np.sort(spool.counts)[-top_k:].sum() / len(spool.tokens)
-    return Curve(np.array(lags), pairs, grams, op, floor, len(spool.tokens), top_k, float(mass), warnings, time.perf_counter() - start)
+    return Curve(np.array(lags), pairs, grams, op, floor, len(spool.tokens), top_k, float(mass), warnings,
+                 time.perf_counter() - start)
 
 
 def _each_lag(measure, lags, workers: int, say):

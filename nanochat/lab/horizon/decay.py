@@ -68,8 +68,8 @@ class Decay:
 
 @dataclass(frozen=True)
 class Significance:
-    """resampled: F^2 of resampled blocks [rounds, m]; square_se: of F^2 [m]; valid: [m]; usable: the valid lags before the first
-    two in a row that are not."""
+    """resampled: F^2 of resampled blocks [rounds, m]; square_se: of F^2 [m]; valid: [m]; usable: the valid lags before
+    the first two in a row that are not."""
     resampled: np.ndarray
     square_se: np.ndarray
     valid: np.ndarray
@@ -79,9 +79,10 @@ class Significance:
 def significance(curve: Curve, rounds=ROUNDS, seed=0) -> Significance:
     """Resample blocks, one draw for all lags, because their errors go together.
 
-    B - 3 of B blocks are drawn: F^2 is a mean over pairs, and drawing all B gives (B - 2) / sqrt(B (B - 1)) of its error, 0.90 at 16
-    blocks. Drawing m instead widens that by sqrt(B / m), which is right for m = (B - 2)^2 / (B - 1), almost B - 3: 2 % wide at 16
-    blocks, 10 % at 8. Where F^2 is all noise, its error comes out twice too large, 2.3 times at 8, which errs towards "not valid".
+    B - 3 of B blocks are drawn: F^2 is a mean over pairs, and drawing all B gives (B - 2) / sqrt(B (B - 1)) of its
+    error, 0.90 at 16 blocks. Drawing m instead widens that by sqrt(B / m), which is right for m = (B - 2)^2 / (B - 1),
+    almost B - 3: 2 % wide at 16 blocks, 10 % at 8. Where F^2 is all noise, its error comes out twice too large, 2.3
+    times at 8, which errs towards "not valid".
     """
     blocks = curve.grams.shape[1]
     draws = np.random.default_rng(seed).multinomial(blocks - 3, np.full(blocks, 1 / blocks), size=rounds)
@@ -103,7 +104,8 @@ def before_two_invalid(valid) -> np.ndarray:
 
 
 def horizon(curve: Curve) -> tuple[int | None, bool]:
-    """(n*, is it censored): the last lag whose operator norm is above the noise, and whether no larger lag was measured."""
+    """(n*, is it censored): the last lag whose operator norm is above the noise, and whether no larger lag was
+    measured."""
     visible = np.flatnonzero(curve.op_visible)
     return (int(curve.lags[visible[-1]]), bool(visible[-1] == len(curve.lags) - 1)) if len(visible) else (None, False)
 
@@ -169,7 +171,8 @@ def compare_shapes(lags, norm) -> tuple[float, float, float, Hinge | None]:
 # -----------------------------------------------------------------------------
 # The answer
 
-def fit_decay(curve: Curve, max_seq_len: int | None = None, window: tuple[int, int] | None = None, rounds=ROUNDS, seed=0) -> Decay:
+def fit_decay(curve: Curve, max_seq_len: int | None = None, window: tuple[int, int] | None = None, rounds=ROUNDS,
+              seed=0) -> Decay:
     """beta of a curve. max_seq_len: the context T of the models in question; window: lags of the headline, instead of
     1..min(n*, T/4), which is lengthened to the first usable lags where it has too few of them for a fit.
 
@@ -198,12 +201,14 @@ def horizon_warnings(n_star: int | None, max_seq_len: int | None) -> tuple[str, 
 def window_spread(lags, norm, headline: Window, windows) -> float:
     """Largest minus smallest beta over the admissible windows: the headline and the whole ones.
 
-    One whole window says nothing of a spread, and documents of 60 tokens leave none. Where there are fewer than two, the windows
-    that keep half of the usable range in log n are taken as well; where the range is 1..256, they are those from 1..16 on.
+    One whole window says nothing of a spread, and documents of 60 tokens leave none. Where there are fewer than two,
+    the windows that keep half of the usable range in log n are taken as well; where the range is 1..256, they are those
+    from 1..16 on.
     """
     betas = [headline.beta, *(w.beta for w in windows if w.whole)]
     if sum(w.whole for w in windows) < 2:
-        betas += [power_law(lags[:k], norm[:k])[0] for k in range(3, len(lags) + 1) if lags[k - 1] ** 2 >= lags[-1] * lags[0]]
+        betas += [power_law(lags[:k], norm[:k])[0] for k in range(3, len(lags) + 1) if lags[k - 1] ** 2
+                  >= lags[-1] * lags[0]]
     return max(betas) - min(betas)
 
 
@@ -214,29 +219,35 @@ def _headline_end(usable_lags, n_star, max_seq_len) -> int:
 
 def _require_signal(lags, valid, usable):
     if not valid[0]:
-        raise Refusal("no_signal", f"at lag 1 the correlation is within {SIGNIFICANT} standard errors of zero: the tokens look "
+        raise Refusal("no_signal",
+                      f"at lag 1 the correlation is within {SIGNIFICANT} standard errors of zero: the tokens look "
                       "independent, or there are too few of them")
     reach = int(lags[usable][-1])
     if usable.sum() < FEWEST_LAGS or reach < SHORTEST_REACH:
-        raise Refusal("too_few_valid_lags", f"{usable.sum()} lags, up to {reach}, stand above the noise: expected at least {FEWEST_LAGS}, "
-                      f"up to {SHORTEST_REACH} or more; use more text, or longer documents")
+        raise Refusal("too_few_valid_lags",
+                      f"{usable.sum()} lags, up to {reach}, stand above the noise: expected at least {FEWEST_LAGS}, up "
+                      f"to {SHORTEST_REACH} or more; use more text, or longer documents")
 
 
 def _require_power_law(lags, norm, windows) -> Hinge | None:
     """The hinge where it wins."""
     power, exponential, hinged, hinge = compare_shapes(lags, norm)
     if exponential < power - BIC_WINS:
-        raise Refusal("not_power_law", f"an exponential describes the decay better than a power law (BIC {exponential:.1f} against "
+        raise Refusal("not_power_law",
+                      f"an exponential describes the decay better than a power law (BIC {exponential:.1f} against "
                       f"{power:.1f}): correlations of this corpus have a scale")
     r2 = max(w.r2 for w in windows if w.r2 is not None)
     if r2 < LEAST_R2:
-        raise Refusal("not_power_law", f"no window of lags is near a power law: the best R2 is {r2:.2f}, expected {LEAST_R2}")
+        raise Refusal("not_power_law",
+                      f"no window of lags is near a power law: the best R2 is {r2:.2f}, expected {LEAST_R2}")
     return hinge if hinged < power - BIC_WINS else None
 
 
 def _require_headline(headline: Window):
     name = f"{headline.lo}..{headline.hi}"
     if headline.beta is None:
-        raise Refusal("too_few_valid_lags", f"the window {name} has {headline.lags} usable lags; choose another --fit-window")
+        raise Refusal("too_few_valid_lags",
+                      f"the window {name} has {headline.lags} usable lags; choose another --fit-window")
     if headline.beta <= 0:
-        raise Refusal("beta_nonpositive", f"beta is {headline.beta:.3f} on lags {name}: correlations do not decay there")
+        raise Refusal("beta_nonpositive",
+                      f"beta is {headline.beta:.3f} on lags {name}: correlations do not decay there")

@@ -1,9 +1,9 @@
 """
 The ledger of Lane B: one row a run that an inference led to, and one for its control, appended and never changed.
 
-The columns are ideas/lane_b_inference_schema.csv. What was predicted comes from the file of scripts.lane_b_infer_ratio, what was
-measured from the run's record, and nothing is written where the two are not about the same thing. chosen_ratio is the run's own;
-lane_b_decision is the inference's, the same in every row of it.
+The columns are ideas/lane_b_inference_schema.csv. What was predicted comes from the file of scripts.lane_b_infer_ratio,
+what was measured from the run's record, and nothing is written where the two are not about the same thing. chosen_ratio
+is the run's own; lane_b_decision is the inference's, the same in every row of it.
 """
 
 import math
@@ -16,11 +16,13 @@ from nanochat.lab.ledger import experiments
 LEDGER = REPO_ROOT / "dev" / "ledger" / "lane_b.csv"
 INFERENCE_VERSION = 1
 FROM_INFERENCE = {  # column: key of the file
-    "n_scaling_params": "num_scaling_params", "inferred_data_scaling_exponent": "alpha_d", "inferred_target_tokens": "target_tokens",
-    "lane_b_decision": "decision", **{name: name for name in ("target_metric_name", "target_metric_threshold", "confirmation_ratio",
-                                                              "inferred_target_param_data_ratio")}}
-FROM_RUN = ("git_commit", "run_id", "seed", "dataset_id", "time_to_target_sec_measured", "time_to_target_sec_extrapolated", "min_val_bpb",
-            "tok_per_sec_median", "dt_median_ms", "status")
+    "n_scaling_params": "num_scaling_params", "inferred_data_scaling_exponent": "alpha_d",
+                  "inferred_target_tokens": "target_tokens",
+    "lane_b_decision": "decision",
+                  **{name: name for name in ("target_metric_name", "target_metric_threshold", "confirmation_ratio",
+                                             "inferred_target_param_data_ratio")}}
+FROM_RUN = ("git_commit", "run_id", "seed", "dataset_id", "time_to_target_sec_measured",
+            "time_to_target_sec_extrapolated", "min_val_bpb", "tok_per_sec_median", "dt_median_ms", "status")
 
 
 def schema() -> list[str]:
@@ -31,11 +33,12 @@ def check_inference(facts: dict):
     """Raise ValueError for a file that is no whole inference, or whose target a record has no curve of."""
     missing = [name for name in ("arms", "ratio_ref", "direction", *FROM_INFERENCE.values()) if name not in facts]
     if facts.get("schema_version") != INFERENCE_VERSION or missing:
-        raise ValueError(f"not an inference of schema version {INFERENCE_VERSION}" + (f", {', '.join(missing)} missing" if missing else "")
+        raise ValueError("not an inference of schema version "
+                         f"{INFERENCE_VERSION}" + (f", {', '.join(missing)} missing" if missing else "")
                          + "; run scripts.lane_b_infer_ratio again")
     if facts["target_metric_name"] not in experiments.CURVES or facts["direction"] != "lower":
-        raise ValueError(f"the inference is about {facts['target_metric_name']} ({facts['direction']} is better): a record has curves of "
-                         f"{', '.join(experiments.CURVES)} only, lower is better")
+        raise ValueError(f"the inference is about {facts['target_metric_name']} ({facts['direction']} is better): a "
+                         f"record has curves of {', '.join(experiments.CURVES)} only, lower is better")
 
 
 def row_of(record: dict, metrics_rows: list[dict], facts: dict, notes: str = "") -> dict:
@@ -56,13 +59,14 @@ def _arm_of(record: dict, facts: dict) -> str:
     config, done = record.get("config") or {}, record.get("resolved") or {}
     said = [("num_scaling_params", done.get("num_scaling_params"), facts["num_scaling_params"]),
             ("ratio_ref", config.get("ratio_ref"), facts["ratio_ref"])]
-    said += [(name, record.get(name), facts[name]) for name in ("dataset_id", "tokenizer_id") if facts.get(name) is not None]
+    said += [(name, record.get(name), facts[name]) for name in ("dataset_id", "tokenizer_id")
+             if facts.get(name) is not None]
     if config.get("target_bpb", -1) > 0 and facts["target_metric_name"] == "val_bpb":
         said.append(("target_bpb", config["target_bpb"], facts["target_metric_threshold"]))
     for name, ours, theirs in said:
         if ours != theirs:
-            raise ValueError(f"{record.get('run_id')}: {name} is {ours} in the record and {theirs} in the inference; log it with the "
-                             "inference that it was run for")
+            raise ValueError(f"{record.get('run_id')}: {name} is {ours} in the record and {theirs} in the inference; "
+                             "log it with the inference that it was run for")
     ratio = config.get("target_param_data_ratio") if done.get("horizon") == "target_param_data_ratio" else None
     ratios = {name: arm["target_param_data_ratio"] for name, arm in facts["arms"].items()}
     found = [name for name, wanted in ratios.items() if ratio is not None and math.isclose(ratio, wanted, rel_tol=1e-9)]

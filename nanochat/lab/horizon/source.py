@@ -25,8 +25,8 @@ class Refusal(ValueError):
 class TokenSource:
     """A corpus as integer arrays of token ids.
 
-    read: starts a pass and yields 1-D arrays. documents: each array is one document, and no pair or context crosses its end;
-    otherwise the arrays are pieces of one stream, and where it was cut means nothing.
+    read: starts a pass and yields 1-D arrays. documents: each array is one document, and no pair or context crosses its
+    end; otherwise the arrays are pieces of one stream, and where it was cut means nothing.
     """
     read: Callable[[], Iterator[np.ndarray]]
     vocab_size: int
