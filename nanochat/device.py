@@ -1,4 +1,4 @@
-"""Device, dtype, seeding, determinism, peak figures: everything that asks torch what it runs on."""
+"""Device, dtype, seeding, determinism, peak figures: everything that depends on torch's device."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ PEAK_BF16_FLOPS = (
 
 
 def select_device(device_type: str = "") -> torch.device:
-    """The named device, or the best there is. Raises ValueError for one that this machine lacks."""
+    """The named device, or the best one of this machine. Raises ValueError for a device that this machine lacks."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if not device_type:
         device_type = next(name for name in ("cuda", "mps", "cpu") if available[name])
@@ -61,8 +61,11 @@ def can_compile(device: torch.device) -> tuple[bool, str]:
 
 
 def set_determinism(device: torch.device, compiled: bool, asked: bool):
-    """Bit-identical repeats: eager CPU has them as it is; compiled CPU code needs torch's deterministic
-    algorithms (without them two threads gave five results in five runs); CUDA only where asked for."""
+    """Make repeats bit-identical, on CUDA only where asked for.
+
+    Eager code on a CPU needs nothing. Compiled code on a CPU needs torch's deterministic algorithms: without them two
+    threads gave five results in five runs.
+    """
     if asked or (compiled and device.type == "cpu"):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)  # cumsum has no deterministic CUDA kernel
@@ -85,7 +88,7 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_flops(device: torch.device) -> float:
-    """Dense bf16 peak in FLOP/s; infinity where it is not known, so that MFU shows as 0 instead of a wrong guess."""
+    """Dense bf16 peak in FLOP/s; infinity for a card not in the table, so that MFU shows 0 instead of a wrong guess."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name().lower()
         for part, flops in PEAK_BF16_FLOPS:
@@ -95,7 +98,7 @@ def peak_flops(device: torch.device) -> float:
 
 
 def peak_memory_mib(device: torch.device) -> float | None:
-    """Most memory used so far: of the card on CUDA, of the process elsewhere; None where it cannot be known."""
+    """Most memory used so far: of the card on CUDA, of the process elsewhere; None where it cannot be read."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2 ** 20
     try:

@@ -1,6 +1,5 @@
 """
-The metrics that gates judge, in one table: where runs and rows keep them, how they are compared, and which way is
-better.
+The metrics that gates judge, in one table: where runs and rows keep them, how they are compared, which way is better.
 
 Times, rates and the train loss are compared as ratios, by the differences of their natural logarithms.
 """
@@ -26,6 +25,6 @@ METRICS = {
                           "fewer tokens a second"),
     "time_to_target": Metric("time_to_target_sec", "time_to_target_sec_measured", True, 1, "less time to target",
                              "more time to target"),
-    # without start-up, validation and saving: what an arm can change
+    # training steps alone, without start-up, validation and saving: an arm can change only these
     "wall_time": Metric("training_sec", "training_sec", True, 1, "less wall time", "more wall time"),
 }
