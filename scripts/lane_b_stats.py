@@ -24,7 +24,8 @@ import numpy as np
 from nanochat.common import get_base_dir, print0, read_json, write_json
 from nanochat.lab.commands import EXIT_BAD_INPUT, EXIT_OK, exit_code, require_writable
 from nanochat.lab.horizon import correlation, decay, stats
-from nanochat.lab.horizon.entropy import fit_gamma, read_positions
+from nanochat.lab.horizon.entropy import read_positions
+from nanochat.lab.horizon.gamma import fit_gamma
 from nanochat.lab.horizon.ngram import ngram_curve
 from nanochat.lab.horizon.source import Refusal, TokenSource
 from nanochat.lab.table import number, table

@@ -2,9 +2,11 @@
 
 import numpy as np
 
-from nanochat.lab.horizon.correlation import Curve, frequent_ranks, measure_spool, pair_counts
+from nanochat.lab.horizon.correlation import Curve, measure_spool, pair_counts
 from nanochat.lab.horizon.decay import power_law
-from nanochat.lab.horizon.entropy import EntropyCurve, GammaFit
+from nanochat.lab.horizon.entropy import EntropyCurve
+from nanochat.lab.horizon.gamma import GammaFit
+from nanochat.lab.horizon.ranks import frequent_ranks
 from nanochat.lab.horizon.source import TokenSource
 from nanochat.lab.horizon.spool import Spool, spooled
 

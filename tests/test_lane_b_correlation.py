@@ -13,14 +13,8 @@ import pytest
 from lane_b_case import SignOfGaussian, brute_force, correlation_curve, drifting, source_of, spool_of, two_kinds
 
 from nanochat.lab.horizon import correlation
-from nanochat.lab.horizon.correlation import (
-    block_bounds,
-    frequent_ranks,
-    pair_counts,
-    permuted_pairs,
-    resampled_squares,
-    write_ranked,
-)
+from nanochat.lab.horizon.correlation import pair_counts, permuted_pairs, resampled_squares
+from nanochat.lab.horizon.ranks import block_bounds, frequent_ranks, write_ranked
 from nanochat.lab.horizon.source import TokenSource
 
 N = 240_000

@@ -11,7 +11,8 @@ import pytest
 from lane_b_case import correlation_curve, drifting, source_of, spool_of
 
 from nanochat.lab.horizon import correlation
-from nanochat.lab.horizon.correlation import Ranked, block_bounds, frequent_ranks, lag_grid, write_ranked
+from nanochat.lab.horizon.correlation import lag_grid
+from nanochat.lab.horizon.ranks import Ranked, block_bounds, frequent_ranks, write_ranked
 from nanochat.lab.horizon.source import Refusal, TokenSource
 from nanochat.lab.horizon.spool import spooled
 from nanochat.lab.horizon.stats import Options, collect

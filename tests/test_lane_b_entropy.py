@@ -12,18 +12,8 @@ import pytest
 from scipy.optimize import curve_fit
 
 from nanochat.common import write_json
-from nanochat.lab.horizon.entropy import (
-    WINDOW,
-    EntropyCurve,
-    draw_chunks,
-    fit_gamma,
-    position_facts,
-    profile_h_inf,
-    read_positions,
-    resample,
-    saturated_from,
-    usable_contexts,
-)
+from nanochat.lab.horizon.entropy import EntropyCurve, draw_chunks, position_facts, read_positions
+from nanochat.lab.horizon.gamma import WINDOW, fit_gamma, profile_h_inf, resample, saturated_from, usable_contexts
 from nanochat.lab.horizon.source import Refusal
 
 CONTEXT = np.arange(33)

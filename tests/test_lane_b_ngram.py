@@ -20,7 +20,8 @@ from ngram_case import (
 )
 
 from nanochat.lab.horizon import ngram
-from nanochat.lab.horizon.entropy import EntropyCurve, fit_gamma
+from nanochat.lab.horizon.entropy import EntropyCurve
+from nanochat.lab.horizon.gamma import fit_gamma
 from nanochat.lab.horizon.kneser_ney import discounts, empty_context, extend, held_out
 from nanochat.lab.horizon.ngram import (
     extrapolated_curve,

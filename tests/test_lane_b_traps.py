@@ -14,7 +14,7 @@ from lane_b_case import SignOfGaussian, raw_beta, source_of
 from ngram_case import plug_in_entropy
 
 from nanochat.lab.horizon.decay import power_law
-from nanochat.lab.horizon.entropy import fit_gamma
+from nanochat.lab.horizon.gamma import fit_gamma
 from nanochat.lab.horizon.ngram import ngram_curve
 from nanochat.lab.horizon.stats import Gamma, Options, collect
 from nanochat.tokenizer import RustBPETokenizer

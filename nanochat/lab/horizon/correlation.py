@@ -22,8 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
+from nanochat.lab.horizon.ranks import Ranked, require_pairs, write_ranked
 from nanochat.lab.horizon.source import Refusal
-from nanochat.lab.horizon.spool import SLICE, Spool
+from nanochat.lab.horizon.spool import Spool
 
 TOP_K, MAX_LAG = 256, 512
 CENTERINGS = ("block", "document")
@@ -100,78 +101,6 @@ def choose_lags(spool: Spool, max_lag: int, centering: str) -> tuple[list[int], 
                       f"{len(spool.tokens):,} tokens: expected at least 200 times the largest lag, {lags[-1]}; use "
                       f"more text, or --max-lag={len(spool.tokens) // 200}")
     return lags, ("short_documents_document_centering",) if len(lags) < len(usual) else ()
-
-
-# -----------------------------------------------------------------------------
-# Ranks and blocks
-
-@dataclass(frozen=True)
-class Ranked:
-    """A file of frequency ranks (uint16): 0..K-1 the frequent tokens, K any other, K+1 in the gaps after each piece.
-
-    A piece is a document, or the part of one that a block has. Gaps are as long as the largest lag, so that pairs
-    across the end of a piece can be counted without looking where they lie, and then thrown away with rank K+1. starts,
-    lengths: of the pieces in the file [P]; first: index of each block's first piece, and P [B+1].
-    """
-    path: Path
-    top_k: int
-    starts: np.ndarray
-    lengths: np.ndarray
-    first: np.ndarray
-    gap: int
-
-    @property
-    def width(self) -> int:
-        return self.top_k + 2
-
-    def block(self, b: int) -> slice:
-        last = self.first[b + 1] - 1
-        return slice(int(self.starts[self.first[b]]), int(self.starts[last] + self.lengths[last] + self.gap))
-
-
-def block_bounds(ends, blocks: int) -> np.ndarray:
-    """Where blocks start and end [B+1]: at the document end nearest to an equal share, and within the document where
-    that is more than a quarter of a block away."""
-    equal = np.arange(blocks + 1) * ends[-1] // blocks
-    after = np.minimum(np.searchsorted(ends, equal), len(ends) - 1)
-    before = np.maximum(after - 1, 0)
-    near = np.where(ends[after] - equal < equal - ends[before], ends[after], ends[before])
-    bounds = np.where(np.abs(near - equal) <= ends[-1] // (4 * blocks), near, equal)
-    bounds[0] = 0
-    return bounds
-
-
-def frequent_ranks(counts, top_k: int) -> np.ndarray:
-    """Rank by frequency of each id, ties by id; top_k for all that are not among the top_k or never occur. uint16
-    [V]."""
-    order = np.argsort(-counts, kind="stable")[:top_k]
-    order = order[counts[order] > 0]
-    ranks = np.full(len(counts), top_k, np.uint16)
-    ranks[order] = np.arange(len(order))
-    return ranks
-
-
-def write_ranked(spool: Spool, top_k: int, blocks: int, gap: int, path) -> Ranked:
-    bounds = block_bounds(spool.ends, blocks)
-    ends = np.union1d(spool.ends, bounds[1:])
-    starts = np.concatenate(([0], ends[:-1]))
-    ranks, void = frequent_ranks(spool.counts, top_k), np.full(gap, top_k + 1, np.uint16)
-    with open(path, "wb") as f:
-        for start, end in zip(starts, ends):
-            for at in range(start, end, SLICE):
-                f.write(ranks[spool.tokens[at:min(at + SLICE, end)]])
-            f.write(void)
-    return Ranked(Path(path), top_k, starts + gap * np.arange(len(starts)), ends - starts,
-                  np.searchsorted(starts, bounds), gap)
-
-
-def require_pairs(ranked: Ranked, lag: int):
-    """Raise Refusal too_few_valid_lags where a block has no pair at this lag: its documents are all shorter."""
-    pairs = np.add.reduceat(np.maximum(ranked.lengths - lag, 0), ranked.first[:-1])
-    if not pairs.all():
-        raise Refusal("too_few_valid_lags",
-                      f"block {pairs.argmin()} of {len(pairs)} has no two tokens {lag} apart in one document; lower "
-                      "--max-lag or --blocks")
 
 
 # -----------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class Options:
 @dataclass(frozen=True)
 class Gamma:
     """Where gamma comes from: source is its name, curve makes the losses by context of a corpus, fit makes gamma of
-    them; see entropy.py. Either may raise Refusal."""
+    them; see entropy.py and gamma.py. Either may raise Refusal."""
     source: str
     curve: Callable
     fit: Callable
