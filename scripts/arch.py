@@ -46,8 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_args(argv):
-    """The search, with the training configuration that is searched around as `base`. Raises ValueError for bad
-    input."""
+    """The options of the search; `base` is the training configuration that is searched around. Raises ValueError for
+    bad input."""
     args, rest = build_parser().parse_known_args(hyphenate(argv))
     args.base = parse_options(TrainConfig, rest)
     return args
@@ -66,7 +66,7 @@ def parse_ratio(text: str) -> float:
 
 
 def check(args) -> list[int]:
-    """The depths. Raises ValueError for what cannot be."""
+    """The depths. Raises ValueError for options that are out of range."""
     try:
         depths = sorted({int(word) for word in args.depths.split(",")})
     except ValueError:

@@ -1,16 +1,19 @@
 """
 The data:param ratio at which a target is reached, from the corpus' exponent and a few runs of different length:
 
-    python -m scripts.lane_b_infer_ratio --stats=results/stats.json --records lane_s lane_m lane_l --target-threshold=2.1 \
-        --default-ratio=2 --ratio-ref=2 --output-json=results/infer.json
-    python -m scripts.lane_b_infer_ratio --alpha=0.19 --alpha-ci 0.16 0.22 --point=1e6:2.31:1 --point=2e6:2.22:1 --point=4e6:2.14:1 \
-        --num-scaling-params=2000000 --ref-scaling-params=90000000 --distinct-tokens=2e7 --target-threshold=2.1
-        --default-ratio=2 \\ --flags="--depth=2 --device-batch-size=8 --max-seq-len=256"
+    python -m scripts.lane_b_infer_ratio --stats=results/stats.json --records lane_s lane_m lane_l \
+        --target-threshold=2.1 --default-ratio=2 --ratio-ref=2 --output-json=results/infer.json
+    python -m scripts.lane_b_infer_ratio --alpha=0.19 --alpha-ci 0.16 0.22 \
+        --point=1e6:2.31:1 --point=2e6:2.22:1 --point=4e6:2.14:1 \
+        --num-scaling-params=2000000 --ref-scaling-params=90000000 --distinct-tokens=2e7 \
+        --target-threshold=2.1 --default-ratio=2 --flags="--depth=2 --device-batch-size=8 --max-seq-len=256"
 
-Runs are read at their end, from run.json; those that did not complete their schedule are refused, and the control, the
-default ratio, has to be among the points. A decision is inferred, confirmation or fallback
-(nanochat/lab/horizon/infer.py has the rules). Exit code: 0 decided, also where the decision is the fallback; 2 bad
-input: points that are none or come without a control (--output-json then holds the fallback and the reason's name).
+Runs are read at their end, from run.json. A run that did not complete its schedule is refused. One of the points has to
+be the control, at the default ratio. A decision is inferred, confirmation or fallback (nanochat/lab/horizon/infer.py
+has the rules).
+
+Exit code: 0 decided, also where the decision is the fallback; 2 bad input. Points that are not the ends of runs, or
+come without a control, are bad input (--output-json then holds the fallback and the reason's name).
 """
 
 import argparse
@@ -80,7 +83,7 @@ def require(ok: bool, name: str, value, expected: str):
 
 
 def check(args):
-    """Raise ValueError for what is wrong whatever the runs say."""
+    """Raise ValueError for options that are wrong whatever the runs are."""
     for name in ("default-ratio", "ratio-ref", "num-scaling-params", "ref-scaling-params", "distinct-tokens",
                  "bytes-per-token"):
         value = getattr(args, name.replace("-", "_"))
@@ -96,7 +99,7 @@ def check(args):
 
 
 def read_stats(path) -> dict:
-    """Statistics, or the refusal that stands in their place. Raises ValueError where there is neither."""
+    """Statistics, or the refusal that stands in their place. Raises ValueError for a file that holds neither."""
     try:
         stats = read_json(path)
     except ValueError as e:
@@ -119,7 +122,7 @@ def well_typed(stats: dict) -> bool:
 
 
 def from_records(args) -> Calibration:
-    """The runs, checked against what was said beside them; --point adds to them."""
+    """The runs of --records, checked against the options given beside them."""
     for name in ("num-scaling-params", "ref-scaling-params", "flags"):
         given = getattr(args, name.replace("-", "_"))
         require(not given, name, given, "nothing beside --records: they say it")
@@ -155,14 +158,15 @@ def ask(args, stats: dict, runs: Calibration) -> infer.Question:
 
 
 def facts_of(args, stats: dict, runs: Calibration, asked: infer.Question, answer: dict) -> dict:
-    """The JSON: what was asked, what is answered, and what each ratio means for the trainer."""
+    """The JSON: the question, the answer, and the trainer's settings at each ratio."""
     exponent = asked.exponent
     return {
         "schema_version": SCHEMA_VERSION, "target_metric_name": args.target_metric,
         "target_metric_threshold": args.target_threshold,
         "target_metric_unit": calibration.UNITS.get(args.target_metric), "direction": args.direction,
-        "dataset_id": runs.dataset_id or stats.get("dataset_id"), "tokenizer_id": runs.tokenizer_id
-        or stats.get("tokenizer_id"), "num_scaling_params": runs.num_scaling_params,
+        "dataset_id": runs.dataset_id or stats.get("dataset_id"),
+        "tokenizer_id": runs.tokenizer_id or stats.get("tokenizer_id"),
+        "num_scaling_params": runs.num_scaling_params,
         "ref_scaling_params": runs.ref_scaling_params, "default_ratio": args.default_ratio, "ratio_ref": args.ratio_ref,
         "distinct_tokens": args.distinct_tokens or runs.distinct_tokens,
         "repeated_data_allowed": args.allow_repeated_data,
@@ -206,7 +210,7 @@ def tokens_line(facts) -> str:
 
 
 def arms_table(arms: dict) -> str:
-    """Each arm pinned at ratio_ref, and below it what changing only the ratio would do."""
+    """Each arm pinned at ratio_ref, and below it the settings that changing only the ratio would give."""
     rows = []
     for name, arm in arms.items():
         for how in ("pinned", "unpinned"):

@@ -1,14 +1,16 @@
 """
 Two statistics of a corpus, and the data-limited exponent that follows from them, alpha_D = gamma / (2 beta):
 
-    python -m scripts.lane_b_stats --output-json=results/stats.json --plot=results/stats.png     # the dataset of the base dir
-    python -m scripts.lane_b_stats --text=book.txt --gamma-source=none                           # any text, beta alone
-    python -m scripts.lane_b_stats --model-tag=d4 --max-seq-len=512                              # gamma from a trained model
+    python -m scripts.lane_b_stats --output-json=results/stats.json --plot=results/stats.png  # dataset of the base dir
+    python -m scripts.lane_b_stats --text=book.txt --gamma-source=none                        # any text, beta alone
+    python -m scripts.lane_b_stats --model-tag=d4 --max-seq-len=512                           # gamma of a trained model
 
 beta says how fast correlations between tokens decay, gamma how fast a longer context helps to predict
 (ideas/lane_b_data_horizon_theory.md). <|bos|> is left out: it marks where documents end, which is known, and no pair of
-tokens crosses that. Temporary files (about 6 bytes a token) go to TMPDIR. Exit code: 0 ok, 2 bad input or no number,
-with the reason's name here and in the JSON, which is written all the same; 130 interrupted.
+tokens crosses that. Temporary files (about 6 bytes a token) go to TMPDIR.
+
+Exit code: 0 ok; 2 bad input or no number, with the reason's name here and in the JSON, which is written all the same;
+130 interrupted.
 """
 
 import argparse
@@ -33,10 +35,10 @@ from nanochat.options import hyphenate
 
 MAX_TOKENS = 1 << 25
 BATCH_CHARS = 1_000_000  # of text, tokenized at a time
-STREAMS = (".txt", ".md")  # a file of these is one stream, of others the texts are documents
+STREAMS = (".txt", ".md")  # such a file is one stream; the texts of other files are documents
 SPECIAL_TEXT = re.compile(r"<\|[^|<>\s]{1,32}\|>|</?s>|<(?:unk|pad|bos|eos|mask|sep|cls)>|\[(?:UNK|PAD|CLS|SEP|MASK)\]",
                           re.IGNORECASE)
-OFTEN = 1e-4  # occurrences a token, from which split special tokens are seen in the statistics
+OFTEN = 1e-4  # occurrences a token; split special tokens that are as frequent are seen in the statistics
 
 
 def build_parser():
@@ -111,7 +113,7 @@ def check(args):
 # Tokens
 
 def up_to(arrays, max_tokens: int):
-    """The arrays, cut where they hold max_tokens in all; says how far it is."""
+    """The arrays, cut where they hold max_tokens in all; prints how far the reading is."""
     total, said = 0, time.perf_counter()
     for array in arrays:
         array = array[:max_tokens - total]
@@ -125,8 +127,7 @@ def up_to(arrays, max_tokens: int):
 
 
 class Texts:
-    """Token arrays of texts. special: how often the text of a special token was met; a tokenizer splits it like any
-    text."""
+    """Token arrays of texts. special: how often a special token's text was met; a tokenizer splits it like any text."""
 
     def __init__(self, tokenizer, texts):
         self.tokenizer, self.texts, self.special = tokenizer, texts, Counter()
@@ -149,7 +150,7 @@ class Texts:
             yield batch
 
     def split_special(self, num_tokens: int) -> list[str]:
-        """Special tokens' texts that are several tokens each, and frequent enough to be seen in the statistics."""
+        """Texts of special tokens that are several tokens each, and frequent enough to be seen in the statistics."""
         return [text for text, count in self.special.most_common() if count > OFTEN * num_tokens
                 and len(self.tokenizer.encode(text)) > 1]
 
@@ -194,7 +195,7 @@ def positions_path(model_tag: str) -> Path:
 
 
 def read_losses(model_tag: str, ids: dict):
-    """The curve that scripts.base_loss wrote of a model. ids: tokenizer_id and dataset_id of this corpus."""
+    """The curve that scripts.base_loss wrote for a model. ids: tokenizer_id and dataset_id of this corpus."""
     path = positions_path(model_tag)
     command = f"python -m scripts.base_loss --model-tag={model_tag} --split=val --per-position={path}"
     if not path.exists():

@@ -1,11 +1,11 @@
 """
-Bytes per token of the tokenizer on several kinds of text, beside GPT-2's and GPT-4's where they can be had. Run:
+Bytes per token of the tokenizer on several kinds of text, beside GPT-2's and GPT-4's where they can be downloaded. Run:
 
     python -m scripts.tok_eval
 
 More bytes per token is a shorter sequence for the same text. The first row group of the training shards was
 seen in training, that of the validation shard was not. Each text is also decoded again and must come back
-unchanged. The published vocabularies are downloaded by tiktoken; offline, the table has ours alone.
+unchanged. The published vocabularies are downloaded by tiktoken; offline, the table has this tokenizer alone.
 """
 
 import argparse
@@ -84,7 +84,7 @@ N(D) = N₀·exp(−ΛD) that Marshall and Palmer fitted to filter-paper measure
 
 
 def load_published(timeout_sec=DOWNLOAD_TIMEOUT_SEC) -> dict[str, RustBPETokenizer]:
-    """{label: tokenizer} of what could be had in time; says once what could not and why."""
+    """{label: tokenizer} of those downloaded in time; prints once which could not be downloaded and why."""
     found, errors = {}, []
 
     def load():

@@ -121,9 +121,9 @@ def machine_name(device_type: str) -> str:
 def fit_device_batch(memory_mib: int) -> int:
     """Rows of 512 tokens per micro-batch of smoke-16gb: the largest power of two that should fit, 1 to 64.
 
-    Not measured. Activations take 34 bytes a token, channel and layer (arXiv:2205.05198, eq. 2, attention scores never stored),
-    doubled for the parts that this model adds. Logits take 10 bytes a token and vocabulary entry. 3 GiB go to weights,
-    optimizer and the CUDA context, and a fifth of the card to everything else.
+    Not measured. Activations take 34 bytes a token, channel and layer (arXiv:2205.05198, eq. 2, attention scores never
+    stored), doubled for the parts that this model adds. Logits take 10 bytes a token and vocabulary entry. 3 GiB go to
+    weights, optimizer and the CUDA context, and a fifth of the card to everything else.
     """
     layers, channels, vocab, row_tokens = 12, 768, 4096, 512
     row_mib = row_tokens * (2 * 34 * layers * channels + 10 * vocab) / 2 ** 20

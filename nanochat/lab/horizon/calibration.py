@@ -1,9 +1,9 @@
 """
 Calibration points: the FINAL values of complete runs of different length, read off their records.
 
-A checkpoint in the middle of a run is no such point: its learning rate has not come down, and a shorter run with a
-complete schedule ends lower. A ratio that was inferred from checkpoints took longer to the target than the default; so
-what is read here is the end of a run, once.
+A checkpoint in the middle of a run is no calibration point. Its learning rate has not come down, and a shorter run with
+a complete schedule ends lower. In a trial, a ratio inferred from checkpoints took longer to the target than the
+default. So only the end of each run is read.
 """
 
 import math
@@ -20,13 +20,16 @@ LOSS_SD_BPB = 0.002  # of one run's val_bpb over seeds, where no calibration run
 OF_A_RUN = (*tagged(FIELDS, "cell", "horizon"), *with_role(FIELDS, "run"))  # may differ between calibration runs
 RESOLVED = {"total_batch_size", "ref_tokens", "tau"}
 TAU_WITHIN = 0.05
-HORIZON_SHARE = 4  # the theory speaks of contexts this many times as long as n*
+HORIZON_SHARE = 4  # the theory holds for contexts that are at least this many times as long as n*
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """config: of the runs, apart from seed and horizon; distinct_tokens: what one pass over their training split
-    yields."""
+    """The points of the calibration runs and their common setup.
+
+    config: of the runs, apart from seed and horizon; distinct_tokens: the tokens that one pass over their training
+    split yields.
+    """
     points: list[Point]
     config: TrainConfig
     num_scaling_params: int
@@ -54,8 +57,10 @@ def parse_point(text: str) -> Point:
 # Runs
 
 def read_runs(runs: list[tuple[dict, list[dict]]]) -> Calibration:
-    """runs: (run.json, rows of metrics.jsonl) of each. Raises Refusal: incomplete_run, one_run, mixed_workloads or
-    tau_moves."""
+    """runs: (run.json, rows of metrics.jsonl) of each.
+
+    Raises Refusal: incomplete_run, one_run, mixed_workloads or tau_moves.
+    """
     records = [record for record, _ in runs]
     ids = [record.get("run_id") for record in records]
     if twice := sorted({str(name) for name in ids if ids.count(name) > 1}):
@@ -82,7 +87,7 @@ def _point(record: dict) -> Point:
 
 
 def _refuse_incomplete(record: dict, rows: list[dict]):
-    """A point is a run's last validation, at the end of a schedule whose rate came down."""
+    """A point is the last validation of a run, at the end of a schedule whose rate came down."""
     results, done, config = (record.get(key) or {} for key in ("results", "resolved", "config"))
     validated = [row["step"] for row in rows if row.get("val/bpb") is not None]
     why = None
@@ -105,7 +110,7 @@ def _refuse_incomplete(record: dict, rows: list[dict]):
 
 
 def _refuse_mixed(first: dict, other: dict):
-    """Runs that differ in more than their length are on no common curve."""
+    """Runs that differ in more than their length are not on one curve."""
     differ = [name for name in ("dataset_id", "tokenizer_id") if first[name] != other[name]]
     a, b = (vars(config_of_record(record["config"])) for record in (first, other))
     differ += [flag(name) for name in FIELDS if name not in OF_A_RUN and a[name] != b[name]]
@@ -118,7 +123,11 @@ def _refuse_mixed(first: dict, other: dict):
 
 
 def _refuse_moving_tau(records):
-    """Where only the ratio was changed, batch and decay stay and tau = B / (eta lambda D) goes as 1 / ratio."""
+    """Where only the ratio was changed, batch and decay stay, and tau = B / (eta lambda D) goes as 1 / ratio.
+
+    Example: the run of twice the ratio averages its weights over half as large a share of the run. Then the losses
+    differ for two reasons, and a fit would read both as the effect of the data.
+    """
     taus = [record["resolved"]["tau"] for record in records]
     if None not in taus and max(taus) > (1 + TAU_WITHIN) * min(taus):
         raise Refusal("tau_moves",
@@ -128,8 +137,10 @@ def _refuse_moving_tau(records):
 
 
 def _distinct_tokens(records) -> float:
-    """Tokens that one pass of the loader yields, from the run that read most; a record counts what waits in the packing
-    buffer as read, so this is a little low."""
+    """Tokens that one pass of the loader yields, from the run that read most.
+
+    A little low: a record counts the documents that wait in the packing buffer as read.
+    """
     longest = max(records, key=lambda record: record["results"]["trained_tokens"])["results"]
     return longest["trained_tokens"] / longest["epochs_used"]
 
@@ -138,7 +149,10 @@ def _distinct_tokens(records) -> float:
 # The statistics of the corpus
 
 def exponent_of_stats(stats: dict, context_tokens: int | None = None) -> Exponent:
-    """alpha_D of a file that scripts.lane_b_stats wrote, its error where it holds one. context_tokens: of the model."""
+    """alpha_D of a file that scripts.lane_b_stats wrote, or the error where the file holds one.
+
+    context_tokens: the context length of the model.
+    """
     if None in (stats.get("alpha_d"), stats.get("alpha_d_ci95")):
         error = stats.get("error") or {}
         message = error.get("message") or "the statistics hold no alpha_d with an interval"
@@ -155,8 +169,10 @@ def exponent_of_stats(stats: dict, context_tokens: int | None = None) -> Exponen
 
 
 def refuse_other_corpus(stats: dict, calibration: Calibration):
-    """Raise ValueError for statistics of another corpus or tokenizer: gamma and beta depend on both. What has no id, a
-    text that is no dataset of the project or a point by hand, is taken as it is."""
+    """Raise ValueError for statistics of another corpus or tokenizer: gamma and beta depend on both.
+
+    A side without an id is accepted as it is: a text that is no dataset of the project, or a point given by hand.
+    """
     for name in ("dataset_id", "tokenizer_id"):
         theirs, ours = stats.get(name), getattr(calibration, name)
         if None not in (theirs, ours) and theirs != ours:
@@ -165,8 +181,10 @@ def refuse_other_corpus(stats: dict, calibration: Calibration):
 
 
 def in_unit(metric: str, nats_per_token: float, bytes_per_token: float | None) -> float:
-    """An entropy per token in the unit of the metric. Bits per token are no bound on bits per byte: they are as many
-    times more as a token has bytes.
+    """An entropy in nats per token, converted to the unit of the metric.
+
+    A token of 4 bytes with 2 nats has 2 / ln 2 / 4 bits per byte. Bits per token are no bound on bits per byte: they
+    are as many times more as a token has bytes.
 
     >>> round(in_unit("val_bpb", 2.0, 4.0), 4), in_unit("val_loss", 2.0, None)
     (0.7213, 2.0)
@@ -182,15 +200,18 @@ def in_unit(metric: str, nats_per_token: float, bytes_per_token: float | None) -
 
 
 def entropy_floor(metric: str, stats: dict, bytes_per_token: float | None) -> float | None:
-    """H_inf of the corpus in the unit of the metric; None where the statistics do not determine it. The floor of a
-    model's own losses is none: what it does not see is not what the text does not tell."""
+    """H_inf of the corpus in the unit of the metric; None where the statistics do not determine it.
+
+    The floor of a model's own losses (gamma_source positional) is not used. It also holds the part of the text that
+    this model cannot predict, so another model could go below it.
+    """
     if metric not in UNITS or stats.get("gamma_source") == "positional" or not stats.get("h_inf_identified"):
         return None
     return in_unit(metric, stats["h_inf_nats"], bytes_per_token)
 
 
 def loss_sd(metric: str, bytes_per_token: float | None) -> float | None:
-    """The assumed noise of one run in the unit of the metric; None where nothing is known of it."""
+    """The assumed noise of one run in the unit of the metric; None for a metric whose noise is not known."""
     if metric == "val_loss" and bytes_per_token:
         return LOSS_SD_BPB * math.log(2) * bytes_per_token
     return LOSS_SD_BPB if metric == "val_bpb" else None

@@ -2,14 +2,16 @@
 How strongly tokens n apart depend on each other, without a noise floor: the cross-block Frobenius norm.
 
 C(n)[u, v] = P(X_i = u, X_{i+n} = v) - P(u) P(v), over the K most frequent tokens. The squared norm of a measured C(n)
-is the true one plus the sampling noise, which at large lags is all there is: a slope fitted to it comes out at half its
-value. Here the corpus is cut into B blocks, each gives its own C_b, and the norm is the mean of the inner products of
-DIFFERENT blocks, whose noise is independent: unbiased up to O(C / pairs of a block), negative where there is nothing
-to see. The operator norm of arXiv:2602.07488 stands beside it, raw, with its floor; it says how far correlations can be
-seen (n*), not how they decay.
+is the true squared norm plus the sampling noise. At large lags nearly all of it is noise, and a slope fitted to it
+comes out at half its value. So the corpus is cut into B blocks, and each block gives a C_b of its own. The squared norm
+is the mean inner product <C_a, C_b> of DIFFERENT blocks: their noise is independent, so its mean product is 0. The
+estimate is unbiased up to O(C / pairs of a block), and it comes out negative at times where there is no correlation.
+The operator norm of arXiv:2602.07488 is measured beside it, raw, with its noise floor. It says how far correlations can
+be seen (n*), not how they decay.
 
-One lag at a time, so that memory is blocks x K^2 whatever the corpus and the number of lags. Counts are integers and
-the floating-point part belongs to one lag: how the source was cut, and how many workers there were, changes no bit.
+Lags are measured one at a time, so memory is blocks x K^2, whatever the corpus and the number of lags. Counts are
+integers, and the floating-point part belongs to one lag. So neither the cuts of the source nor the number of workers
+changes a bit.
 """
 
 import functools
@@ -28,17 +30,21 @@ from nanochat.lab.horizon.spool import Spool
 
 TOP_K, MAX_LAG = 256, 512
 CENTERINGS = ("block", "document")
-FEWEST_BLOCKS = 8  # a bootstrap of fewer says little
+FEWEST_BLOCKS = 8  # a bootstrap over fewer blocks says little
 BLOCKS, BLOCKS_OF_MANY, MANY_TOKENS = 16, 32, 10_000_000
-LARGEST_ROWS = 8 << 30  # bytes; a machine that trains has that, and beyond it most pairs of tokens occur never or once
+# Bytes. A machine that trains has that much memory; with larger tables most pairs of tokens occur never or once.
+LARGEST_ROWS = 8 << 30
 PAIR_SLICE = 1 << 18  # pairs counted at a time: measured fastest of 2^14 to 2^20 at K = 256
-VISIBLE = 1.5  # times the floor, for an operator norm that is not noise
+VISIBLE = 1.5  # an operator norm above this many times its floor is not noise
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What was measured. lags, pairs, op, op_floor: [m]; grams: [m, B, B], inner products of the blocks' C_b at a lag.
-    count_sec: what it took, without the reading."""
+    """The measured correlations.
+
+    lags, pairs, op, op_floor: [m]. grams: [m, B, B], inner products of the blocks' C_b at a lag. count_sec: seconds of
+    the counting, without the reading.
+    """
     lags: np.ndarray
     pairs: np.ndarray
     grams: np.ndarray
@@ -63,8 +69,8 @@ class Curve:
 def resampled_squares(grams, draws) -> np.ndarray:
     """F^2 [R, m] of R resamplings of the blocks. grams: [m, B, B]; draws: how often each block was drawn [R, B].
 
-    The mean is over ordered pairs of draws that are not the same original block: a block times itself has the noise
-    that this estimator exists to avoid.
+    The mean is over ordered pairs of draws of different original blocks. A block times itself is left out, because it
+    has the noise that this estimator exists to avoid.
     """
     across = grams * (1 - np.eye(grams.shape[1]))
     return np.einsum("rb,mbc,rc->rm", draws, across, draws,
@@ -72,7 +78,7 @@ def resampled_squares(grams, draws) -> np.ndarray:
 
 
 def lag_grid(largest: int) -> list[int]:
-    """Three lags an octave: all integers would let the large ones outweigh the others in a fit.
+    """Three lags an octave: with all integers the large lags would outweigh the others in a fit.
 
     >>> lag_grid(20)
     [1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20]
@@ -82,8 +88,10 @@ def lag_grid(largest: int) -> list[int]:
 
 
 def choose_lags(spool: Spool, max_lag: int, centering: str) -> tuple[list[int], tuple[str, ...]]:
-    """(lags, warnings). Beyond a quarter of the median document only the long documents would be left, another corpus;
-    beyond a fiftieth, the mean that document centring subtracts is itself correlation.
+    """(lags, warnings).
+
+    Lags end at a quarter of the median document: beyond it only the long documents have pairs, and these are another
+    corpus. With document centring they end at a fiftieth: beyond it, the mean that is subtracted is itself correlation.
 
     Raises Refusal: corpus_too_short, too_few_valid_lags.
     """
@@ -119,8 +127,10 @@ def pair_counts(tokens, lag: int, width: int) -> np.ndarray:
 
 
 def document_groups(ranked: Ranked, b: int):
-    """(first, last) pieces of a block, a few at a time, so that their counts stay small; the same ones for every
-    lag."""
+    """(first, last) pieces of a block, a few at a time, so that their counts stay small.
+
+    The groups are the same for every lag, so sums come out the same.
+    """
     first, stop = ranked.first[b], ranked.first[b + 1]
     while first < stop:
         last = np.searchsorted(ranked.starts, ranked.starts[first] + PAIR_SLICE)
@@ -132,7 +142,8 @@ def document_groups(ranked: Ranked, b: int):
 def permuted_pairs(tokens, ranked: Ranked, b: int, lag: int) -> np.ndarray:
     """Mean number of pairs [K, K] at this lag over all orders of the tokens within each document of a block.
 
-    For a document of L tokens with counts c: (c c' - diag(c)) (L - lag) / (L (L - 1)), exactly.
+    For a document of L tokens with counts c it is exactly (c c' - diag(c)) (L - lag) / (L (L - 1)). Reason: in a random
+    order each of the L - lag places holds any of the L (L - 1) ordered pairs of different tokens with the same chance.
     """
     K, width = ranked.top_k, ranked.width
     total = np.zeros((K, K))
@@ -161,7 +172,8 @@ def measure_lag(ranked: Ranked, centering: str, lag: int) -> tuple:
         marginals += p, q
     total = pairs.sum()
     pooled = (pairs @ rows / total).reshape(K, K)
-    floor = np.sqrt(marginals.max(axis=1)).sum() / total  # sqrt(p_max / N) + sqrt(q_max / N), in counts
+    # The operator norm of pure noise: sqrt(p_max / N) + sqrt(q_max / N). In counts p = marginal / total and N = total.
+    floor = np.sqrt(marginals.max(axis=1)).sum() / total
     return int(total), rows @ rows.T, float(np.sqrt(np.linalg.eigvalsh(pooled @ pooled.T)[-1])), float(floor)
 
 
@@ -186,10 +198,10 @@ def check(top_k: int, max_lag: int, blocks: int | None, centering: str, document
 
 def measure_spool(spool: Spool, top_k=TOP_K, max_lag=MAX_LAG, blocks=None, centering="block", workers=1,
                   say=None) -> Curve:
-    """Measure C(n) at three lags an octave. blocks: None = 16, 32 from 10 million tokens. workers: processes, over
-    lags. say: called with a line of progress.
+    """Measure C(n) at three lags an octave.
 
-    Raises Refusal: corpus_too_short, too_few_valid_lags; ValueError for options that cannot be.
+    blocks: None = 16, 32 from 10 million tokens. workers: processes, over lags. say: called with a line of progress.
+    Raises Refusal: corpus_too_short, too_few_valid_lags; ValueError for options that are out of range.
     """
     check(top_k, max_lag, blocks, centering, spool.documents, len(spool.counts))
     start, top_k = time.perf_counter(), min(top_k, len(spool.counts))

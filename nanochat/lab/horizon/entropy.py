@@ -24,13 +24,13 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class EntropyCurve:
-    """Upper bounds of H_n by context n, arrays over contexts. Any other source than those of SOURCES is refused.
+    """Upper bounds of H_n by context n, arrays over contexts. A source that is not in SOURCES is refused.
 
-    loss, se: measured, nats per token; se from blocks of text. h_extrapolated: what an infinite corpus would give
-    (ngram), nan where the ladder does not tell; h_error: its systematic error, mostly common to the contexts; delta:
-    the exponent d_n of L_n(P), nan where nothing is left to learn. blocks [blocks, contexts]: block values whose mean
-    is the fitted quantity (loss; for ngram jackknife pseudo-values of h_extrapolated); they carry the correlation
-    between contexts, which share their text.
+    loss, se: measured, nats per token; se from blocks of text. h_extrapolated: the loss in an infinite corpus (ngram),
+    nan where the ladder does not determine it. h_error: its systematic error, mostly common to the contexts. delta: the
+    exponent d_n of L_n(P), nan where nothing is left to learn. blocks [blocks, contexts]: block values whose mean is
+    the fitted quantity (loss; for ngram jackknife pseudo-values of h_extrapolated). Contexts share their text, and the
+    blocks carry the correlation between them.
     """
     source: str
     context: np.ndarray
@@ -49,12 +49,12 @@ class EntropyCurve:
 
     @property
     def fitted(self) -> np.ndarray:
-        """What a power law is fitted to: the loss of a model, the extrapolated entropy of an n-gram ladder."""
+        """The values that a power law is fitted to: a model's loss, an n-gram ladder's extrapolated entropy."""
         return self.h_extrapolated if self.source == "ngram" else self.loss
 
 
 def few_an_octave(context) -> np.ndarray:
-    """Which of the contexts are among PER_OCTAVE an octave, rounded."""
+    """A mask of the contexts: True for PER_OCTAVE an octave, rounded to integers."""
     return np.isin(context, np.unique(np.rint(2 ** (np.arange(PER_OCTAVE * 40) / PER_OCTAVE))))
 
 
@@ -62,7 +62,10 @@ def few_an_octave(context) -> np.ndarray:
 # Losses by position: what scripts.base_loss --per-position measures
 
 def read_positions(path) -> EntropyCurve:
-    """The positional curve of a file that scripts.base_loss --per-position wrote. ValueError where it is not one."""
+    """The positional curve of a file that scripts.base_loss --per-position wrote.
+
+    Raises ValueError for a file of another kind.
+    """
     facts, needed = read_json(path), {"contexts", "loss_nats", "se_nats", "block_loss_nats"}
     if not isinstance(facts, dict) or facts.get("schema_version") != SCHEMA_VERSION or not needed <= facts.keys():
         raise ValueError(f"{path} holds no losses by position of schema {SCHEMA_VERSION}; write it again: "
@@ -75,10 +78,10 @@ def read_positions(path) -> EntropyCurve:
 def draw_chunks(lengths: np.ndarray, longest: int, num_tokens: int, seed: int) -> tuple[int, np.ndarray]:
     """(width, starts [chunks]): seeded random stretches of running text, about num_tokens in all.
 
-    lengths: tokens of each document of a stream. A chunk lies inside one document, wherever it starts. So that
-    documents shorter than `longest` give chunks too, the width is halved until at least half of the tokens can start
-    one. Starts are sorted offsets into the stream, all different, and BLOCKS times a whole number of them. Raises
-    ValueError where there are not that many.
+    lengths: tokens of each document of a stream. A chunk lies inside one document, wherever it starts. Documents
+    shorter than `longest` give chunks too, because the width is halved until at least half of the tokens can start a
+    chunk. Starts are sorted offsets into the stream, all different, and their number is a multiple of BLOCKS. Raises
+    ValueError where there are not enough tokens.
     """
     width = longest
     while width > 1 and 2 * np.maximum(lengths - width + 1, 0).sum() < lengths.sum():
@@ -94,8 +97,11 @@ def draw_chunks(lengths: np.ndarray, longest: int, num_tokens: int, seed: int) -
 
 
 def position_facts(block_losses: np.ndarray, num_chunks: int) -> dict:
-    """What a file of losses by position holds beside who measured them. block_losses [blocks, contexts]: nats per
-    token, each a mean over the same number of chunks, in contiguous parts of the text."""
+    """The measured part of a file of losses by position; the ids of model and corpus are not in it.
+
+    block_losses [blocks, contexts]: nats per token, each a mean over the same number of chunks, in contiguous parts of
+    the text.
+    """
     blocks, width = block_losses.shape
     se = block_losses.std(axis=0, ddof=1) / math.sqrt(blocks)
     return dict(schema_version=SCHEMA_VERSION, contexts=list(range(width)),

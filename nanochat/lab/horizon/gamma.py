@@ -30,8 +30,10 @@ LEAST_FALL = 0.85  # of the further fall of H + A/n; the rest is left to curves 
 
 @dataclass(frozen=True)
 class GammaFit:
-    """gamma with its 95 % interval; h_inf_nats is 0 by convention where it is not identified, h_inf_ci95 says what is
-    allowed."""
+    """gamma with its 95 % interval.
+
+    h_inf_nats is 0 by convention where it is not identified; h_inf_ci95 is the interval that the curve allows.
+    """
     gamma: float
     ci95: tuple[float, float]
     h_inf_nats: float
@@ -47,11 +49,13 @@ class GammaFit:
 def fit_gamma(curve: EntropyCurve | None, window: tuple[int, int] | None = None, seed: int = 0) -> GammaFit:
     """Fit H_n - H_inf = A n^-gamma over the contexts of `window` (ends included; default WINDOW, cut to the curve).
 
-    The interval is 1.96 times the root of: the variance over resampled blocks of text (independent errors where the
-    curve has no blocks) and the systematic errors of h_extrapolated, and the square of half the spread of gamma over
-    narrower windows. Raises Refusal: gamma_unavailable (no curve, or fewer than LEAST_CONTEXTS contexts in the window),
-    gamma_not_converged (nothing extrapolated, a model that is blind to part of the window, or the interval reaches 0:
-    the loss does not fall with the context).
+    The half width of the interval is 1.96 times the root of a sum of two squares. One is the variance of gamma over
+    resampled blocks of text and over the systematic errors of h_extrapolated (independent errors where the curve has no
+    blocks). The other is half the spread of gamma over narrower windows, squared.
+
+    Raises Refusal gamma_unavailable without a curve, or with fewer than LEAST_CONTEXTS contexts in the window. Raises
+    Refusal gamma_not_converged where nothing is extrapolated, where a model is blind to part of the window, or where
+    the interval reaches 0: then the loss does not fall with the context.
     """
     if curve is None:
         raise Refusal("gamma_unavailable",
@@ -96,12 +100,12 @@ def usable_contexts(curve: EntropyCurve, window) -> tuple[np.ndarray, np.ndarray
 
 def saturated_from(curve: EntropyCurve, used) -> int | None:
     """The first context m of the window from which on the loss falls too little for a model that sees the whole window;
-    None.
+    None where there is no such context.
 
-    H + A/n through the contexts m/2..m is continued; any floor and any exponent up to 1 falls further than it. Compared
-    is the mean loss over the contexts from m to twice the window's end (where a blind model stays as it was, and one
-    that sees no less falls), and the error is that of the difference, block by block. What sets in over an octave or
-    more cannot be told from a floor.
+    H + A/n through the contexts m/2..m is continued. Any floor and any exponent up to 1 falls further than it. The mean
+    loss over the contexts from m to twice the window's end is compared with it. There the loss of a blind model stays
+    where it was, and that of a model that sees as much as before falls on. The error is that of the difference, block
+    by block. A blindness that sets in over an octave or more looks like a floor, and is not found.
     """
     context, end = curve.context, int(curve.context[used[-1]])
     middle = [m for m in curve.context[used][:-1] if m >= 2 * curve.context[used[0]]]
@@ -117,12 +121,11 @@ def saturated_from(curve: EntropyCurve, used) -> int | None:
 
 
 def excess_weights(context: np.ndarray, m: int, end: int) -> np.ndarray:
-    """Weights [contexts] that make of the losses what they exceed H + A/n by, after m and on average; see
-    saturated_from."""
+    """Weights [contexts]: their product with the losses is the mean excess over H + A/n after m; see saturated_from."""
     before = np.flatnonzero((context >= m / 2) & (context <= m))
     after = np.flatnonzero((context > m) & (context <= 2 * end))
     fall = LEAST_FALL * (1 / m - (1 / np.minimum(context[after], end)).mean())
-    line = np.linalg.pinv(np.column_stack([np.ones(len(before)), 1 / context[before]]))  # of H and A
+    line = np.linalg.pinv(np.column_stack([np.ones(len(before)), 1 / context[before]]))  # losses -> (H, A)
     weights = np.zeros(len(context))
     weights[after] = 1 / len(after)
     weights[before] = -np.array([1, 1 / m - fall]) @ line
@@ -145,8 +148,9 @@ def check_converged(curve: EntropyCurve):
 def log_fit(x, value, h, sigma) -> tuple[np.ndarray, np.ndarray]:
     """(gamma, chi-square) of log(value - h) = a - gamma x by weighted least squares; the last axis is contexts.
 
-    The weights are those of errors sigma in value, carried to the logarithm. The chi-square is that of value itself: in
-    logarithms a value just above h would weigh nothing, and such an h would always fit.
+    The weights are those of errors sigma in value, carried to the logarithm: an error sigma of `rest` is sigma / rest
+    in log(rest). The chi-square is that of value itself. In logarithms a value just above h would weigh nothing, and
+    such an h would always fit.
     """
     rest = value - np.asarray(h)[..., None]
     y, w = np.log(rest), (rest / sigma) ** 2
@@ -158,19 +162,21 @@ def log_fit(x, value, h, sigma) -> tuple[np.ndarray, np.ndarray]:
 
 
 def best_h_inf(x, value, sigma) -> tuple[np.ndarray, np.ndarray]:
-    """(h of the least chi-square, chi-square over the grid) for value [..., contexts]; h goes by H_GRID."""
+    """(h of the least chi-square, chi-square over the grid) for value [..., contexts]; the values of h are H_GRID's."""
     grid = H_GRID * value.min(axis=-1)[..., None]
     _, chi2 = log_fit(x, value[..., None, :], grid, sigma)
     return np.take_along_axis(grid, chi2.argmin(axis=-1)[..., None], -1)[..., 0], chi2
 
 
 def profile_h_inf(x, value, sigma) -> tuple[float, tuple[float, float], bool]:
-    """(H_inf to use, its 95 % interval, whether 0 is excluded). A fit worse than its errors widens them (Birge's
-    ratio).
+    """(H_inf to use, its 95 % interval, whether 0 is excluded).
 
-    The plan refuses an interval that covers [0, 0.8 min L], this one every interval that holds 0: a curve without a
-    floor but with a bend well within MODEL_ERROR would often pass the plan's rule at a window of 16, as would a floor
-    of one nat, which must not.
+    The interval holds every h whose chi-square is at most CHI2_95 above the least. Where even the best fit misses by
+    more than the errors, they are widened to match (Birge's ratio).
+
+    The plan of Lane B refuses an interval that covers [0, 0.8 min L]; this rule refuses every interval that holds 0.
+    Reason: at a window of 16, a curve without a floor, but with a bend well within MODEL_ERROR, would often pass the
+    plan's rule. So would a floor of one nat that must not pass.
     """
     if len(x) < LEAST_FOR_H_INF:
         return 0.0, (0.0, float(value.min())), False
@@ -182,8 +188,10 @@ def profile_h_inf(x, value, sigma) -> tuple[float, tuple[float, float], bool]:
 
 
 def resample(curve: EntropyCurve, used, rng) -> np.ndarray:
-    """DRAWS curves [DRAWS, contexts] as other text of the same kind would have given them; one draw of blocks for all
-    contexts."""
+    """DRAWS curves [DRAWS, contexts] as other text of the same kind would have given them.
+
+    One draw of blocks serves all contexts: they were measured on the same text.
+    """
     value = curve.fitted[used]
     if curve.blocks is None:
         draws = value + curve.se[used] * rng.standard_normal((DRAWS, len(used)))
@@ -194,7 +202,7 @@ def resample(curve: EntropyCurve, used, rng) -> np.ndarray:
     if curve.h_error is not None:
         common, own = rng.standard_normal((DRAWS, 1)), rng.standard_normal(draws.shape)
         draws += curve.h_error[used] * (math.sqrt(H_ERROR_SHARED) * common + math.sqrt(1 - H_ERROR_SHARED) * own)
-    return np.maximum(draws, 1e-6 * value)  # an entropy is positive; such a draw lies far out and widens the interval
+    return np.maximum(draws, 1e-6 * value)  # an entropy is positive; a draw at this bound widens the interval
 
 
 def window_spread(x, value, h, sigma) -> float:

@@ -1,6 +1,7 @@
 """
-The picture of a corpus' two statistics: correlations over the lag, and losses over the context, both in logarithms,
-where a power law is a line. What was fitted is drawn over the window of the fit and nowhere else.
+The picture of a corpus' two statistics: correlations over the lag, and losses over the context.
+
+Both axes are logarithmic, so that a power law is a line. A fitted line is drawn over the window of its fit only.
 """
 
 import numpy as np
@@ -17,7 +18,7 @@ INFERENCE_SIZE_IN = (8, 5)
 
 
 def draw_stats(path, facts: dict):
-    """facts: what stats.collect returns; its curve was measured. The losses are drawn where there are some."""
+    """facts: the result of stats.collect, with a measured curve. The losses are drawn where there are any."""
     has_losses = any(row["context"] > 0 for row in facts["h_curve_nats"] or [])
     with plots.plt.rc_context(plots.STYLE):
         fig, axes = plots.plt.subplots(1, 1 + has_losses, figsize=SIZE_IN if has_losses else (8, 5.5),
@@ -171,7 +172,7 @@ def _level_ticks(ax):
 # An inference: final losses over tokens, the law through them, and where it meets the target
 
 def draw_inference(path, facts: dict):
-    """facts: what scripts.lane_b_infer_ratio writes. Without a law only the runs and the target are drawn."""
+    """facts: the result of scripts.lane_b_infer_ratio. Without a law only the runs and the target are drawn."""
     tokens = np.array([point["tokens"] for point in facts["points"]])
     name, unit = facts["target_metric_name"], facts["target_metric_unit"]
     ends = [tokens.min(), tokens.max(), *(facts[key] for key in ("target_tokens", "target_tokens_q90") if facts[key])]

@@ -18,9 +18,9 @@ from nanochat.lab.horizon.spool import SLICE, Spool
 class Ranked:
     """A file of frequency ranks (uint16): 0..K-1 the frequent tokens, K any other, K+1 in the gaps after each piece.
 
-    A piece is a document, or the part of one that a block has. Gaps are as long as the largest lag, so that pairs
-    across the end of a piece can be counted without looking where they lie, and then thrown away with rank K+1. starts,
-    lengths: of the pieces in the file [P]; first: index of each block's first piece, and P [B+1].
+    A piece is a document, or the part of a document that lies in one block. Gaps are as long as the largest lag. So
+    pairs are counted across the end of a piece without looking where it is, and the pairs with rank K+1 are thrown
+    away. starts, lengths: of the pieces in the file [P]; first: index of each block's first piece, and P [B+1].
     """
     path: Path
     top_k: int
@@ -39,8 +39,11 @@ class Ranked:
 
 
 def block_bounds(ends, blocks: int) -> np.ndarray:
-    """Where blocks start and end [B+1]: at the document end nearest to an equal share, and within the document where
-    that is more than a quarter of a block away."""
+    """Where blocks start and end [B+1].
+
+    A bound is the end of the document nearest to an equal share. Where that end is more than a quarter of a block away,
+    the bound is the equal share itself, inside a document.
+    """
     equal = np.arange(blocks + 1) * ends[-1] // blocks
     after = np.minimum(np.searchsorted(ends, equal), len(ends) - 1)
     before = np.maximum(after - 1, 0)
@@ -51,8 +54,10 @@ def block_bounds(ends, blocks: int) -> np.ndarray:
 
 
 def frequent_ranks(counts, top_k: int) -> np.ndarray:
-    """Rank by frequency of each id, ties by id; top_k for all that are not among the top_k or never occur. uint16
-    [V]."""
+    """Rank by frequency of each id, ties by id, uint16 [V].
+
+    An id that is not among the top_k, or never occurs, has rank top_k.
+    """
     order = np.argsort(-counts, kind="stable")[:top_k]
     order = order[counts[order] > 0]
     ranks = np.full(len(counts), top_k, np.uint16)
@@ -75,7 +80,7 @@ def write_ranked(spool: Spool, top_k: int, blocks: int, gap: int, path) -> Ranke
 
 
 def require_pairs(ranked: Ranked, lag: int):
-    """Raise Refusal too_few_valid_lags where a block has no pair at this lag: its documents are all shorter."""
+    """Raise Refusal too_few_valid_lags for a block without a pair at this lag: its documents are all shorter."""
     pairs = np.add.reduceat(np.maximum(ranked.lengths - lag, 0), ranked.first[:-1])
     if not pairs.all():
         raise Refusal("too_few_valid_lags",

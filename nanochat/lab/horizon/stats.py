@@ -1,6 +1,10 @@
 """
-The two statistics of a corpus and the exponent that follows from them, as one JSON object: alpha_D = gamma / (2 beta)
-(arXiv:2602.07488), the exponent of the data-limited loss where the context is long against the horizon n*.
+The two statistics of a corpus and the exponent that follows from them, as one JSON object.
+
+alpha_D = gamma / (2 beta) (arXiv:2602.07488) is the exponent of the data-limited loss where the context is long against
+the horizon n*. Reason: P tokens of text have noise ~ P^-1/2 in a correlation, so the correlation at lag n, ~ n^-beta,
+is seen up to n ~ P^(1 / (2 beta)). A model that uses contexts up to that n has a loss of H_inf + A n^-gamma, which is
+H_inf + A P^-(gamma / (2 beta)).
 
 A refusal is a result: every key stands in the JSON, null where it was not measured, and `error` says why.
 """
@@ -37,7 +41,7 @@ WARNINGS = {
 
 @dataclass(frozen=True)
 class Options:
-    """What the command asks for. max_seq_len: the context T of the models that alpha_D is for, where there are any."""
+    """The options of the command. max_seq_len: the context T of the models that alpha_D is for, where there are any."""
     top_k: int = correlation.TOP_K
     max_lag: int = correlation.MAX_LAG
     blocks: int | None = None
@@ -51,8 +55,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Gamma:
-    """Where gamma comes from: source is its name, curve makes the losses by context of a corpus, fit makes gamma of
-    them; see entropy.py and gamma.py. Either may raise Refusal."""
+    """The way to gamma: source is its name, curve makes the losses by context of a corpus, fit makes gamma of the
+    losses.
+
+    See entropy.py and gamma.py. curve and fit may raise Refusal.
+    """
     source: str
     curve: Callable
     fit: Callable
@@ -60,9 +67,9 @@ class Gamma:
 
 def collect(source: TokenSource, options: Options, gamma: Gamma | None = None, token_bytes=None,
             say=lambda text: None) -> dict:
-    """The JSON of scripts.lane_b_stats, all of it but the ids of tokenizer and dataset. A Refusal becomes its `error`.
+    """The JSON of scripts.lane_b_stats, except the ids of tokenizer and dataset. A Refusal becomes its `error`.
 
-    token_bytes: bytes of each id [V], for bytes_per_token. Raises ValueError for options that cannot be.
+    token_bytes: bytes of each id [V], for bytes_per_token. Raises ValueError for options that are out of range.
     """
     start = time.perf_counter()
     correlation.check(options.top_k, options.max_lag, options.blocks, options.centering, source.documents,
@@ -93,7 +100,7 @@ def nothing_measured(error: Exception) -> dict:
 
 @contextmanager
 def _refusals(facts: dict, say):
-    """The first refusal is the error of the result; a later one is said, and named among its warnings."""
+    """The first refusal becomes the error of the result. A later one is printed, and its name added to the warnings."""
     try:
         yield
     except Refusal as e:
@@ -122,8 +129,10 @@ def _add_beta(facts: dict, spool, options: Options, say):
 
 
 def curve_rows(curve: Curve, options: Options) -> list[dict]:
-    """A row a lag; fro is null where F^2 came out negative, and its error goes with it: both are of the square's
-    root."""
+    """A row a lag. fro is null where F^2 came out negative, and so is its error.
+
+    The error of a square root is the error of the square / (2 root), which needs a positive square.
+    """
     noise = significance(curve, options.rounds, options.seed)
     rows = []
     for i, square in enumerate(curve.squares):
@@ -155,8 +164,10 @@ def loss_rows(losses) -> list[dict]:
 
 
 def exponent(gamma: float, gamma_ci95, beta: float, beta_ci95) -> tuple[float, list[float]]:
-    """(alpha_D, its 95 % interval). Relative errors add in quadrature, and the interval is symmetric in the logarithm:
-    a ratio of two positive numbers stays positive. Errors of the two are taken as independent, a half width as 1.96 of
+    """(alpha_D, its 95 % interval).
+
+    Relative errors of a quotient add in quadrature. The interval is symmetric in the logarithm, because a ratio of two
+    positive numbers stays positive. The errors of gamma and beta are taken as independent, and a half width as 1.96 of
     them.
 
     >>> alpha, (low, high) = exponent(0.5, (0.5, 0.5), 1.0, (0.8, 1.2))
