@@ -21,7 +21,8 @@ def loss(tokens):
 
 def calibration_run(share=1.0, seed=1, *flags, run_id=None, status="ok", pinned=True, value=None,
                     **results) -> tuple[dict, list[dict]]:
-    """(run.json, metrics) of a complete run at `share` of the default horizon; results: over those of its end."""
+    """(run.json, metrics) of a complete run at `share` of the default horizon. results: values that replace those of
+    its end."""
     reference = [f"--ratio-ref={RATIO}"] if pinned else []
     config = parse([*FLAGS, f"--target-param-data-ratio={share * RATIO}", *reference, *flags, f"--seed={seed}"])
     done = asdict(resolve(config, VOCAB))
@@ -35,8 +36,10 @@ def calibration_run(share=1.0, seed=1, *flags, run_id=None, status="ok", pinned=
 
 
 def validations(steps, tokens, final, every=50):
-    """A curve at full rate until the last third, which then comes down to its end: every checkpoint but the last stands
-    above what a run of its own, as long, would have reached."""
+    """A curve at full rate until the last third, which then comes down to its end.
+
+    Every checkpoint but the last stands above the end of a complete run of that length.
+    """
     rows = []
     for step in [*range(every, steps, every), steps]:
         own = float(loss(tokens * step / steps))

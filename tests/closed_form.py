@@ -15,7 +15,7 @@ CASES = {  # grouped queries, S windows, padded vocabulary | an odd depth, full 
     "d4": dict(sequence_len=256, vocab_size=4001, n_layer=4, n_head=4, n_kv_head=2, n_embd=256, window_pattern="SSSL"),
     "d3": dict(sequence_len=128, vocab_size=512, n_layer=3, n_head=2, n_kv_head=2, n_embd=128, window_pattern="L"),
 }
-# an S window is 128
+# the tiny model; its S window is 128
 TINY = dict(sequence_len=160, vocab_size=70, n_layer=4, n_head=4, n_kv_head=2, n_embd=48, window_pattern="SL")
 RATES = dict(unembedding_lr=0.008, embedding_lr=0.3, matrix_lr=0.02, scalar_lr=0.5, weight_decay=0.28)
 
@@ -65,7 +65,7 @@ def set_gradients(model, step: int):
 
 
 # -----------------------------------------------------------------------------
-# What is compared. `model` has upstream's forward(idx, targets, loss_reduction=); config is a row of CASES.
+# The compared quantities. `model` has upstream's forward(idx, targets, loss_reduction=); config is a row of CASES.
 
 def forward(model, config) -> dict:
     shape = 2, config["sequence_len"]
@@ -80,7 +80,7 @@ def forward(model, config) -> dict:
 
 
 def updates(model, optimizer, steps=3) -> dict:
-    """What the optimizer does to each tensor in three steps with prescribed gradients: name -> (w3 - w0, w3)."""
+    """The moves of each tensor in three optimizer steps with prescribed gradients: name -> (w3 - w0, w3)."""
     fill(model)
     before = {name: p.detach().double().clone() for name, p in model.named_parameters()}
     for step in range(steps):

@@ -87,8 +87,10 @@ def gaussian(n, b, rng):
 
 
 def two_state_chain(n, stay=0.95, seed=0):
-    """A symmetric Markov chain on {0, 1}; C(n) = (2 stay - 1)^n C(0), C(0) = [[1, -1], [-1, 1]] / 4, norm 1/2 at lag
-    0."""
+    """A symmetric Markov chain on {0, 1}.
+
+    C(n) = (2 stay - 1)^n C(0), C(0) = [[1, -1], [-1, 1]] / 4, with norm 1/2 at lag 0.
+    """
     flips = np.random.default_rng(seed).random(n) > stay
     return np.cumsum(flips) % 2
 

@@ -43,7 +43,7 @@ def is_wanted(node) -> bool:
 
 
 def trainer_numbers(source: str, flags: str, vocab_size: int, GPT, GPTConfig) -> dict:
-    """Run those statements of upstream's trainer that bind NAMES or define FUNCTIONS; return what they bound."""
+    """Run the statements of upstream's trainer that bind NAMES or define FUNCTIONS; return the bound values."""
     tree = ast.parse(source)
     tree.body = [node for node in tree.body if is_wanted(node)]
     sys.argv = ["base_train", *flags.split()]

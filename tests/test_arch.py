@@ -1,5 +1,5 @@
 """
-scripts.arch: counts against arithmetic, and that what it prints can be trained. Run:
+scripts.arch: its counts against arithmetic, and its flags in the trainer's parser. Run:
 
     python -m pytest tests/test_arch.py
 """

@@ -1,6 +1,6 @@
 """
-Commands one after another: an interrupt reaches the child and what it runs, once, and they have the time to save. And
-as printed.
+Commands one after another: how they are printed, and how they are interrupted. An interrupt reaches the child and its
+own children, once, and they have the time to save.
 
 python -m pytest tests/test_commands.py -q
 """

@@ -24,7 +24,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="a directory cannot be fsynce
 # Durable files
 
 class Journal:
-    """A shim around the operating system's calls: what was done, in order, to which file."""
+    """A shim around the operating system's calls: a list of the calls, in order, with their file."""
 
     def __init__(self, monkeypatch):
         self.events, self.names = [], {}

@@ -33,7 +33,7 @@ LENGTH = 160
 
 
 class FakeTokenizer:
-    """Only what the engine asks for."""
+    """Only the method that the engine calls."""
 
     def encode_special(self, name):
         return {"<|bos|>": BOS, "<|assistant_end|>": ASSISTANT_END}[name]

@@ -39,7 +39,7 @@ def run(tree, base, *argv) -> str:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """A base dir in which each project has trained 20 steps on the same stream; and what each printed."""
+    """A base dir in which each project has trained 20 steps on the same stream; and the output of each."""
     base = tmp_path_factory.mktemp("interchange")
     make_base(base, documents=1200, rows_per_group=256)
     theirs = run(Path(UPSTREAM), base, "scripts.base_train", *FLAGS, "--model-tag=theirs")

@@ -1,6 +1,6 @@
 """
-What nobody should type, typed: both commands say in a line what is wrong, and no older result stays where a new one was
-asked for.
+Inputs that make no sense: both commands say in a line what is wrong with them, and an older result never stays in the
+place of the new result.
 
 python -m pytest tests/test_lane_b_bad_input.py -v
 """

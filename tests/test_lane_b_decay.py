@@ -161,7 +161,7 @@ def test_documents_of_two_kinds_are_no_signal_when_centred_by_document():
 
 
 # -----------------------------------------------------------------------------
-# The traps: what the obvious estimators make of the same sources
+# The traps: the obvious estimators on the same sources
 
 @pytest.mark.slow
 def test_raw_norm_over_all_lags_sits_on_its_noise():

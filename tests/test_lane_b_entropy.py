@@ -83,7 +83,7 @@ def test_power_law_and_its_floor_are_no_blindness(h, a, gamma, blind):
     rng = np.random.default_rng(7)
     curves = [seen(rng, se, blind, h, a, gamma) for se in (0.005, 0.025) for _ in range(50)]
     assert sum(warned(curves)) <= 5
-    # nothing beyond the window, no blocks
+    # curves without contexts beyond the window, and without blocks
     cut = [EntropyCurve("positional", c.context[:17], c.loss[:17], c.se[:17]) for c in curves]
     assert sum(warned(cut)) <= 5
 
@@ -158,7 +158,7 @@ def test_curve_that_no_power_law_describes_says_so_with_a_wide_interval():
 # The interval
 
 def block_curves(rng, blocks=32, common=0.15, own=0.03):
-    """Block losses that rise and fall together, as those of one text do: hard passages are hard at every context."""
+    """Block losses that rise and fall together, as in one text: hard passages are hard at every context."""
     mean = 5.0 * np.maximum(CONTEXT, 0.3) ** -0.3
     losses = mean * (1 + common * rng.standard_normal((blocks, 1))) + own * rng.standard_normal((blocks, len(CONTEXT)))
     return EntropyCurve("positional", CONTEXT, losses.mean(axis=0), losses.std(axis=0, ddof=1) / np.sqrt(blocks),
@@ -166,8 +166,10 @@ def block_curves(rng, blocks=32, common=0.15, own=0.03):
 
 
 def test_blocks_carry_the_correlation_of_contexts():
-    """What is common to all contexts does not move gamma, so the interval of blocks is far narrower than that of
-    independent errors."""
+    """An error common to all contexts does not move gamma.
+
+    So the interval from blocks is far narrower than the interval of independent errors.
+    """
     rng = np.random.default_rng(6)
     with_blocks = block_curves(rng)
     without = EntropyCurve("positional", CONTEXT, with_blocks.loss, with_blocks.se)
@@ -191,8 +193,8 @@ def test_error_of_the_extrapolation_widens_the_interval():
 
 
 def test_error_of_the_extrapolation_is_mostly_common_to_the_contexts():
-    """What is carried too far is carried too far at every context (nine contexts in ten of the sources with known
-    H_n)."""
+    """A ladder that is carried too far is carried too far at every context: at nine in ten of the sources with known
+    H_n."""
     h = 5.0 * np.maximum(CONTEXT, 0.3) ** -0.3
     given = curve(0, 5.5, 0.2, 1e-9, source="ngram", h_extrapolated=h, h_error=0.01 * CONTEXT, delta=np.full(33, 0.5))
     draws = resample(given, np.array([1, 2, 4]), np.random.default_rng(0)) - h[[1, 2, 4]]

@@ -161,7 +161,7 @@ def test_higher_may_be_better():
 
 
 def test_no_question_without_a_control_gets_another_decision_than_the_fallback():
-    """Whatever is asked: random ladders, laws, targets, exponents and ratios."""
+    """Random ladders, laws, targets, exponents and ratios."""
     rng, decided = np.random.default_rng(11), 0
     for _ in range(150):
         alpha, ratio = rng.uniform(0.05, 1.0), rng.uniform(1, 20)

@@ -1,5 +1,5 @@
 """
-The ledger of Lane B: what a row says, and what is not written.
+The ledger of Lane B: the content of a row, and the rows that are refused.
 
 python -m pytest tests/test_lane_b_log_run.py -v
 """

@@ -1,6 +1,6 @@
 """
-Losses over tokens: the law, what is drawn from it, and the exponent left free, against exact laws, scipy and simulated
-truth.
+Losses over tokens: the law, draws from it, and the exponent left free. They are compared with exact laws, scipy and
+simulated truth.
 
 python -m pytest tests/test_lane_b_loss_law.py -v
 """

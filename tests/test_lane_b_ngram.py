@@ -53,7 +53,7 @@ def stream(tokens, vocab_size, cuts=()):
 def test_probabilities_equal_those_of_dictionaries(vocab_size, seed):
     rng, n_max = np.random.default_rng(seed), 4
     pieces = some_pieces(rng, vocab_size)
-    # not as in training: contexts never seen are among them
+    # drawn unlike the training text, so that some contexts were never seen
     held = [rng.integers(vocab_size, size=20) for _ in range(4)]
     tokens, depth = flat(pieces + held)
     rungs = [sum(map(len, pieces[:15])), sum(map(len, pieces))]
@@ -193,7 +193,7 @@ def test_part_of_a_large_corpus_is_a_random_sample_of_its_pieces():
 @pytest.mark.parametrize("source, code", [
     (TokenSource(lambda: iter([]), 10), "empty_stream"),
     (stream(np.zeros(5000, dtype=int), 10), "corpus_too_short"),
-    # no document has 10 tokens of context
+    # documents of 5 tokens: none has 10 tokens of context
     (TokenSource(lambda: iter([np.zeros(5, dtype=int)] * 50_000), 10), "corpus_too_short"),
     (stream(np.full(300_000, 10), 10), "ids_out_of_range"), (stream(np.full(300_000, -1), 10), "ids_out_of_range")])
 def test_corpus_that_cannot_be_used_is_refused_by_name(source, code):
@@ -281,7 +281,7 @@ def test_books_in_a_small_vocabulary_give_a_gamma_and_the_naive_curves_do_not(da
     curve = ngram_curve(source)
     fit = fit_gamma(curve)
     assert 0.38 < fit.gamma < 0.52 and fit.ci95[1] - fit.ci95[0] < 0.28 and not fit.h_inf_identified
-    with pytest.raises(Refusal, match="gamma_not_converged"):  # what a finite corpus shows stops like a blind model
+    with pytest.raises(Refusal, match="gamma_not_converged"):  # the context that a finite corpus can show ends, as in a blind model
         fit_gamma(EntropyCurve("positional", curve.context, curve.loss, curve.se), (1, 10))
     tokens = np.concatenate(list(source.read()))[:2_000_000]
     contexts = np.arange(1, 7)

@@ -12,7 +12,7 @@ from nanochat.lab.horizon.kneser_ney import held_out
 
 
 def renewal_losses(num_tokens, t, seed):
-    """(held-out L_n, losses of who knows the law on the same tokens, exact H_n), for n = 0..10."""
+    """(held-out L_n, losses of an observer that knows the law on the same tokens, exact H_n), for n = 0..10."""
     tokens = renewal_tokens(num_tokens, t, np.random.default_rng(seed)).astype(np.int32)
     depth, train = np.minimum(np.arange(num_tokens), 10), num_tokens * 6 // 10
     at = np.arange(train, num_tokens)

@@ -1,6 +1,7 @@
 """
-The JSON of a corpus: complete whatever was refused, with both errors in alpha_D; its picture; and the beta
-of real text, where that is stored. test_lane_b_stats_command.py tests the command.
+The JSON of a corpus, complete whatever was refused, with both errors in alpha_D; its picture; and beta of real text.
+
+Real text is tested where it is stored. test_lane_b_stats_command.py tests the command.
 
 python -m pytest tests/test_lane_b_stats.py -v
 """

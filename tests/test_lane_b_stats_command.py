@@ -1,5 +1,5 @@
 """
-The command scripts.lane_b_stats: over tokens, texts and datasets, what it refuses by name, and where gamma comes from.
+The command scripts.lane_b_stats over tokens, texts and datasets: its result, its refusals, its sources of gamma.
 
 python -m pytest tests/test_lane_b_stats_command.py -v
 """
@@ -128,7 +128,7 @@ def test_positional_gamma_names_the_command_or_reads_its_file(base, tmp_path, ca
     two = dict(schema_version=1, contexts=[0, 1], loss_nats=[6, 5], se_nats=[0.1, 0.1], block_loss_nats=[[6, 5]])
     path.write_text(json.dumps(two | ids))
     code, facts = stats_of(tmp_path, "--model-tag=d2")
-    # two contexts
+    # the file has two contexts, too few for a fit
     assert [row["loss"] for row in facts["h_curve_nats"]] == [6, 5] and facts["warnings"] == ["gamma_unavailable"]
     path.write_text(json.dumps(two))
     assert lane_b_stats.main(["--model-tag=d2"]) == 2 and "tokenizer_id None" in capsys.readouterr().err

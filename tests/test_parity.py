@@ -139,7 +139,7 @@ def test_schedules_are_upstreams(theirs):
 
 
 def test_every_flag_of_upstream_is_ours_with_its_default():
-    # not here yet, refused | no flag may default to None
+    # upstream's CORE metric is not here yet, and its flag is refused; no flag here may default to None
     differ = {"core_metric_every": (2000, -1), "model_tag": (None, "")}
     theirs = {**golden["trainings"][2]["args"], "depth": 20}
     assert golden["trainings"][2]["flags"] == "--depth=12" and len(theirs) > 25

@@ -1,5 +1,5 @@
 """
-Patches on made-up checkouts: what is applied is taken back to the byte, and nothing else is ever touched.
+Patches on made-up checkouts: a revert restores the checkout to the byte, and no other file is ever touched.
 
 python -m pytest tests/test_patches.py -q
 """

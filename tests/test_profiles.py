@@ -1,5 +1,5 @@
 """
-Profiles: every one is a valid training command, and what they take from the machine.
+Profiles: each is a valid training command, and some of its flags come from the machine.
 
 python -m pytest tests/test_profiles.py -v
 """
@@ -79,7 +79,7 @@ def test_no_card_is_seen_where_none_is_visible(monkeypatch):
 
 @pytest.fixture
 def modules(tmp_path):
-    """Stand-ins for nanochat.dataset and nanochat.tokenizer that note what was asked of them."""
+    """Stand-ins for nanochat.dataset and nanochat.tokenizer that note the calls."""
     calls = []
 
     def list_parquet_files(data_dir):

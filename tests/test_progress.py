@@ -1,5 +1,5 @@
 """
-The line that says where a protocol is: what it shows, and that its time left is true.
+The line of a protocol's progress: the facts in it, and that its time left is true.
 
 python -m pytest tests/test_progress.py -v
 """
@@ -32,7 +32,7 @@ STEPS, START_SEC, FIRST_STEP_SEC, STEP_SEC, END_SEC = 60, 20, 90, 1.5, 6  # the 
 
 
 def position(sec):
-    """What metrics.jsonl of such a cell says `sec` after it began; None before its first validation, at step 0."""
+    """The position in metrics.jsonl of this cell `sec` after it began; None before its first validation, at step 0."""
     return None if sec < START_SEC else min(STEPS, max(0, int((sec - START_SEC - FIRST_STEP_SEC) / STEP_SEC) + 1))
 
 

@@ -1,5 +1,5 @@
 """
-run.json and metrics.jsonl: what is written, what a kill leaves, what is cut back, and the sinks.
+run.json and metrics.jsonl: their content, their state after a kill, the rows cut off at a resume, and the sinks.
 
 python -m pytest tests/test_record.py -q
 """

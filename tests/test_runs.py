@@ -1,6 +1,6 @@
 """
-The recipes in runs/: they are run with a `python` that only writes down what it was asked to do, so that
-the flags are checked as bash expands them.
+The recipes in runs/, run with a `python` that only writes down its arguments. So flags are checked as bash expands
+them.
 
 python -m pytest tests/test_runs.py -q
 """
@@ -23,7 +23,7 @@ from nanochat.record import RunRecord
 from nanochat.schedule import grad_accum_steps
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_YET = ("fusion.sh",)  # its flags come later; tests/test_templates.py says what it does until then
+NOT_YET = ("fusion.sh",)  # its flags come later; tests/test_templates.py tests its behaviour until then
 LONGER = {"lane_b.sh": 50}  # five commands, each with its flags
 RECIPES = sorted(path for path in (ROOT / "runs").glob("*.sh") if path.name != "common.sh")
 TRAINER = "scripts.base_train"
@@ -112,8 +112,10 @@ def test_recipe_stops_at_the_first_error(recipe, stage):
 
 @pytest.mark.parametrize("written", [True, False])
 def test_lane_b_answers_statistics_that_are_refused_and_stops_without_them(stage, tmp_path, written):
-    """Statistics with an error are a file and an exit code; the inference makes the fallback of it. An older file is
-    none."""
+    """Statistics with an error are a file and an exit code, and the inference makes the fallback of them.
+
+    An older file is not taken for the new statistics.
+    """
     shutil.copytree(ROOT / "runs", tmp_path / "runs")  # its results are written beside it
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "lane_b_stats.json").write_text("of another context")

@@ -1,5 +1,5 @@
 """
-scripts/setup.py without installing anything: the pins, the build of torch, and what the second call costs.
+scripts/setup.py without installing anything: the pins, the build of torch, and the cost of a second call.
 
 python -m pytest tests/test_setup.py -q
 """
@@ -70,7 +70,7 @@ def test_unreachable_index_is_given_up_at_once(monkeypatch, capsys):
 
 @pytest.fixture
 def venv(tmp_path, monkeypatch):
-    """A .venv that is this Python's in name; what setup would run is collected instead of run."""
+    """A .venv that is this Python's in name; the commands that setup would run are collected instead."""
     ran = []
     path = tmp_path / ".venv"
     path.mkdir()

@@ -1,6 +1,6 @@
 """
-The templates A to G: run with a `python` that only writes down what it was asked to do. Every arm parses with the
-trainer's parser, no two arms of a template are the same run, and all of them are comparable with their control.
+The templates A to G, run with a `python` that only writes down its arguments. Every arm parses with the trainer's
+parser, no two arms of a template are the same run, and all of them are comparable with their control.
 
 python -m pytest tests/test_templates.py -q
 """
@@ -19,7 +19,7 @@ from nanochat.lab.profiles import PROFILES
 pytestmark = pytest.mark.skipif(not shutil.which("bash") or not shutil.which("awk"), reason="no bash or no awk")
 
 ON_CPU = {"theory_slice": {"BATCH": "2"}, "warmdown": {}, "batch": {}, "lr_wd": {}, "horizon": {"RATIOS": "0.02 0.03"},
-          "shape": {"DEPTH": "4", "TARGET_FLOPS": "4e12"}}  # what the headers say
+          "shape": {"DEPTH": "4", "TARGET_FLOPS": "4e12"}}  # as the headers of the templates say
 CASES = [(name, profile) for name in ON_CPU for profile in ("protocol-16gb", "smoke-cpu")]
 VOCAB = {"protocol-16gb": 32768, "smoke-cpu": 4096}
 each_case = pytest.mark.parametrize("name, profile", CASES, ids=lambda value: value)

@@ -89,7 +89,7 @@ def test_special_names_in_text_are_text(tokenizer):
 
 
 def naive_encode(tokenizer, text):
-    """Split, then merge the adjacent pair whose bytes have the lowest rank until none has one."""
+    """Split, then merge the adjacent pair whose bytes have the lowest rank until no pair has a rank."""
     ids = []
     for piece in regex.findall(SPLIT_PATTERN, text):
         parts = [bytes([b]) for b in piece.encode("utf-8")]

@@ -1,5 +1,5 @@
 """
-The files of a tokenizer: round trips, refusals of foreign pickles, and what may be replaced. Run:
+The files of a tokenizer: round trips, refusals of foreign pickles, and the rules of replacement. Run:
 
     python -m pytest tests/test_tokenizer_files.py
 """
@@ -227,7 +227,7 @@ def test_published_encoding_by_name_is_refused(tmp_path, monkeypatch):
 
 
 # -----------------------------------------------------------------------------
-# What may be replaced
+# Replacing a tokenizer
 
 def test_tokenizer_of_a_checkpoint_is_not_replaced(tokenizer, tokenizer_id, base_dir):
     tokenizer.save(base_dir / "tokenizer")

@@ -25,7 +25,7 @@ def base(base_dir):
 
 
 # -----------------------------------------------------------------------------
-# What a run leaves
+# The files that a run leaves
 
 def test_a_run_leaves_a_record_metrics_and_a_whole_checkpoint(base):
     facts = run("--model-tag=a")
@@ -79,7 +79,7 @@ def test_a_gate_that_is_off_or_has_mix_0_changes_no_bit(base):
 
 
 # -----------------------------------------------------------------------------
-# What goes wrong
+# Failures
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_is_not_applied_and_never_saved(base, monkeypatch, where):

@@ -1,5 +1,5 @@
 """
-The memory calculator against what real tensors take. Run:
+The memory calculator against the memory of real tensors. Run:
 
     python -m pytest tests/test_vram.py
 """

@@ -1,4 +1,4 @@
-"""A base directory with two shards, a tokenizer and a checkpoint with random weights, for tests of what reads them."""
+"""A base directory with two shards, a tokenizer and a checkpoint of random weights, for tests of code that reads it."""
 
 from pathlib import Path
 
