@@ -119,7 +119,7 @@ def test_held_out_losses_bound_the_entropy_and_their_extrapolation_meets_it(spel
     assert accepted.tolist() == [0, 1, 2, 3]
     error = np.abs(curve.h_extrapolated - exact)[accepted]
     assert (error < 3 * np.hypot(curve.se, curve.h_error)[accepted]).all()
-    assert curve.loss[3] - exact[3] > 0.03  # what the extrapolation is for
+    assert curve.loss[3] - exact[3] > 0.03  # the gap that the extrapolation closes
 
 
 def test_plug_in_entropy_of_hashed_contexts_collapses_where_the_held_out_loss_does_not(spelled):
@@ -281,7 +281,8 @@ def test_books_in_a_small_vocabulary_give_a_gamma_and_the_naive_curves_do_not(da
     curve = ngram_curve(source)
     fit = fit_gamma(curve)
     assert 0.38 < fit.gamma < 0.52 and fit.ci95[1] - fit.ci95[0] < 0.28 and not fit.h_inf_identified
-    with pytest.raises(Refusal, match="gamma_not_converged"):  # the context that a finite corpus can show ends, as in a blind model
+    # a finite corpus shows no more than so much context, like a blind model
+    with pytest.raises(Refusal, match="gamma_not_converged"):
         fit_gamma(EntropyCurve("positional", curve.context, curve.loss, curve.se), (1, 10))
     tokens = np.concatenate(list(source.read()))[:2_000_000]
     contexts = np.arange(1, 7)
