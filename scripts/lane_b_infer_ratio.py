@@ -42,38 +42,42 @@ def build_parser():
                                      description="Infer a data:param ratio from the corpus' exponent and calibration "
                                                  "runs.")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--stats", type=Path, metavar="FILE.json", help="what scripts.lane_b_stats wrote")
-    source.add_argument("--alpha", type=float, help="the exponent instead, with --alpha-ci")
-    parser.add_argument("--alpha-ci", type=float, nargs=2, metavar=("LO", "HI"), help="its 95 %% interval")
+    source.add_argument("--stats", type=Path, metavar="FILE.json", help="the file that scripts.lane_b_stats wrote")
+    source.add_argument("--alpha", type=float, help="the exponent, instead of --stats; with --alpha-ci")
+    parser.add_argument("--alpha-ci", type=float, nargs=2, metavar=("LO", "HI"), help="95 %% interval of --alpha")
     parser.add_argument("--record", "--records", dest="records", nargs="+", action="extend", default=[], metavar="RUN",
                         help="calibration runs: ids, or paths to their records")
-    parser.add_argument("--label", help="as --records: the runs of results/<label>_latest.json")
+    parser.add_argument("--label", help="read the runs of results/<label>_latest.json, as with --records")
     parser.add_argument("--point", action="append", default=[], metavar="TOKENS:LOSS[:SEED]",
-                        help="the final loss of a complete run by hand; repeat for more")
+                        help="the final loss of a complete run, given by hand; repeat it for more runs")
     parser.add_argument("--target-metric", default="val_bpb", metavar="NAME",
-                        help="val_bpb, or with --point val_loss (nats per token) or any other, in the points' unit "
-                             "(default: %(default)s)")
-    parser.add_argument("--target-threshold", type=float, required=True, metavar="VALUE", help="what is to be reached")
+                        help="metric of the target: val_bpb, or with --point val_loss (nats per token) or any other, "
+                             "in the points' unit (default: %(default)s)")
+    parser.add_argument("--target-threshold", type=float, required=True, metavar="VALUE",
+                        help="value of the metric that is to be reached")
     parser.add_argument("--direction", choices=("lower", "higher"), default="lower",
-                        help="which is better (default: %(default)s)")
+                        help="direction in which the metric gets better (default: %(default)s)")
     parser.add_argument("--default-ratio", type=float, default=TrainConfig.target_param_data_ratio, metavar="RATIO",
-                        help="of the control, and the fallback (default: %(default)s)")
+                        help="data:param ratio of the control and of a fallback (default: %(default)s)")
     parser.add_argument("--ratio-ref", type=float, default=TrainConfig.target_param_data_ratio, metavar="RATIO",
-                        help="where the batch and decay laws are pinned (default: %(default)s)")
+                        help="data:param ratio at which the batch and decay laws are pinned (default: %(default)s)")
     parser.add_argument("--num-scaling-params", type=int, metavar="N",
-                        help="with --point alone: matrices of the blocks and lm_head")
+                        help="with --point alone: parameters in the matrices of the blocks and lm_head")
     parser.add_argument("--ref-scaling-params", type=int, metavar="N",
                         help="with --point alone: the same of the d12 with this vocabulary")
     parser.add_argument("--flags", default="", metavar="FLAGS", help="with --point alone: training flags of the runs")
     parser.add_argument("--distinct-tokens", type=float, metavar="TOKENS",
-                        help="of the training split (default: as the longest of --records passes over it)")
+                        help="distinct tokens of the training split (default: those that the longest of --records "
+                             "reads in one pass)")
     parser.add_argument("--allow-repeated-data", action="store_true",
                         help="infer although a run would read tokens twice")
     parser.add_argument("--bytes-per-token", type=float, metavar="BYTES",
-                        help="to turn nats per token into bits per byte, where --stats does not say")
-    parser.add_argument("--seed", type=int, default=0, help="of the Monte Carlo (default: %(default)s)")
-    parser.add_argument("--output-json", type=Path, metavar="FILE.json")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="losses over tokens, the law and the target")
+                        help="bytes per token, to turn nats per token into bits per byte; needed where --stats has "
+                             "none")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the Monte Carlo (default: %(default)s)")
+    parser.add_argument("--output-json", type=Path, metavar="FILE.json", help="write the answer to this file")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png",
+                        help="draw losses over tokens, the law and the target into this file")
     return parser
 
 

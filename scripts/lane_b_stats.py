@@ -46,40 +46,44 @@ def build_parser():
                                      description="beta, gamma and alpha_D of a corpus, with intervals, or why there "
                                                  "are none.")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--tokens", type=Path, metavar="FILE.npy", help="a stream of token ids instead of the dataset")
+    source.add_argument("--tokens", type=Path, metavar="FILE.npy",
+                        help="read a stream of token ids instead of the dataset")
     source.add_argument("--text", type=Path, metavar="FILE",
-                        help="a .txt or .md (one stream), .jsonl, .jsonl.gz or .parquet (documents) instead of the "
-                             "dataset, with the tokenizer of the base dir")
+                        help="read a .txt or .md (one stream), .jsonl, .jsonl.gz or .parquet (documents) instead of "
+                             "the dataset, with the tokenizer of the base dir")
     parser.add_argument("--vocab-size", type=int, metavar="V",
-                        help="with --tokens: of their tokenizer (default: the largest id + 1)")
+                        help="with --tokens: vocabulary size of their tokenizer (default: the largest id + 1)")
     parser.add_argument("--split", choices=("train", "val"), default="train",
-                        help="of the dataset (default: %(default)s)")
+                        help="split of the dataset to read (default: %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, metavar="N",
-                        help="read no more (default: %(default)s)")
+                        help="read at most this many tokens (default: %(default)s)")
     parser.add_argument("--top-k", type=int, default=correlation.TOP_K, metavar="K",
-                        help="the most frequent tokens, whose pairs are counted (default: %(default)s)")
+                        help="number of the most frequent tokens, whose pairs are counted (default: %(default)s)")
     parser.add_argument("--max-lag", type=int, default=correlation.MAX_LAG, metavar="N",
-                        help="at most, and a quarter of the median document (default: %(default)s)")
+                        help="largest lag to measure; a quarter of the median document if that is less (default: "
+                             "%(default)s)")
     parser.add_argument("--blocks", type=int, metavar="B",
-                        help="the corpus is cut into (default: 16, and 32 from 10 million tokens)")
+                        help="number of blocks that the corpus is cut into (default: 16, and 32 from 10 million "
+                             "tokens)")
     parser.add_argument("--centering", choices=correlation.CENTERINGS, default="block",
-                        help="document: also subtract what each document's own choice of words explains; for lags up "
-                             "to a fiftieth of the median document (default: %(default)s)")
+                        help="document: also subtract the correlation that each document's own choice of words "
+                             "explains; for lags up to a fiftieth of the median document (default: %(default)s)")
     parser.add_argument("--fit-window", type=window, metavar="LO:HI",
                         help="lags of the headline beta (default: 1 to the smaller of n* and a quarter of "
                              "--max-seq-len)")
-    parser.add_argument("--max-seq-len", type=int, metavar="T", help="context of the models that alpha_D is for")
+    parser.add_argument("--max-seq-len", type=int, metavar="T", help="context length of the models that alpha_D is for")
     parser.add_argument("--bootstrap", type=int, default=decay.ROUNDS, metavar="N",
-                        help="resamplings of the blocks (default: %(default)s)")
+                        help="number of resamplings of the blocks (default: %(default)s)")
     parser.add_argument("--gamma-source", choices=("positional", "ngram", "none"),
-                        help="default: positional with --model-tag, else ngram")
+                        help="source of gamma (default: positional with --model-tag, else ngram)")
     parser.add_argument("--model-tag", metavar="TAG",
-                        help="for positional: the model whose losses by position were written")
-    parser.add_argument("--seed", type=int, default=0, help="of resamplings and samples (default: %(default)s)")
+                        help="for positional: model whose losses by position scripts.base_loss wrote")
+    parser.add_argument("--seed", type=int, default=0, help="seed of resamplings and samples (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, metavar="N",
-                        help="processes; the numbers stay the same (default: %(default)s)")
-    parser.add_argument("--output-json", type=Path, metavar="FILE", help="write everything there")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw |C(n)| and the losses by context there")
+                        help="number of processes; the results stay the same (default: %(default)s)")
+    parser.add_argument("--output-json", type=Path, metavar="FILE", help="write all results to this file")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png",
+                        help="draw |C(n)| and the losses by context into this file")
     return parser
 
 
