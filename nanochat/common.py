@@ -27,7 +27,8 @@ def get_base_dir() -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise OSError(f"{path} cannot be made: {e.strerror}; set NANOCHAT_BASE_DIR to a folder that you may write to") from e
+        raise OSError(f"{path} cannot be made: {e.strerror}; set NANOCHAT_BASE_DIR to a folder that you may write "
+                      "to") from e
     return path
 
 
@@ -44,9 +45,10 @@ def print0(*args, **kwargs):
 
 
 def to_paste(text: str) -> str:
-    """`text` with each `python -m` in it as a person types it in REPO_ROOT: by its path where the running Python is .venv's.
+    """`text` with each `python -m` in it as a person types it in REPO_ROOT: by its path where the running Python is
+    .venv's.
 
-    For what is printed only. Records and rows keep `python -m`, which is the same on every machine.
+    For printed text only. Records and rows keep `python -m`, which is the same on every machine.
     """
     if Path(sys.prefix).resolve() != (REPO_ROOT / ".venv").resolve():
         return text
@@ -54,8 +56,8 @@ def to_paste(text: str) -> str:
 
 
 # -----------------------------------------------------------------------------
-# Durable files. The order is always: write, fsync, rename, fsync of the folder. A reader sees the
-# old file or the new one, whole, whenever the machine stops.
+# Durable files. The order is always: write, fsync, rename, fsync of the folder. Whenever the machine stops, a reader
+# finds either the whole old file or the whole new file.
 
 def fsync_dir(path: Path):
     if os.name == "nt":  # a directory cannot be opened there; NTFS journals the rename itself
@@ -94,7 +96,7 @@ def atomic_write(path, text: str):
 
 
 def write_json(path, obj):
-    """Strict JSON (NaN and Infinity raise ValueError: what was not measured is null)."""
+    """Strict JSON: NaN and Infinity raise ValueError, because a value that was not measured is null."""
     atomic_write(path, json.dumps(obj, indent=2, allow_nan=False) + "\n")
 
 
@@ -126,13 +128,15 @@ def hash_json(obj) -> str:
 
 def git_state(root=REPO_ROOT) -> dict:
     """{"git_commit": str | None, "dirty": bool | None}; None where there is no git or no commit."""
-    env = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}  # a hook's beat -C
+    # git runs a hook with these variables set, and they beat -C
+    env = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
 
     def git(*args):
-        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True, env=env).stdout
+        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True,
+                              env=env).stdout
     try:
         top = Path(git("rev-parse", "--show-toplevel").strip()).resolve()
-        if top != Path(root).resolve():  # somebody else's repository around an unpacked copy of ours
+        if top != Path(root).resolve():  # another repository around an unpacked copy of this one
             return {"git_commit": None, "dirty": None}
         commit = git("rev-parse", "HEAD").strip()
         dirty = bool(git("status", "--porcelain", "--", *TRACKED_DIRS).strip())

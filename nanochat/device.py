@@ -1,4 +1,4 @@
-"""Device, dtype, seeding, determinism, peak figures: everything that asks torch what it runs on."""
+"""Device, dtype, seeding, determinism, peak figures: everything that depends on torch's device."""
 
 import os
 import shutil
@@ -12,14 +12,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Dense bf16 peak, FLOP/s, by a part of the card's name; the more specific name first. From vendors' data sheets.
 PEAK_BF16_FLOPS = (
-    ("gb200", 2.5e15), ("b200", 2.25e15), ("b100", 1.8e15), ("h200", 989e12), ("h100 pcie", 756e12), ("h100 nvl", 835e12),
-    ("h100", 989e12), ("a100", 312e12), ("a40", 149.7e12), ("a30", 165e12), ("l40s", 362e12), ("l4", 121e12),
-    ("5090", 209.5e12), ("4090", 165.2e12), ("3090", 71e12),
+    ("gb200", 2.5e15), ("b200", 2.25e15), ("b100", 1.8e15), ("h200", 989e12), ("h100 pcie", 756e12),
+    ("h100 nvl", 835e12), ("h100", 989e12), ("a100", 312e12), ("a40", 149.7e12), ("a30", 165e12), ("l40s", 362e12),
+    ("l4", 121e12), ("5090", 209.5e12), ("4090", 165.2e12), ("3090", 71e12),
 )
 
 
 def select_device(device_type: str = "") -> torch.device:
-    """The named device, or the best there is. Raises ValueError for one that this machine lacks."""
+    """The named device, or the best one of this machine. Raises ValueError for a device that this machine lacks."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if not device_type:
         device_type = next(name for name in ("cuda", "mps", "cpu") if available[name])
@@ -37,7 +37,8 @@ def select_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
         name, source = os.environ["NANOCHAT_DTYPE"], "NANOCHAT_DTYPE"
     if name != "auto":
         if name not in DTYPES:
-            raise ValueError(f"{source}={name}: expected one of {', '.join(DTYPES)} (float16 needs loss scaling, which is not here)")
+            raise ValueError(f"{source}={name}: expected one of {', '.join(DTYPES)} (float16 needs loss scaling, which "
+                             "is not here)")
         return DTYPES[name], f"set by {source}"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability()
@@ -60,8 +61,11 @@ def can_compile(device: torch.device) -> tuple[bool, str]:
 
 
 def set_determinism(device: torch.device, compiled: bool, asked: bool):
-    """Bit-identical repeats: eager CPU has them as it is; compiled CPU code needs torch's deterministic
-    algorithms (without them two threads gave five results in five runs); CUDA only where asked for."""
+    """Make repeats bit-identical, on CUDA only where asked for.
+
+    Eager code on a CPU needs nothing. Compiled code on a CPU needs torch's deterministic algorithms: without them two
+    threads gave five results in five runs.
+    """
     if asked or (compiled and device.type == "cpu"):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)  # cumsum has no deterministic CUDA kernel
@@ -84,7 +88,7 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_flops(device: torch.device) -> float:
-    """Dense bf16 peak in FLOP/s; infinity where it is not known, so that MFU shows as 0 instead of a wrong guess."""
+    """Dense bf16 peak in FLOP/s; infinity for a card not in the table, so that MFU shows 0 instead of a wrong guess."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name().lower()
         for part, flops in PEAK_BF16_FLOPS:
@@ -94,7 +98,7 @@ def peak_flops(device: torch.device) -> float:
 
 
 def peak_memory_mib(device: torch.device) -> float | None:
-    """Most memory used so far: of the card on CUDA, of the process elsewhere; None where it cannot be known."""
+    """Most memory used so far: of the card on CUDA, of the process elsewhere; None where it cannot be read."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2 ** 20
     try:

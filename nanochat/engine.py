@@ -1,9 +1,9 @@
 """
 Cached generation: token ids in, token ids out.
 
-The prompt is read once, by a single row, and its decode state copied to all rows. Every token after that costs
-one forward of one position. The last token of the prompt is fed like a generated one, so that there is one
-loop, no logits are made for positions that nobody samples, and nothing is computed after the last token.
+The prompt is read once, as a single row, and its decode state is copied to all rows. After that every token costs
+one forward of one position. The last token of the prompt is fed like a generated token. So there is one loop, logits
+are made only for positions that are sampled, and nothing is computed after the last token.
 
 All rows stand at the same position and come from one prompt. The interface is upstream's (karpathy/nanochat,
 nanochat/engine.py) without its tools, which only chat models call.
@@ -36,12 +36,13 @@ class Engine:
         self.end_ids = {tokenizer.encode_special(name) for name in END_TOKENS}
 
     def generate(self, tokens: list[int], num_samples=1, max_tokens=None, temperature=1.0, top_k=None, seed=42):
-        """Continue one prompt in num_samples rows. Yields (token of each row, mask of each row) per position, until
-        max_tokens or until every row has ended; the token that ends a row is yielded too. A row that has ended is
-        no longer computed: it repeats that token, and its mask turns from 1 (sampled) to 0.
+        """Continue one prompt in num_samples rows. Yields (token of each row, mask of each row) per position.
 
-        max_tokens None fills the context that the model was trained on. Beyond that context the model was never
-        trained, but generation goes on up to the end of its rotary table; asking for more raises ValueError.
+        It ends at max_tokens, or when every row has ended; the token that ends a row is yielded too. A row that has
+        ended is no longer computed: it repeats that token, and its mask turns from 1 (sampled) to 0.
+
+        max_tokens None fills the context that the model was trained on. Generation may go on beyond it, where the model
+        was never trained, to the end of the rotary table. Asking for more raises ValueError.
         """
         max_tokens = self._check(tokens, num_samples, max_tokens)
         return self._generate(tokens, num_samples, max_tokens, temperature, top_k, seed)
@@ -59,8 +60,9 @@ class Engine:
                 raise ValueError(f"the prompt of {len(tokens)} tokens fills the model's context of {context}; "
                                  "shorten it, or give max_tokens")
         if len(tokens) + max_tokens - 1 > reach:  # the last token is never fed
-            raise ValueError(f"{len(tokens)} prompt tokens and max_tokens={max_tokens}: expected at most {reach + 1} together, where the "
-                             f"rotary table ends (the model was trained on {context}); keep the tail of the prompt, or lower max_tokens")
+            raise ValueError(f"{len(tokens)} prompt tokens and max_tokens={max_tokens}: expected at most {reach + 1} "
+                             f"together, where the rotary table ends (the model was trained on {context}); keep the "
+                             "tail of the prompt, or lower max_tokens")
         return max_tokens
 
     @torch.inference_mode()
@@ -85,7 +87,8 @@ class Engine:
                 cache, live = keep_rows(cache, going_on, device), [live[i] for i in going_on]
 
     def generate_batch(self, tokens: list[int], num_samples=1, **kwargs):
-        """(rows, masks): the prompt and what each row sampled, without the token that ended it; mask 1 = sampled."""
+        """(rows, masks): the prompt and the sampled tokens of each row, without the token that ended it; mask 1 =
+        sampled."""
         rows = [list(tokens) for _ in range(num_samples)]
         masks = [[0] * len(tokens) for _ in range(num_samples)]
         for column, sampled in self.generate(tokens, num_samples, **kwargs):
@@ -97,9 +100,10 @@ class Engine:
 
 
 def keep_rows(cache: DecodeCache, rows: list[int], device) -> DecodeCache:
-    """A cache of some rows of this one."""
+    """A copy of the cache that holds only these rows."""
     index = torch.tensor(rows, device=device)
     new = DecodeCache(len(rows), cache.max_seq_len)
     new.pos = cache.pos
-    new.state = {layer: {name: t.index_select(0, index) for name, t in tensors.items()} for layer, tensors in cache.state.items()}
+    new.state = {layer: {name: t.index_select(0, index) for name, t in tensors.items()}
+                 for layer, tensors in cache.state.items()}
     return new

@@ -1,10 +1,10 @@
 """
-The files of a tokenizer, and what may replace them.
+The files of a tokenizer, and the rules by which they may be replaced.
 
-tokenizer.json is the tokenizer and the only file that is loaded. It is renamed into place last: where it
-is, the set is whole. tokenizer.pkl and token_bytes.pt are written beside it for upstream nanochat, which
-reads no other. A pickle runs whatever is in it, so a foreign one is read on request only, by an unpickler
-that knows a single name and puts an inert class in its place.
+tokenizer.json is the tokenizer and the only file that is loaded. It is renamed into place last, so where it exists,
+the set is whole. tokenizer.pkl and token_bytes.pt are written beside it for upstream nanochat, which reads no other
+file. Loading a pickle runs any code in it. So a foreign pickle is read on request only, by an unpickler that knows a
+single name and puts an inert class in its place.
 
 The content of a tokenizer is {"pattern": regex, "ranks": tokens in base64, place in the list = rank = id,
 "special_tokens": name -> id}; its hash is the tokenizer_id. torch is imported only to write token_bytes.pt.
@@ -30,20 +30,23 @@ BOS = "<|bos|>"
 # Content and tiktoken.Encoding
 
 def build_encoding(pattern: str, ranks: list[bytes], special_tokens: dict[str, int], source) -> tiktoken.Encoding:
-    """Raises ValueError naming `source` for what cannot tokenize every text or has gaps in its ids."""
-    if not all(isinstance(word, str) for word in (pattern, *special_tokens)) or not all(isinstance(t, bytes) for t in ranks):
-        raise ValueError(f"{source}: not a tokenizer: expected a pattern, tokens made of bytes, names of special tokens")
+    """Raises ValueError, which names `source`, for content that cannot tokenize every text or has gaps in its ids."""
+    if (not all(isinstance(word, str) for word in (pattern, *special_tokens))
+            or not all(isinstance(t, bytes) for t in ranks)):
+        raise ValueError(f"{source}: not a tokenizer: expected a pattern, tokens made of bytes, names of special "
+                         "tokens")
     if len(set(ranks)) != len(ranks) or not {bytes([b]) for b in range(256)} <= set(ranks):
         raise ValueError(f"{source}: not a byte-level BPE: expected distinct tokens, all 256 single bytes among them")
     ids = list(range(len(ranks), len(ranks) + len(special_tokens)))
     if BOS not in special_tokens or sorted(special_tokens.values()) != ids:
-        raise ValueError(f"{source}: expected special tokens with ids from {len(ranks)} on, {BOS} among them; got {special_tokens}")
+        raise ValueError(f"{source}: expected special tokens with ids from {len(ranks)} on, {BOS} among them; got "
+                         f"{special_tokens}")
     return tiktoken.Encoding(name="rustbpe", pat_str=pattern, special_tokens=special_tokens,
                              mergeable_ranks={token: i for i, token in enumerate(ranks)})
 
 
 def _encoding_from_state(state, source) -> tiktoken.Encoding:
-    """state: what an Encoding pickles: a dict of its arguments (the mere name, if it is a published one)."""
+    """state: the pickled state of an Encoding, a dict of its arguments (or the mere name of a published Encoding)."""
     if not isinstance(state, dict) or not {"pat_str", "mergeable_ranks", "special_tokens"} <= set(state):
         raise ValueError(f"{source}: expected the pickle of a trained tiktoken.Encoding, got {str(state)[:80]}")
     ranks, special_tokens = state["mergeable_ranks"], state["special_tokens"]
@@ -57,7 +60,7 @@ def _encoding_from_state(state, source) -> tiktoken.Encoding:
 
 def encoding_content(enc: tiktoken.Encoding) -> dict:
     state = enc.__getstate__()  # tiktoken has no other way to ask for the pattern
-    enc = _encoding_from_state(state, f"encoding {enc.name!r}")  # the same checks on the way out as on the way in
+    enc = _encoding_from_state(state, f"encoding {enc.name!r}")  # the same checks as in reading
     ranks = [base64.b64encode(enc.decode_single_token_bytes(i)).decode() for i in range(len(state["mergeable_ranks"]))]
     return {"pattern": state["pat_str"], "ranks": ranks, "special_tokens": state["special_tokens"]}
 
@@ -71,14 +74,17 @@ def content_encoding(content: dict, source) -> tiktoken.Encoding:
 # Reading
 
 def read_tokenizer_json(tokenizer_dir) -> dict:
-    """tokenizer.json as a dict. FileNotFoundError says how to make it; ValueError if it is not what was written."""
+    """tokenizer.json as a dict.
+
+    Raises FileNotFoundError, which says how to make it, and ValueError for a file that was changed or damaged.
+    """
     path = Path(tokenizer_dir) / JSON_NAME
     foreign = path.with_name(PICKLE_NAME)
     import_it = to_paste(f"python -m scripts.tok_train --import-pkl {foreign}")
     if not path.exists():
         if foreign.exists():
-            raise FileNotFoundError(f"{path.parent} has a {PICKLE_NAME} but no {JSON_NAME}, and pickles are not loaded; "
-                                    f"import it once: {import_it}")
+            raise FileNotFoundError(f"{path.parent} has a {PICKLE_NAME} but no {JSON_NAME}, and pickles are not "
+                                    f"loaded; import it once: {import_it}")
         raise FileNotFoundError(to_paste(f"no tokenizer in {path.parent}; make it: python -m scripts.tok_train"))
     try:
         stored = read_json(path)
@@ -95,7 +101,7 @@ def read_tokenizer_json(tokenizer_dir) -> dict:
 
 
 class _EncodingState:
-    """Stands in for tiktoken's Encoding: keeps what the pickle has to say and does nothing with it."""
+    """Stands in for tiktoken's Encoding: it keeps the state of the pickle and does nothing with it."""
     state = None
 
     def __setstate__(self, state):
@@ -110,7 +116,7 @@ class _EncodingUnpickler(pickle.Unpickler):
 
 
 def read_pickle(path) -> tiktoken.Encoding:
-    """The Encoding in upstream's tokenizer.pkl. Nothing in the file is run; anything else in it is a ValueError."""
+    """The Encoding in upstream's tokenizer.pkl. No code of the file is run; any other object in it is a ValueError."""
     with open(path, "rb") as f:
         try:
             loaded = _EncodingUnpickler(f).load()
@@ -146,7 +152,7 @@ def save_encoding(enc: tiktoken.Encoding, tokenizer_dir):
 def count_token_bytes(content: dict) -> list[int]:
     """Bytes of UTF-8 that each token stands for, by id; 0 for special tokens, which are not part of the text.
 
-    Counted on raw bytes: as a string, a token that is half a character would be U+FFFD, which is 3 bytes.
+    Counted on raw bytes: as a string, a token that is half a character would be U+FFFD, which has 3 bytes.
     """
     return [len(base64.b64decode(token)) for token in content["ranks"]] + [0] * len(content["special_tokens"])
 
@@ -157,10 +163,10 @@ def _write_token_bytes(content, file):
 
 
 def _check_replace(tokenizer_dir: Path, new_id: str) -> bool:
-    """True if another tokenizer is there and may be replaced; ValueError if it is in use or not ours.
+    """True if another tokenizer is there and may be replaced. ValueError if it is in use, or was not written here.
 
-    In use: a checkpoint of the same base directory names it. Upstream's checkpoints name none, and so may
-    need any tokenizer that is there. A damaged tokenizer.json protects nothing, the pickle beside it does.
+    In use: a checkpoint of the same base directory names it. Upstream's checkpoints name no tokenizer, so they may need
+    any tokenizer that is there. A damaged tokenizer.json protects nothing; the pickle beside it does.
     """
     try:
         old_id = read_tokenizer_json(tokenizer_dir)["tokenizer_id"]
@@ -168,8 +174,8 @@ def _check_replace(tokenizer_dir: Path, new_id: str) -> bool:
         old_id = None
     elsewhere = "train into another base directory: set NANOCHAT_BASE_DIR"
     if _pickle_id(tokenizer_dir / PICKLE_NAME) not in (None, old_id, new_id):
-        raise ValueError(f"{tokenizer_dir / PICKLE_NAME} is a tokenizer that was not written here, and would be overwritten; "
-                         f"import it (--import-pkl), move it away, or {elsewhere}")
+        raise ValueError(f"{tokenizer_dir / PICKLE_NAME} is a tokenizer that was not written here, and would be "
+                         f"overwritten; import it (--import-pkl), move it away, or {elsewhere}")
     if old_id in (None, new_id):
         return old_id is None
     for path in sorted(tokenizer_dir.parent.glob("*_checkpoints/*/meta_*.json")):
@@ -178,8 +184,8 @@ def _check_replace(tokenizer_dir: Path, new_id: str) -> bool:
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
             continue  # not a checkpoint that could be loaded
         if named == old_id:
-            raise ValueError(f"the tokenizer in {tokenizer_dir} ({old_id[:12]}) belongs to the checkpoint {path} and is not "
-                             f"replaced by another one ({new_id[:12]}); {elsewhere}")
+            raise ValueError(f"the tokenizer in {tokenizer_dir} ({old_id[:12]}) belongs to the checkpoint {path} and "
+                             f"is not replaced by another one ({new_id[:12]}); {elsewhere}")
     return True
 
 

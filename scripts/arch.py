@@ -65,7 +65,7 @@ def parse_ratio(text: str) -> float:
 
 
 def check(args) -> list[int]:
-    """The depths. Raises ValueError for what cannot be."""
+    """The depths. Raises ValueError for options that are out of range."""
     try:
         depths = sorted({int(word) for word in args.depths.split(",")})
     except ValueError:

@@ -99,7 +99,7 @@ def check(args):
 
 
 def read_stats(path) -> dict:
-    """Statistics, or the refusal that stands in their place. Raises ValueError where there is neither."""
+    """Statistics, or the refusal that stands in their place. Raises ValueError for a file that holds neither."""
     try:
         stats = read_json(path)
     except ValueError as e:
@@ -122,7 +122,7 @@ def well_typed(stats: dict) -> bool:
 
 
 def from_records(args) -> Calibration:
-    """The runs, checked against what was said beside them; --point adds to them."""
+    """The runs of --records, checked against the options given beside them."""
     for name in ("num-scaling-params", "ref-scaling-params", "flags"):
         given = getattr(args, name.replace("-", "_"))
         require(not given, name, given, "nothing beside --records: they say it")
@@ -158,7 +158,7 @@ def ask(args, stats: dict, runs: Calibration) -> infer.Question:
 
 
 def facts_of(args, stats: dict, runs: Calibration, asked: infer.Question, answer: dict) -> dict:
-    """The JSON: what was asked, what is answered, and what each ratio means for the trainer."""
+    """The JSON: the question, the answer, and the trainer's settings at each ratio."""
     exponent = asked.exponent
     return {
         "schema_version": SCHEMA_VERSION, "target_metric_name": args.target_metric,
@@ -211,7 +211,7 @@ def tokens_line(facts) -> str:
 
 
 def arms_table(arms: dict) -> str:
-    """Each arm pinned at ratio_ref, and below it what changing only the ratio would do."""
+    """Each arm pinned at ratio_ref, and below it the settings that changing only the ratio would give."""
     rows = []
     for name, arm in arms.items():
         for how in ("pinned", "unpinned"):

@@ -26,7 +26,8 @@ import numpy as np
 from nanochat.common import get_base_dir, print0, read_json, write_json
 from nanochat.lab.commands import EXIT_BAD_INPUT, EXIT_OK, exit_code, require_writable
 from nanochat.lab.horizon import correlation, decay, stats
-from nanochat.lab.horizon.entropy import fit_gamma, read_positions
+from nanochat.lab.horizon.entropy import read_positions
+from nanochat.lab.horizon.gamma import fit_gamma
 from nanochat.lab.horizon.ngram import ngram_curve
 from nanochat.lab.horizon.source import Refusal, TokenSource
 from nanochat.lab.table import number, table
@@ -116,7 +117,7 @@ def check(args):
 # Tokens
 
 def up_to(arrays, max_tokens: int):
-    """The arrays, cut where they hold max_tokens in all; says how far it is."""
+    """The arrays, cut where they hold max_tokens in all; prints how far the reading is."""
     total, said = 0, time.perf_counter()
     for array in arrays:
         array = array[:max_tokens - total]
@@ -199,7 +200,7 @@ def positions_path(model_tag: str) -> Path:
 
 
 def read_losses(model_tag: str, ids: dict):
-    """The curve that scripts.base_loss wrote of a model. ids: tokenizer_id and dataset_id of this corpus."""
+    """The curve that scripts.base_loss wrote for a model. ids: tokenizer_id and dataset_id of this corpus."""
     path = positions_path(model_tag)
     command = f"python -m scripts.base_loss --model-tag={model_tag} --split=val --per-position={path}"
     if not path.exists():

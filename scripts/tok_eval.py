@@ -1,5 +1,5 @@
 """
-Bytes per token of the tokenizer on several kinds of text, beside GPT-2's and GPT-4's where they can be had. Run:
+Bytes per token of the tokenizer on several kinds of text, beside GPT-2's and GPT-4's where they can be downloaded. Run:
 
     python -m scripts.tok_eval
 
@@ -59,30 +59,33 @@ if __name__ == "__main__":
     print({name: longest_run(name, key=str.lower) for name in ("aAb", "xyz", "")})
 '''
 
-MATH = r"""
+MATH = (r"""
 \begin{lemma}\label{lem:telescope}
 Let $a_1, a_2, \dots, a_n$ be positive reals with $\prod_{i=1}^{n} a_i = 1$. Then $\sum_{i=1}^{n} a_i \ge n$.
 \end{lemma}
 \begin{proof}
 Since $\log x \le x - 1$ for all $x > 0$, with equality only at $x = 1$,
 \[
-  0 = \log \prod_{i=1}^{n} a_i = \sum_{i=1}^{n} \log a_i \le \sum_{i=1}^{n} (a_i - 1) = \Bigl(\sum_{i=1}^{n} a_i\Bigr) - n .
+  0 = \log \prod_{i=1}^{n} a_i = \sum_{i=1}^{n} \log a_i \le \sum_{i=1}^{n} (a_i - 1) """
+        r"""= \Bigl(\sum_{i=1}^{n} a_i\Bigr) - n .
 \]
 For $n = 2$ this reads $a + \tfrac{1}{a} \ge 2$, that is, $\frac{(a-1)^2}{a} \ge 0$. \qedhere
 \end{proof}
-"""
+""")
 
 SCIENCE = """
 A falling raindrop reaches its terminal velocity when drag balances gravity: for a drop of radius r = 1 mm and density
-ρ = 1000 kg/m³ that is about 6.5 m/s, whereas a cloud droplet of 10 μm sinks at barely 1 cm/s. Between the two regimes the
-Reynolds number grows from ~10⁻² to ~10³, so Stokes' law (F = 6πηrv) no longer applies and the drag coefficient has to be
+ρ = 1000 kg/m³ that is about 6.5 m/s, whereas a cloud droplet of 10 μm sinks at barely 1 cm/s. \
+Between the two regimes the
+Reynolds number grows from ~10⁻² to ~10³, so Stokes' law (F = 6πηrv) no longer applies and the drag \
+coefficient has to be
 taken from experiment. Drops wider than roughly 5 mm flatten, become unstable and break up; hence the size distribution
 N(D) = N₀·exp(−ΛD) that Marshall and Palmer fitted to filter-paper measurements falls off so steeply.
 """
 
 
 def load_published(timeout_sec=DOWNLOAD_TIMEOUT_SEC) -> dict[str, RustBPETokenizer]:
-    """{label: tokenizer} of what could be had in time; says once what could not and why."""
+    """{label: tokenizer} of those downloaded in time; prints once which could not be downloaded and why."""
     found, errors = {}, []
 
     def load():

@@ -8,8 +8,8 @@ from nanochat.config import parse
 from nanochat.cost import resolve
 from tests import ledger_case
 
-FLAGS = ("--device-type=cpu", "--no-compile", "--depth=2", "--max-seq-len=256", "--device-batch-size=4", "--total-batch-size=2048",
-         "--eval-every=50", "--warmup-steps=5")
+FLAGS = ("--device-type=cpu", "--no-compile", "--depth=2", "--max-seq-len=256", "--device-batch-size=4",
+         "--total-batch-size=2048", "--eval-every=50", "--warmup-steps=5")
 VOCAB, RATIO = 1024, 2.0
 CORPUS = 60e6  # distinct tokens
 FLOOR, A, ALPHA = 1.1, 8.0, 0.2
@@ -19,8 +19,10 @@ def loss(tokens):
     return FLOOR + A * tokens ** -ALPHA
 
 
-def calibration_run(share=1.0, seed=1, *flags, run_id=None, status="ok", pinned=True, value=None, **results) -> tuple[dict, list[dict]]:
-    """(run.json, metrics) of a complete run at `share` of the default horizon; results: over those of its end."""
+def calibration_run(share=1.0, seed=1, *flags, run_id=None, status="ok", pinned=True, value=None,
+                    **results) -> tuple[dict, list[dict]]:
+    """(run.json, metrics) of a complete run at `share` of the default horizon. results: values that replace those of
+    its end."""
     reference = [f"--ratio-ref={RATIO}"] if pinned else []
     config = parse([*FLAGS, f"--target-param-data-ratio={share * RATIO}", *reference, *flags, f"--seed={seed}"])
     done = asdict(resolve(config, VOCAB))
@@ -28,14 +30,16 @@ def calibration_run(share=1.0, seed=1, *flags, run_id=None, status="ok", pinned=
     value = float(loss(tokens)) if value is None else value
     name = run_id or f"lane_{share:g}_s{seed}"
     made = ledger_case.record(seed, run_id=name, status=status) | {"config": asdict(config), "resolved": done}
-    made["results"] |= {"val_bpb": value, "min_val_bpb": value, "steps": steps, "trained_tokens": tokens, "epochs_used": tokens / CORPUS,
-                        "bound": "ratio", **results}
+    made["results"] |= {"val_bpb": value, "min_val_bpb": value, "steps": steps, "trained_tokens": tokens,
+                        "epochs_used": tokens / CORPUS, "bound": "ratio", **results}
     return made, validations(steps, tokens, value)
 
 
 def validations(steps, tokens, final, every=50):
-    """A curve at full rate until the last third, which then comes down to its end: every checkpoint but the last stands above
-    what a run of its own, as long, would have reached."""
+    """A curve at full rate until the last third, which then comes down to its end.
+
+    Every checkpoint but the last stands above the end of a complete run of that length.
+    """
     rows = []
     for step in [*range(every, steps, every), steps]:
         own = float(loss(tokens * step / steps))

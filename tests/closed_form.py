@@ -15,13 +15,15 @@ CASES = {  # grouped queries, S windows, padded vocabulary | an odd depth, full 
     "d4": dict(sequence_len=256, vocab_size=4001, n_layer=4, n_head=4, n_kv_head=2, n_embd=256, window_pattern="SSSL"),
     "d3": dict(sequence_len=128, vocab_size=512, n_layer=3, n_head=2, n_kv_head=2, n_embd=128, window_pattern="L"),
 }
-TINY = dict(sequence_len=160, vocab_size=70, n_layer=4, n_head=4, n_kv_head=2, n_embd=48, window_pattern="SL")  # an S window is 128
+# the tiny model; its S window is 128
+TINY = dict(sequence_len=160, vocab_size=70, n_layer=4, n_head=4, n_kv_head=2, n_embd=48, window_pattern="SL")
 RATES = dict(unembedding_lr=0.008, embedding_lr=0.3, matrix_lr=0.02, scalar_lr=0.5, weight_decay=0.28)
 
-# (part of a parameter's name, offset, half width); the first match counts. None = sqrt(3 / fan in), which is
-# standard deviation 1/sqrt(fan in). Nothing is 0, no gate is saturated, and logits are large enough to feel the soft cap.
-WEIGHTS = (("wte", 0.0, 1.4), ("lm_head", 0.0, 0.3), ("value_embeds", 0.0, 0.5), ("ve_gate", 0.0, 0.5), ("resid_lambdas", 1.0, 0.1),
-           ("x0_lambdas", 0.2, 0.1), ("smear_gate", 0.0, 0.5), ("smear_lambda", 0.5, 0.1), ("backout_lambda", 0.3, 0.1), ("", 0.0, None))
+# (part of a parameter's name, offset, half width); the first match counts. None = sqrt(3 / fan in), which is standard
+# deviation 1/sqrt(fan in). Nothing is 0, no gate is saturated, and logits are large enough to feel the soft cap.
+WEIGHTS = (("wte", 0.0, 1.4), ("lm_head", 0.0, 0.3), ("value_embeds", 0.0, 0.5), ("ve_gate", 0.0, 0.5),
+           ("resid_lambdas", 1.0, 0.1), ("x0_lambdas", 0.2, 0.1), ("smear_gate", 0.0, 0.5), ("smear_lambda", 0.5, 0.1),
+           ("backout_lambda", 0.3, 0.1), ("", 0.0, None))
 
 
 @cache
@@ -63,7 +65,7 @@ def set_gradients(model, step: int):
 
 
 # -----------------------------------------------------------------------------
-# What is compared. `model` has upstream's forward(idx, targets, loss_reduction=); config is a row of CASES.
+# The compared quantities. `model` has upstream's forward(idx, targets, loss_reduction=); config is a row of CASES.
 
 def forward(model, config) -> dict:
     shape = 2, config["sequence_len"]
@@ -73,25 +75,28 @@ def forward(model, config) -> dict:
         logits, losses = model(x), model(x, y, loss_reduction="none")
     loss = model(x, y)
     loss.backward()
-    return dict(logits=logits, losses=losses, loss=loss.item(), grads={name: p.grad for name, p in model.named_parameters()})
+    return dict(logits=logits, losses=losses, loss=loss.item(),
+                grads={name: p.grad for name, p in model.named_parameters()})
 
 
 def updates(model, optimizer, steps=3) -> dict:
-    """What the optimizer does to each tensor in three steps with prescribed gradients: name -> (w3 - w0, w3)."""
+    """The moves of each tensor in three optimizer steps with prescribed gradients: name -> (w3 - w0, w3)."""
     fill(model)
     before = {name: p.detach().double().clone() for name, p in model.named_parameters()}
     for step in range(steps):
         set_gradients(model, step)
         for group in optimizer.param_groups:  # as the trainer schedules them
             group["lr"] = group["initial_lr"] * (1 - 0.2 * step)
-            group.update(dict(momentum=0.85 + 0.05 * step, weight_decay=0.28 - 0.1 * step) if group["kind"] == "muon" else {})
+            group.update(dict(momentum=0.85 + 0.05 * step, weight_decay=0.28 - 0.1 * step) if group["kind"] == "muon"
+                         else {})
         optimizer.step()
     return {name: (p.detach().double() - before[name], p.detach().double()) for name, p in model.named_parameters()}
 
 
 def initial_weights(model) -> dict:
     """Two projections of each tensor."""
-    return {name: [p.detach().double().sum().item(), (p.detach().double() * uniform(p.shape, "init").double()).sum().item()]
+    return {name: [p.detach().double().sum().item(),
+                   (p.detach().double() * uniform(p.shape, "init").double()).sum().item()]
             for name, p in model.named_parameters()}
 
 
@@ -106,6 +111,8 @@ def samples(x, n: int) -> list[float]:
 
 def figures(out: dict, moved: dict) -> dict:
     """The results of forward and updates, small enough for the repository."""
-    return dict(logits=samples(out["logits"], 24), mean_abs_logit=out["logits"].abs().mean().item(), losses=samples(out["losses"], 24),
-                loss=out["loss"], grad_norms={name: norm(g) for name, g in out["grads"].items()},
-                updates={name: dict(norm=norm(w), moved=norm(dw), samples=samples(dw, 6)) for name, (dw, w) in moved.items()})
+    return dict(logits=samples(out["logits"], 24), mean_abs_logit=out["logits"].abs().mean().item(),
+                losses=samples(out["losses"], 24), loss=out["loss"],
+                grad_norms={name: norm(g) for name, g in out["grads"].items()},
+                updates={name: dict(norm=norm(w), moved=norm(dw), samples=samples(dw, 6))
+                         for name, (dw, w) in moved.items()})

@@ -1,8 +1,8 @@
 """
-What every test gets: the repository on the path, one thread, and a base directory of its own.
+Common to all tests: the repository on the path, one thread, and a base directory of its own for each test.
 
 No test may write into the user's own artifacts, so NANOCHAT_BASE_DIR points into a temporary folder
-for the whole session (fixtures of a module or session see that one) and into a fresh one for each test.
+for the whole session (fixtures of a module or session see that folder) and into a fresh folder for each test.
 """
 
 import os
@@ -12,14 +12,16 @@ import tempfile
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported anywhere; subprocesses inherit it
-os.environ["NANOCHAT_LEDGER"] = os.path.join(tempfile.mkdtemp(prefix="nanochat-tests-"), "experiments.csv")  # not the repository's
+# the ledger of the tests is not the repository's
+os.environ["NANOCHAT_LEDGER"] = os.path.join(tempfile.mkdtemp(prefix="nanochat-tests-"), "experiments.csv")
 REPO_ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_ROOT))
 
 import pytest  # noqa: E402
 
-# What a user's shell may hold and a test must not depend on.
-FOREIGN_ENVIRONMENT = ("NANOCHAT_DTYPE", "RANK", "LOCAL_RANK", "WORLD_SIZE", "WANDB_RUN", "SKIP_SETUP", "PYTHON", "MAKEFLAGS", "MAKELEVEL")
+# Variables that a user's shell may hold and that no test may depend on.
+FOREIGN_ENVIRONMENT = ("NANOCHAT_DTYPE", "RANK", "LOCAL_RANK", "WORLD_SIZE", "WANDB_RUN", "SKIP_SETUP", "PYTHON",
+                       "MAKEFLAGS", "MAKELEVEL")
 
 
 # A background job or nohup starts with these ignored, and children would inherit that: the tests send them.

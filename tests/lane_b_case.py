@@ -2,10 +2,17 @@
 
 import numpy as np
 
-from nanochat.lab.horizon.correlation import Curve, frequent_ranks, measure_spool, pair_counts
+from nanochat.lab.horizon.correlation import Curve, measure_spool, pair_counts
 from nanochat.lab.horizon.decay import power_law
+from nanochat.lab.horizon.entropy import EntropyCurve
+from nanochat.lab.horizon.gamma import GammaFit
+from nanochat.lab.horizon.ranks import frequent_ranks
 from nanochat.lab.horizon.source import TokenSource
-from nanochat.lab.horizon.spool import spooled
+from nanochat.lab.horizon.spool import Spool, spooled
+
+LOSSES = EntropyCurve("ngram", np.arange(4), np.array([6.0, 5.0, 4.5, 4.3]), np.full(4, 0.01),
+                      np.array([6.0, 4.8, np.nan, np.nan]), np.array([np.nan, 0.4, 0.3, np.nan]))
+FOUND = GammaFit(0.3, (0.24, 0.36), 0.0, False, (1, 3), ("gamma_window_sensitive",))
 
 
 def source_of(*arrays, vocab_size, documents=False):
@@ -17,6 +24,11 @@ def correlation_curve(source, **options) -> Curve:
         return measure_spool(spool, **options)
 
 
+def spool_of(arrays, vocab_size):
+    tokens = np.concatenate(arrays)
+    return Spool(tokens, np.cumsum([len(a) for a in arrays]), np.bincount(tokens, minlength=vocab_size), True)
+
+
 def zipf(vocab_size):
     p = 1 / np.arange(1, vocab_size + 1)
     return p / p.sum()
@@ -25,6 +37,13 @@ def zipf(vocab_size):
 def draw(cumulative, rng, size):
     """Indices with the probabilities whose cumulative sum is given."""
     return np.minimum(np.searchsorted(cumulative, rng.random(size), side="right"), len(cumulative) - 1)
+
+
+def drifting(n, vocab_size, seed=0):
+    """Tokens that depend on the one before: u is followed by u, u + 1 or u + 2."""
+    steps = np.random.default_rng(seed).choice(3, n, p=[0.5, 0.3, 0.2])
+    x = np.cumsum(steps) + draw(np.cumsum(zipf(7)), np.random.default_rng(seed + 1), n)
+    return (x % vocab_size).astype(np.int64)
 
 
 class SignOfGaussian:
@@ -68,7 +87,10 @@ def gaussian(n, b, rng):
 
 
 def two_state_chain(n, stay=0.95, seed=0):
-    """A symmetric Markov chain on {0, 1}; C(n) = (2 stay - 1)^n C(0), C(0) = [[1, -1], [-1, 1]] / 4, norm 1/2 at lag 0."""
+    """A symmetric Markov chain on {0, 1}.
+
+    C(n) = (2 stay - 1)^n C(0), C(0) = [[1, -1], [-1, 1]] / 4, with norm 1/2 at lag 0.
+    """
     flips = np.random.default_rng(seed).random(n) > stay
     return np.cumsum(flips) % 2
 

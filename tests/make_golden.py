@@ -23,13 +23,14 @@ from closed_form import CASES, RATES, figures, forward, initial_weights, updates
 GOLDEN = Path(__file__).with_name("golden_upstream.json")
 TRAININGS = (  # (flags, vocabulary)
     ("--depth=4", 4096), ("--depth=11 --aspect-ratio=50", 32768), ("--depth=12", 32768),
-    ("--depth=6 --head-dim=64 --window-pattern=L --max-seq-len=512 --total-batch-size=16384 --num-iterations=5000", 8192),
+    ("--depth=6 --head-dim=64 --window-pattern=L --max-seq-len=512 --total-batch-size=16384 "
+     "--num-iterations=5000", 8192),
     ("--depth=24 --target-param-data-ratio=8 --weight-decay=0.2", 32768),
     ("--depth=20 --target-flops=1e18 --warmdown-ratio=0.3 --warmup-steps=7 --final-lr-frac=0", 65536),
     ("--depth=5 --num-iterations=450 --target-flops=1e15 --device-batch-size=4 --total-batch-size=24576", 50257),
 )
-WANTED = set("""param_counts num_flops_per_token num_scaling_params target_tokens D_REF total_batch_size batch_lr_scale weight_decay_scaled
-    num_iterations total_tokens grad_accum_steps""".split())
+WANTED = set("""param_counts num_flops_per_token num_scaling_params target_tokens D_REF total_batch_size batch_lr_scale
+    weight_decay_scaled num_iterations total_tokens grad_accum_steps""".split())
 NAMES = WANTED | set("args num_params d12_ref B_REF batch_ratio tokens_per_fwdbwd world_tokens_per_fwdbwd".split())
 FUNCTIONS = {"build_model_meta", "get_scaling_params", "get_lr_multiplier", "get_muon_momentum", "get_weight_decay"}
 
@@ -42,12 +43,12 @@ def is_wanted(node) -> bool:
 
 
 def trainer_numbers(source: str, flags: str, vocab_size: int, GPT, GPTConfig) -> dict:
-    """Run those statements of upstream's trainer that bind NAMES or define FUNCTIONS; return what they bound."""
+    """Run the statements of upstream's trainer that bind NAMES or define FUNCTIONS; return the bound values."""
     tree = ast.parse(source)
     tree.body = [node for node in tree.body if is_wanted(node)]
     sys.argv = ["base_train", *flags.split()]
-    found = dict(argparse=argparse, math=math, torch=torch, print0=lambda *_: None, GPT=GPT, GPTConfig=GPTConfig, vocab_size=vocab_size,
-                 ddp_world_size=1)
+    found = dict(argparse=argparse, math=math, torch=torch, print0=lambda *_: None, GPT=GPT, GPTConfig=GPTConfig,
+                 vocab_size=vocab_size, ddp_world_size=1)
     exec(compile(tree, "base_train", "exec"), found)
     n = found["num_iterations"]
     schedule = [[it, *(found[f](it) for f in ("get_lr_multiplier", "get_muon_momentum", "get_weight_decay"))]
@@ -80,16 +81,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("upstream")
     parser.add_argument("--tensors")
-    parser.add_argument("--print", action="store_true", help="figures in the dtype of NANOCHAT_DTYPE, as JSON on the last line")
+    parser.add_argument("--print", action="store_true",
+                        help="figures in the dtype of NANOCHAT_DTYPE, as JSON on the last line")
     args = parser.parse_args()
     if args.tensors or args.print:
         torch.set_num_threads(1)
         return print("\n" + json.dumps(run_upstream(args.upstream, args.tensors)))
-    commit = subprocess.run(["git", "-C", args.upstream, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(["git", "-C", args.upstream, "rev-parse", "HEAD"], check=True, capture_output=True,
+                            text=True).stdout.strip()
     golden = dict(upstream_commit=commit, torch=torch.__version__)
     for dtype in ("float32", "bfloat16"):  # upstream fixes its dtype at import: a process each, its compilation off
-        run = subprocess.run([sys.executable, __file__, args.upstream, "--print"], check=True, capture_output=True, text=True,
-                             env={**os.environ, "NANOCHAT_DTYPE": dtype, "TORCHDYNAMO_DISABLE": "1"})
+        run = subprocess.run([sys.executable, __file__, args.upstream, "--print"], check=True, capture_output=True,
+                             text=True, env={**os.environ, "NANOCHAT_DTYPE": dtype, "TORCHDYNAMO_DISABLE": "1"})
         short = json.loads(run.stdout.splitlines()[-1], parse_float=lambda text: float(f"{float(text):.12g}"))
         golden["trainings"] = short.pop("trainings")
         golden[dtype] = short

@@ -1,4 +1,4 @@
-"""What the tests of lab/horizon/ngram.py compare with: Kneser-Ney with dictionaries, and sources whose H_n is known exactly."""
+"""References for the tests of lab/horizon/ngram.py: Kneser-Ney with dictionaries, and sources whose H_n is known."""
 
 from collections import Counter
 
@@ -51,10 +51,11 @@ def renewal_tokens(num_tokens: int, t: float, rng) -> np.ndarray:
 
 
 def renewal_law(n: int, t: float):
-    """(weight [n + 1], chance [n + 1]): what n tokens of the past say is how many zeros there were since the last 1, or that there were n.
+    """(weight [n + 1], chance [n + 1]) of the states that n tokens of the past can tell apart.
 
-    weight: how often each is so; chance: that a 1 follows. With s_j = P(gap > j) the weights are s_j / mean gap, and a 1 follows j
-    zeros with chance 1 - s_{j+1} / s_j; sums of s over the tail are Hurwitz zeta values.
+    A state is the number of zeros since the last 1, or that there were n. weight: how often each state occurs; chance:
+    that a 1 follows. With s_j = P(gap > j) the weights are s_j / mean gap, and a 1 follows j zeros with chance 1 -
+    s_{j+1} / s_j; sums of s over the tail are Hurwitz zeta values.
     """
     s = (np.arange(n + 1) / 3 + 1) ** -t
     everything, tail = 3 ** t * zeta(t, np.array([3.0, n + 3.0]))  # sum of s over all j, and over j >= n
@@ -68,7 +69,7 @@ def renewal_entropy(n: int, t: float) -> float:
 
 
 def renewal_loss(tokens: np.ndarray, at: np.ndarray, n: int, t: float) -> float:
-    """Mean loss in nats at the positions `at` of who knows the law and sees n tokens."""
+    """Mean loss in nats at the positions `at` of an observer that knows the law and sees n tokens."""
     last = np.maximum.accumulate(np.where(tokens == 1, np.arange(len(tokens)), -n - 1))
     p = renewal_law(n, t)[1][np.minimum(at - 1 - last[at - 1], n)]
     return float(-np.log(np.where(tokens[at] == 1, p, 1 - p)).mean())
@@ -94,7 +95,10 @@ def word_weights(count: int) -> np.ndarray:
 
 
 def word_entropy(n: int, words) -> float:
-    """H_n in nats by enumeration: what counts of the past is the letters since the last space, or the last n where none was a space."""
+    """H_n in nats by enumeration.
+
+    The state is the letters since the last space, or the last n letters where none of them was a space.
+    """
     nexts: dict[tuple, Counter] = {}
     for word, weight in zip(words, word_weights(len(words))):
         spelled = word + (0,)
@@ -110,7 +114,8 @@ def plug_in_entropy(tokens: np.ndarray, n: int, buckets: int = 2**24) -> float:
     """The trap: entropy of the next token from the counts of the text itself, contexts hashed into buckets."""
     h = np.zeros(len(tokens) - n, dtype=np.uint64)
     for i in range(n):
-        h = (h * np.uint64(1_000_003) + tokens[i:len(tokens) - n + i].astype(np.uint64) + np.uint64(1)) % np.uint64(2**31 - 1)
+        h = (h * np.uint64(1_000_003) + tokens[i:len(tokens) - n + i].astype(np.uint64)
+             + np.uint64(1)) % np.uint64(2**31 - 1)
     h %= np.uint64(buckets)
     _, pair = np.unique(h * np.uint64(tokens.max() + 1) + tokens[n:].astype(np.uint64), return_counts=True)
     _, context = np.unique(h, return_counts=True)

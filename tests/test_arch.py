@@ -1,5 +1,5 @@
 """
-scripts.arch: counts against arithmetic, and that what it prints can be trained. Run:
+scripts.arch: its counts against arithmetic, and its flags in the trainer's parser. Run:
 
     python -m pytest tests/test_arch.py
 """
@@ -20,7 +20,8 @@ def table(argv, capsys):
     """Rows as dicts by column."""
     arch.main(argv)
     lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
-    starts = [lines[0].index(name) + len(name) for name in ("depth", "width", "heads", "wte", "matrices", "lm_head", "plain")]
+    starts = [lines[0].index(name) + len(name)
+              for name in ("depth", "width", "heads", "wte", "matrices", "lm_head", "plain")]
     names = ("depth", "width", "heads", "wte", "matrices", "lm_head", "plain")
     rows = []
     for line in lines[1:]:
@@ -31,7 +32,8 @@ def table(argv, capsys):
 
 def test_plain_count_of_the_plans():
     for n_head in (4, 8):
-        counts = count_plain(meta_model(GPTConfig(vocab_size=24576, n_layer=4, n_head=n_head, n_kv_head=n_head, n_embd=512)))
+        counts = count_plain(meta_model(GPTConfig(vocab_size=24576, n_layer=4, n_head=n_head, n_kv_head=n_head,
+                                                  n_embd=512)))
         assert counts["wte"] == counts["matrices"] == counts["lm_head"] == 12_582_912
         assert counts["plain"] == TARGET
         assert counts["value_embeds"] == 2 * 24576 * 512 and counts["gates"] == 2 * 12 * n_head
@@ -39,7 +41,8 @@ def test_plain_count_of_the_plans():
 
 
 @pytest.mark.parametrize("config", [GPTConfig(vocab_size=1000, n_layer=5, n_head=6, n_kv_head=2, n_embd=192),
-                                    GPTConfig(vocab_size=512, n_layer=2, value_embeds=False, smear=False, lambdas=False, backout=False)])
+                                    GPTConfig(vocab_size=512, n_layer=2, value_embeds=False, smear=False, lambdas=False,
+                                              backout=False)])
 def test_parts_add_up_to_all(config):
     model = meta_model(config)
     counts = count_plain(model)
@@ -61,7 +64,8 @@ def test_budget_finds_and_marks_the_1_1_1_shape(capsys):
 
 def test_budget_lists_every_width_within_the_tolerance(capsys):
     rows = table(["--budget=30e6", "--vocab_size=8192", "--head-dim=32", "--depths=4,7", "--tolerance=0.2"], capsys)
-    expected = {(depth, C) for depth in (4, 7) for C in range(32, 4000, 32) if abs((2 * 8192 * C + 12 * C * C * depth) / 30e6 - 1) <= 0.2}
+    expected = {(depth, C) for depth in (4, 7) for C in range(32, 4000, 32)
+                if abs((2 * 8192 * C + 12 * C * C * depth) / 30e6 - 1) <= 0.2}
     assert {(row["depth"], row["width"]) for row in rows} == expected and len(rows) == len(expected) > 4
 
 
@@ -83,9 +87,11 @@ def test_what_depth_alone_gives(capsys):
     assert (row["width"], row["heads"], row["plain"], row["flags"]) == (256, 2, 15_728_640, "--depth=4")
 
 
-@pytest.mark.parametrize("argv", [["--budget=38e6", "--vocab-size=24576", "--depths=4,6", "--head-dim=64", "--max-seq-len=512",
-                                   "--window-pattern=L"],
-                                  ["--ratio=1:1:1", "--vocab-size=4096", "--depths=2,20"], ["--vocab-size=4096", "--depths=3,20"]])
+@pytest.mark.parametrize("argv",
+                         [["--budget=38e6", "--vocab-size=24576", "--depths=4,6", "--head-dim=64", "--max-seq-len=512",
+                           "--window-pattern=L"],
+                          ["--ratio=1:1:1", "--vocab-size=4096", "--depths=2,20"],
+                          ["--vocab-size=4096", "--depths=3,20"]])
 def test_flags_give_the_shape_of_their_row(argv, capsys):
     vocab_size = next(int(word.split("=")[1]) for word in argv if word.startswith("--vocab-size"))
     for row in table(argv, capsys):
@@ -95,9 +101,12 @@ def test_flags_give_the_shape_of_their_row(argv, capsys):
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--budget=1e4", "--depths=2,3"], "no shape within 10% of 10,000 parameters; nearest: 2 layers x 128 wide = 8,781,824"),
-    (["--budget=-5"], "--budget=-5.0"), (["--budget=nan"], "--budget=nan"), (["--ratio=1:2:3"], "wte and lm_head have one size"),
-    (["--ratio=1:x:1"], "--ratio=1:x:1"), (["--depths=4,x"], "--depths=4,x"), (["--head-dim=7"], "--head-dim=7: expected an even number"),
+    (["--budget=1e4", "--depths=2,3"],
+     "no shape within 10% of 10,000 parameters; nearest: 2 layers x 128 wide = 8,781,824"),
+    (["--budget=-5"], "--budget=-5.0"), (["--budget=nan"], "--budget=nan"),
+    (["--ratio=1:2:3"], "wte and lm_head have one size"),
+    (["--ratio=1:x:1"], "--ratio=1:x:1"), (["--depths=4,x"], "--depths=4,x"),
+    (["--head-dim=7"], "--head-dim=7: expected an even number"),
     (["--vocab-size=0"], "--vocab-size=0"), (["--window-pattern=XY"], "--window-pattern=XY")])
 def test_bad_input_is_one_line_and_status_2(argv, message, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -47,8 +47,9 @@ class Terminal:
     def __init__(self, *argv):
         pty = pytest.importorskip("pty")
         self.fd, inside = pty.openpty()
-        self.process = subprocess.Popen([sys.executable, "-m", "scripts.base_complete", *argv], cwd=ROOT, stdin=inside, stdout=inside,
-                                        stderr=subprocess.PIPE, start_new_session=True, preexec_fn=self._control)
+        self.process = subprocess.Popen([sys.executable, "-m", "scripts.base_complete", *argv], cwd=ROOT, stdin=inside,
+                                        stdout=inside, stderr=subprocess.PIPE, start_new_session=True,
+                                        preexec_fn=self._control)
         os.close(inside)
         self.screen, self.decoder = "", codecs.getincrementaldecoder("utf-8")("strict")
 
@@ -182,8 +183,9 @@ def test_ctrl_c_in_one_shot_mode_exits_130(tiny, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["-m", "0"], "--max-tokens=0: expected at least 1"), (["-t", "-1"], "--temperature=-1.0"), (["-k", "-2"], "--top-k=-2"),
-    (["-g", "nope", "-p", "x"], "no whole checkpoint in"), (["-s", "3", "-p", "x"], "steps in this folder: [7]")])
+    (["-m", "0"], "--max-tokens=0: expected at least 1"), (["-t", "-1"], "--temperature=-1.0"),
+    (["-k", "-2"], "--top-k=-2"), (["-g", "nope", "-p", "x"], "no whole checkpoint in"),
+    (["-s", "3", "-p", "x"], "steps in this folder: [7]")])
 def test_bad_input_is_one_line_and_status_2(tiny, capsys, argv, message):
     with pytest.raises(SystemExit) as stop:
         base_complete.main(argv)

@@ -1,5 +1,6 @@
 """
-Commands one after another: an interrupt reaches the child and what it runs, once, and they have the time to save. And as printed.
+Commands one after another: how they are printed, and how they are interrupted. An interrupt reaches the child and its
+own children, once, and they have the time to save.
 
 python -m pytest tests/test_commands.py -q
 """
@@ -43,7 +44,8 @@ def test_interrupt_lets_the_child_save(tmp_path, shell):
     if shell:
         (tmp_path / "t.sh").write_text(f"set -e\n{' '.join(command)}\necho not reached > {note}\n")
         command = ["bash", str(tmp_path / "t.sh")]
-    parent = subprocess.Popen([sys.executable, "-c", f"import sys\nfrom nanochat.lab.commands import call\nsys.exit(call({command!r}))"],
+    parent = subprocess.Popen([sys.executable, "-c",
+                               f"import sys\nfrom nanochat.lab.commands import call\nsys.exit(call({command!r}))"],
                               cwd=REPO_ROOT, start_new_session=True)
     while not (note.exists() and note.read_text() == "started"):
         assert parent.poll() is None
@@ -53,7 +55,8 @@ def test_interrupt_lets_the_child_save(tmp_path, shell):
 
 
 def test_printed_command_names_the_python_of_venv_where_that_is_running(monkeypatch):
-    text = "see: LABEL=x python -m scripts.gates, `python -m nanochat.dataset -n 8`; /a/b/python -m scripts.x, python x.py"
+    text = ("see: LABEL=x python -m scripts.gates, `python -m nanochat.dataset -n 8`; "
+            "/a/b/python -m scripts.x, python x.py")
     monkeypatch.setattr(sys, "prefix", str(REPO_ROOT.parent / "elsewhere"))
     assert to_paste(text) == text
     monkeypatch.setattr(sys, "prefix", str(REPO_ROOT / ".venv"))

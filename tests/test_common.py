@@ -24,7 +24,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="a directory cannot be fsynce
 # Durable files
 
 class Journal:
-    """A shim around the operating system's calls: what was done, in order, to which file."""
+    """A shim around the operating system's calls: a list of the calls, in order, with their file."""
 
     def __init__(self, monkeypatch):
         self.events, self.names = [], {}
@@ -142,7 +142,8 @@ def test_json_without_a_number_is_refused_and_the_old_file_stays(tmp_path, value
 def test_json_comes_back_as_it_was(tmp_path):
     value = {"none": None, "float": 0.1 + 0.2, "text": "é \u2028 \n", "list": [1, [2.5e-300], {}], "true": True}
     write_json(tmp_path / "file.json", value)
-    assert read_json(tmp_path / "file.json") == value == json.loads((tmp_path / "file.json").read_text(encoding="utf-8"))
+    assert read_json(tmp_path
+                     / "file.json") == value == json.loads((tmp_path / "file.json").read_text(encoding="utf-8"))
 
 
 # -----------------------------------------------------------------------------
@@ -183,8 +184,8 @@ def repo(tmp_path, monkeypatch):
     root = make_tree(tmp_path / "repo")
 
     def git(*args):
-        return subprocess.run(["git", "-C", str(root), "-c", "user.name=n", "-c", "user.email=e@x", *args], check=True, capture_output=True,
-                              text=True).stdout.strip()
+        return subprocess.run(["git", "-C", str(root), "-c", "user.name=n", "-c", "user.email=e@x", *args], check=True,
+                              capture_output=True, text=True).stdout.strip()
     git("init", "-q")
     git("add", "-A")
     git("commit", "-qm", "one")
@@ -198,8 +199,8 @@ def test_clean_repository_names_its_commit(repo):
 
 
 @pytest.mark.parametrize("name, dirty", [
-    ("nanochat/a.py", True), ("scripts/c.py", True), ("nanochat/new.py", True), ("patches/new.patch", True), ("tests/t.py", False),
-    ("README.md", False), ("results/x.csv", False)])
+    ("nanochat/a.py", True), ("scripts/c.py", True), ("nanochat/new.py", True), ("patches/new.patch", True),
+    ("tests/t.py", False), ("README.md", False), ("results/x.csv", False)])
 def test_dirty_means_changes_that_could_change_numbers(repo, name, dirty):
     root, git = repo
     atomic_write(root / name, "changed")

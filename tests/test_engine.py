@@ -33,7 +33,7 @@ LENGTH = 160
 
 
 class FakeTokenizer:
-    """Only what the engine asks for."""
+    """Only the method that the engine calls."""
 
     def encode_special(self, name):
         return {"<|bos|>": BOS, "<|assistant_end|>": ASSISTANT_END}[name]
@@ -223,7 +223,8 @@ def test_decoding_goes_past_the_training_context_up_to_the_rotary_table():
     engine.end_ids = set()
     tokens, reach = prompt(5), model.cos.size(1)
     assert reach == 80
-    assert engine.generate_batch(tokens, max_tokens=reach + 1 - 5, temperature=0)[0][0] == greedy_naive(model, tokens, reach + 1 - 5)
+    assert (engine.generate_batch(tokens, max_tokens=reach + 1 - 5, temperature=0)[0][0]
+            == greedy_naive(model, tokens, reach + 1 - 5))
     with pytest.raises(ValueError, match=r"max_tokens=77: expected at most 81 together.*trained on 8"):
         engine.generate(tokens, max_tokens=reach + 2 - 5)  # at the call, not at the first token
     assert len(engine.generate_batch(tokens)[0][0]) == 8  # without max_tokens: to the end of the context

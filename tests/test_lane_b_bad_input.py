@@ -1,5 +1,6 @@
 """
-What nobody should type, typed: both commands say in a line what is wrong, and no older result stays where a new one was asked for.
+Inputs that make no sense: both commands say in a line what is wrong with them, and an older result never stays in the
+place of the new result.
 
 python -m pytest tests/test_lane_b_bad_input.py -v
 """
@@ -12,8 +13,8 @@ import pytest
 from nanochat.lab.commands import require_writable
 from scripts import lane_b_infer_ratio, lane_b_stats
 
-BY_HAND = ["--num-scaling-params=2000000", "--ref-scaling-params=90000000", "--allow-repeated-data", "--target-threshold=2.1",
-           "--default-ratio=2", "--flags=--depth=2 --device-batch-size=8 --max-seq-len=256"]
+BY_HAND = ["--num-scaling-params=2000000", "--ref-scaling-params=90000000", "--allow-repeated-data",
+           "--target-threshold=2.1", "--default-ratio=2", "--flags=--depth=2 --device-batch-size=8 --max-seq-len=256"]
 ALPHA = ["--alpha=0.19", "--alpha-ci", "0.16", "0.22"]
 POINTS = ["--point=1e6:2.31:1", "--point=2e6:2.22:1", "--point=4e6:2.14:1"]
 
@@ -56,19 +57,22 @@ def test_a_result_file_of_another_form_is_named(typed, tmp_path, monkeypatch, re
 @pytest.mark.parametrize("text, message", [
     ("", "is no JSON"), ("[", "is no JSON"), ('"alpha_d"', "no statistics"),
     *((json.dumps({"schema_version": 1, "alpha_d": 0.2} | wrong), "no statistics") for wrong in (
-        {"alpha_d": "0.2"}, {"alpha_d_ci95": [0.1]}, {"alpha_d_ci95": ["a", 1]}, {"n_star_tokens": "9"}, {"warnings": 5},
-        {"error": "no"}))])
+        {"alpha_d": "0.2"}, {"alpha_d_ci95": [0.1]}, {"alpha_d_ci95": ["a", 1]}, {"n_star_tokens": "9"},
+        {"warnings": 5}, {"error": "no"}))])
 def test_statistics_of_another_form_are_named(typed, tmp_path, text, message):
     (tmp_path / "stats.json").write_text(text)
     code, err, facts = typed(lane_b_infer_ratio, f"--stats={tmp_path / 'stats.json'}", *POINTS, *BY_HAND)
-    assert code == 2 and f"stats.json{':' * (message != 'is no JSON')} {message}" in err and facts["error"]["code"] == "bad_input"
+    assert (code == 2 and f"stats.json{':' * (message != 'is no JSON')} {message}" in err
+            and facts["error"]["code"] == "bad_input")
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--tokens=nowhere.npy"], "nowhere.npy"), (["--tokens=."], "Errno"), (["--tokens=text.npy"], "expected what numpy.save writes"),
+    (["--tokens=nowhere.npy"], "nowhere.npy"), (["--tokens=."], "Errno"),
+    (["--tokens=text.npy"], "expected what numpy.save writes"),
     (["--tokens=objects.npy"], "expected what numpy.save writes"), (["--tokens=few.npy", "--seed=-1"], "--seed=-1"),
     (["--tokens=few.npy", "--top-k=0"], "--top-k=0")])
-def test_statistics_that_cannot_be_made_replace_the_older_ones_and_the_inference_stops(typed, tmp_path, monkeypatch, argv, message):
+def test_statistics_that_cannot_be_made_replace_the_older_ones_and_the_inference_stops(
+        typed, tmp_path, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.npy").write_text("hello")
     np.save("few.npy", np.arange(9))
@@ -89,12 +93,14 @@ def test_ids_below_zero_are_named_with_a_vocabulary_that_can_be(typed, tmp_path)
 
 @pytest.mark.parametrize("name", ["", "file/out.json", "file/new/out.json"])
 @pytest.mark.parametrize("option", ["--output-json", "--plot"])
-def test_a_result_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path, capsys, monkeypatch, name, option):
+def test_a_result_that_cannot_be_written_is_refused_before_anything_is_measured(
+        tmp_path, capsys, monkeypatch, name, option):
     (tmp_path / "file").touch()
     monkeypatch.setattr(lane_b_stats, "measure", lambda args: pytest.fail("measured"))
     monkeypatch.setattr(lane_b_infer_ratio, "answer", lambda args: pytest.fail("answered"))
     for command, argv in ((lane_b_stats, []), (lane_b_infer_ratio, [*ALPHA, *POINTS, *BY_HAND])):
-        assert command.main([*argv, f"{option}={tmp_path / name}"]) == 2 and "cannot be written" in capsys.readouterr().err
+        assert (command.main([*argv, f"{option}={tmp_path / name}"]) == 2
+                and "cannot be written" in capsys.readouterr().err)
 
 
 def test_a_result_may_be_in_a_folder_that_is_yet_to_be_made(tmp_path):

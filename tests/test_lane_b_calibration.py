@@ -37,8 +37,8 @@ def refusal(*runs):
 def test_points_are_the_ends_of_the_runs():
     runs = [calibration_run(share, seed) for share in SHARES for seed in (1, 2)]
     found = read_runs(runs)
-    assert found.points == [Point(record["resolved"]["total_tokens"], record["results"]["val_bpb"], record["config"]["seed"],
-                                  record["run_id"], 2048) for record, _ in runs]
+    assert found.points == [Point(record["resolved"]["total_tokens"], record["results"]["val_bpb"],
+                                  record["config"]["seed"], record["run_id"], 2048) for record, _ in runs]
     assert (found.dataset_id, found.tokenizer_id, found.num_scaling_params) == (DATA, TOKENIZER, N)
     assert found.distinct_tokens == pytest.approx(CORPUS)
     assert found.ref_scaling_params == scaling_params(meta_model(gpt_config(parse(FLAGS), VOCAB, depth=12)))
@@ -67,7 +67,8 @@ def test_last_validation_has_to_be_of_the_last_step():
 
 def test_upstream_checkpoint_is_no_point():
     record, rows = calibration_run(1.0)
-    assert refusal((record | {"resolved": {"num_iterations": None, "total_batch_size": 2048}}, rows))[0] == "incomplete_run"
+    assert refusal((record | {"resolved": {"num_iterations": None, "total_batch_size": 2048}},
+                    rows))[0] == "incomplete_run"
 
 
 @pytest.mark.parametrize("name", ["tau", "ref_tokens", "total_batch_size"])
@@ -83,7 +84,8 @@ def test_run_that_does_not_say_what_it_read_is_no_point(epochs_used):
 
 
 def test_checkpoints_of_one_run_are_no_points_and_would_give_another_ratio():
-    """The naive L(D): validations along the longest run. At full rate they stand above the law, so its end looks like a steep fall."""
+    """The naive L(D): validations along the longest run. At full rate they stand above the law, so its end looks like a
+    steep fall."""
     record, rows = calibration_run(1.0)
     tokens = [row["step"] * 2048 for row in rows]
     naive = fit(pool([Point(t, row["val/bpb"]) for t, row in zip(tokens, rows)], 0.002), ALPHA).tokens_to(TARGET)
@@ -91,12 +93,14 @@ def test_checkpoints_of_one_run_are_no_points_and_would_give_another_ratio():
     assert abs(naive / true - 1) > 0.1
     ends = read_runs([calibration_run(share) for share in SHARES]).points
     assert fit(pool(ends, 0.002), ALPHA).tokens_to(TARGET) == pytest.approx(true, rel=1e-9)
-    cut_short = [(record | {"results": record["results"] | {"steps": row["step"], "val_bpb": row["val/bpb"]}}, rows) for row in rows[:3]]
+    cut_short = [(record | {"results": record["results"] | {"steps": row["step"], "val_bpb": row["val/bpb"]}}, rows)
+                 for row in rows[:3]]
     assert refusal(*cut_short)[0] == "one_run" and refusal(cut_short[0])[0] == "incomplete_run"
 
 
-@pytest.mark.parametrize("flags, named", [(("--matrix-lr=0.03",), "--matrix-lr"), (("--depth=3",), "--depth, num_scaling_params"),
-                                          (("--eval-tokens=16384",), "--eval-tokens")])
+@pytest.mark.parametrize("flags, named",
+                         [(("--matrix-lr=0.03",), "--matrix-lr"), (("--depth=3",), "--depth, num_scaling_params"),
+                          (("--eval-tokens=16384",), "--eval-tokens")])
 def test_runs_that_differ_in_more_than_length_and_seed_are_refused(flags, named):
     code, message = refusal(calibration_run(0.5), calibration_run(1.0, 1, *flags))
     assert code == "mixed_workloads" and f"differ in {named}:" in message
@@ -132,8 +136,9 @@ def test_point_that_is_none_is_refused(text):
 # Statistics
 
 def stats(**changes) -> dict:
-    return {"schema_version": 1, "alpha_d": ALPHA, "alpha_d_ci95": [0.19, 0.21], "n_star_tokens": 30, "warnings": [], "h_inf_nats": None,
-            "h_inf_identified": False, "bytes_per_token": 3.0, "dataset_id": DATA, "tokenizer_id": TOKENIZER, "error": None, **changes}
+    return {"schema_version": 1, "alpha_d": ALPHA, "alpha_d_ci95": [0.19, 0.21], "n_star_tokens": 30, "warnings": [],
+            "h_inf_nats": None, "h_inf_identified": False, "bytes_per_token": 3.0, "dataset_id": DATA,
+            "tokenizer_id": TOKENIZER, "error": None, **changes}
 
 
 def test_exponent_is_only_a_prior_where_the_horizon_exceeds_a_quarter_of_the_context():
@@ -143,7 +148,8 @@ def test_exponent_is_only_a_prior_where_the_horizon_exceeds_a_quarter_of_the_con
     censored = stats(n_star_tokens=50, n_star_censored=True)  # documents too short to see whether it is above 64
     assert [doubt.split(":")[0] for doubt in exponent_of_stats(censored, 256).doubts] == ["horizon_censored"]
     assert [doubt.split(":")[0] for doubt in exponent_of_stats(censored, 128).doubts] == ["horizon_exceeds_context"]
-    assert exponent_of_stats(stats(warnings=["broken_power_law", "window_sensitive"], n_star_tokens=None), 256).doubts == ()
+    assert exponent_of_stats(stats(warnings=["broken_power_law", "window_sensitive"], n_star_tokens=None),
+                             256).doubts == ()
 
 
 # -----------------------------------------------------------------------------
@@ -158,7 +164,8 @@ def lane(base_dir, tmp_path):
         out, path = tmp_path / "infer.json", tmp_path / "stats.json"
         write_json(path, stats() if stats_of is None else stats_of)
         out.unlink(missing_ok=True)
-        words = [f"--target-threshold={target}", f"--default-ratio={RATIO}", f"--ratio-ref={RATIO}", f"--output-json={out}"]
+        words = [f"--target-threshold={target}", f"--default-ratio={RATIO}", f"--ratio-ref={RATIO}",
+                 f"--output-json={out}"]
         words += [f"--stats={path}"] if not any(word.startswith("--alpha") for word in argv) else []
         words += ["--records", *records] if records else []
         code = main([*words, *argv])
@@ -169,8 +176,10 @@ def lane(base_dir, tmp_path):
 def test_runs_and_statistics_give_a_ratio_and_what_the_trainer_makes_of_it(lane, capsys):
     code, facts = lane()
     assert code == 0 and facts["decision"] == INFERRED and facts["reasons"] == []
-    assert facts["target_tokens"] == pytest.approx(1.5 * RATIO * N, rel=1e-9) and facts["a"] == pytest.approx(A, rel=1e-6)
-    assert facts["l_inf"] == pytest.approx(FLOOR, rel=1e-6) and facts["num_scaling_params"] == N and facts["dataset_id"] == DATA
+    assert (facts["target_tokens"] == pytest.approx(1.5 * RATIO * N, rel=1e-9)
+            and facts["a"] == pytest.approx(A, rel=1e-6))
+    assert (facts["l_inf"] == pytest.approx(FLOOR, rel=1e-6) and facts["num_scaling_params"] == N
+            and facts["dataset_id"] == DATA)
     assert list(facts["arms"]) == ["control", "inferred", "confirmation"]
     for arm in facts["arms"].values():
         trained = resolve(parse([*FLAGS, *arm["flags"].split()]), VOCAB)
@@ -207,10 +216,12 @@ def test_statistics_with_an_error_fall_back_with_its_name(lane):
 
 def test_without_a_control_there_is_only_the_fallback_and_an_exit_code(lane, base_dir, capsys):
     code, facts = lane(records=["lane_0.25_s1", "lane_0.5_s1"])
-    assert (code, facts["decision"], facts["error"]["code"], list(facts["arms"])) == (2, FALLBACK, "no_control", ["control"])
+    assert ((code, facts["decision"], facts["error"]["code"], list(facts["arms"]))
+            == (2, FALLBACK, "no_control", ["control"]))
     store(base_dir, calibration_run(1.0, status="crash"))
     code, facts = lane()
-    assert (code, facts["decision"], facts["error"]["code"]) == (2, FALLBACK, "incomplete_run") and "crash" in capsys.readouterr().err
+    assert ((code, facts["decision"], facts["error"]["code"]) == (2, FALLBACK, "incomplete_run")
+            and "crash" in capsys.readouterr().err)
 
 
 def test_corpus_that_would_be_repeated_is_refused_unless_forced(lane, base_dir):
@@ -224,7 +235,8 @@ def test_corpus_that_would_be_repeated_is_refused_unless_forced(lane, base_dir):
 def test_points_by_hand_give_the_same_answer(lane):
     recorded = lane()[1]
     by_hand = [f"--point={p['tokens']}:{p['loss']!r}:1" for p in recorded["points"]]
-    common = [*by_hand, f"--num-scaling-params={N}", f"--ref-scaling-params={recorded['ref_scaling_params']}", f"--flags={' '.join(FLAGS)}"]
+    common = [*by_hand, f"--num-scaling-params={N}",
+              f"--ref-scaling-params={recorded['ref_scaling_params']}", f"--flags={' '.join(FLAGS)}"]
     code, facts = lane(*common, "--distinct-tokens=60e6", "--alpha=0.2", "--alpha-ci", "0.19", "0.21", records=[])
     assert code == 0 and facts["arms"] == recorded["arms"]
     same = ("decision", "target_tokens", "target_tokens_q10", "confirmation_ratio", "l_inf", "reasons")
@@ -235,13 +247,15 @@ def test_points_by_hand_give_the_same_answer(lane):
 def test_loss_in_nats_per_token_takes_its_noise_and_its_floor_in_that_unit(lane):
     recorded, unit = lane()[1], math.log(2) * 3.0
     words = [f"--point={p['tokens']}:{p['loss'] * unit!r}:1" for p in recorded["points"]]
-    words += [f"--num-scaling-params={N}", f"--ref-scaling-params={N}", f"--flags={' '.join(FLAGS)}", "--target-metric=val_loss",
-              "--allow-repeated-data"]
+    words += [f"--num-scaling-params={N}", f"--ref-scaling-params={N}", f"--flags={' '.join(FLAGS)}",
+              "--target-metric=val_loss", "--allow-repeated-data"]
     facts = lane(*words, records=[], target=TARGET * unit)[1]
     assert facts["target_metric_unit"] == "nats per token" and facts["loss_sd"] == pytest.approx(0.002 * unit)
-    assert [facts[f"target_tokens_q{q}"] for q in (10, 90)] == pytest.approx([recorded[f"target_tokens_q{q}"] for q in (10, 90)])
+    assert [facts[f"target_tokens_q{q}"]
+            for q in (10, 90)] == pytest.approx([recorded[f"target_tokens_q{q}"] for q in (10, 90)])
     known = stats(h_inf_nats=FLOOR * unit, h_inf_identified=True)
-    assert lane(*words, records=[], stats_of=known, target=TARGET * unit)[1]["entropy_floor"] == pytest.approx(FLOOR * unit)
+    assert lane(*words, records=[], stats_of=known,
+                target=TARGET * unit)[1]["entropy_floor"] == pytest.approx(FLOOR * unit)
     assert lane(stats_of=known)[1]["entropy_floor"] == pytest.approx(FLOOR)
 
 
@@ -255,7 +269,8 @@ def test_loss_in_nats_per_token_takes_its_noise_and_its_floor_in_that_unit(lane)
 def test_bad_input_is_refused_by_name(lane, capsys, argv, message):
     code, facts = lane(*argv)
     assert code == 2 and message in capsys.readouterr().err
-    assert facts["decision"] == FALLBACK and facts["error"]["message"] == facts["reasons"][0] and message in facts["reasons"][0]
+    assert (facts["decision"] == FALLBACK and facts["error"]["message"] == facts["reasons"][0]
+            and message in facts["reasons"][0])
     assert facts["error"]["code"] in ("bad_input", "one_run")
 
 

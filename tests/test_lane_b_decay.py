@@ -49,7 +49,8 @@ def curve_of(norm, blocks=16, noise=1e-4, max_lag=512, op_floor=1e-9, seed=0):
     lags = np.array(lag_grid(max_lag))
     e = np.random.default_rng(seed).normal(size=(len(lags), blocks, blocks)) * noise
     grams = norm(lags.astype(float))[:, None, None] ** 2 * (1 + e + e.transpose(0, 2, 1))
-    return Curve(lags, np.full(len(lags), 10 ** 6), grams, norm(lags), np.full(len(lags), op_floor), 10 ** 6, 256, 0.6, (), 1.0)
+    return Curve(lags, np.full(len(lags), 10 ** 6), grams, norm(lags), np.full(len(lags), op_floor), 10 ** 6, 256, 0.6,
+                 (), 1.0)
 
 
 def refused(*args, **options):
@@ -136,7 +137,8 @@ def bootstrap_se(curve):
 
 @pytest.mark.parametrize("blocks", [16, 32])
 def test_bootstrap_variance_of_a_strong_signal_is_the_exact_one(blocks):
-    """Blocks mu + e, e of variance s^2 in each of three directions: the mean product of two has 4 s^2 mu^2 / B + 6 s^4 / B (B - 1)."""
+    """Blocks mu + e, e of variance s^2 in each of three directions: the mean product of two has 4 s^2 mu^2 / B + 6 s^4
+    / B (B - 1)."""
     rng, mu, s, found = np.random.default_rng(0), np.array([1.0, 2.0, 2.0]), 0.3, []
     for seed in range(60):
         rows = mu + s * rng.normal(size=(20, blocks, 3))  # twenty at a time, as if they were lags
@@ -159,7 +161,7 @@ def test_documents_of_two_kinds_are_no_signal_when_centred_by_document():
 
 
 # -----------------------------------------------------------------------------
-# The traps: what the obvious estimators make of the same sources
+# The traps: the obvious estimators on the same sources
 
 @pytest.mark.slow
 def test_raw_norm_over_all_lags_sits_on_its_noise():
@@ -201,7 +203,8 @@ def test_half_the_spread_of_the_windows_goes_into_the_error_in_quadrature():
 
 
 def test_short_documents_have_an_interval_of_their_windows_too():
-    """The decay of this source bends: the exact slope over lags 1..4 is not that over 1..13, where documents of 60 tokens end."""
+    """The decay of this source bends: the exact slope over lags 1..4 is not that over 1..13, where documents of 60
+    tokens end."""
     tokens = SignOfGaussian(0.88).tokens(1_000_000, seed=0)
     documents = np.split(tokens, range(60, len(tokens), 60))
     decay = fit_decay(correlation_curve(source_of(*documents, vocab_size=1024, documents=True)))
@@ -213,7 +216,8 @@ def test_short_documents_have_an_interval_of_their_windows_too():
 
 def test_windows_of_a_short_range_keep_half_of_it():
     decay = fit_decay(curve_of(lambda n: np.exp(-0.5 * np.log(n) - 0.1 * np.log(n) ** 2), max_lag=16, noise=1e-6))
-    betas = [power_law(lags, lags ** (-0.5 - 0.1 * np.log(lags)))[0] for lags in (np.array(lag_grid(4)), np.array(lag_grid(16)))]
+    betas = [power_law(lags, lags ** (-0.5 - 0.1 * np.log(lags)))[0]
+             for lags in (np.array(lag_grid(4)), np.array(lag_grid(16)))]
     assert [w.whole for w in decay.windows] == [True, False, False, False]
     assert decay.se == pytest.approx((betas[1] - betas[0]) / 2, rel=1e-3)
 
@@ -254,11 +258,13 @@ def test_windows_past_the_usable_range_are_reported_and_do_not_count():
     grams[curve.lags > 40] = np.random.default_rng(0).normal(size=grams[curve.lags > 40].shape) * 1e-3
     decay = fit_decay(dataclasses.replace(curve, grams=grams))
     assert curve.lags[decay.noise.usable][-1] == 40
-    assert [(w.hi, w.whole, w.reach) for w in decay.windows] == [(16, True, 16), (32, True, 32), (64, False, 40), (200, False, 40)]
+    assert ([(w.hi, w.whole, w.reach) for w in decay.windows]
+            == [(16, True, 16), (32, True, 32), (64, False, 40), (200, False, 40)])
 
 
 def test_range_ends_before_two_invalid_lags_in_a_row():
-    for text, expected in (("1011", "1011"), ("10011", "10000"), ("111", "111"), ("110", "110"), ("1100", "1100"), ("0", "0")):
+    for text, expected in (("1011", "1011"), ("10011", "10000"), ("111", "111"), ("110", "110"), ("1100", "1100"),
+                           ("0", "0")):
         assert before_two_invalid([c == "1" for c in text]).tolist() == [c == "1" for c in expected]
 
 

@@ -1,5 +1,6 @@
 """
-gamma from an entropy curve: exponents put in and found again, H_inf where it shows and where it cannot, refusals by name.
+gamma from an entropy curve: exponents put in and found again, H_inf where it shows and where it cannot, refusals by
+name.
 
 python -m pytest tests/test_lane_b_entropy.py
 """
@@ -11,18 +12,8 @@ import pytest
 from scipy.optimize import curve_fit
 
 from nanochat.common import write_json
-from nanochat.lab.horizon.entropy import (
-    WINDOW,
-    EntropyCurve,
-    draw_chunks,
-    fit_gamma,
-    position_facts,
-    profile_h_inf,
-    read_positions,
-    resample,
-    saturated_from,
-    usable_contexts,
-)
+from nanochat.lab.horizon.entropy import EntropyCurve, draw_chunks, position_facts, read_positions
+from nanochat.lab.horizon.gamma import WINDOW, fit_gamma, profile_h_inf, resample, saturated_from, usable_contexts
 from nanochat.lab.horizon.source import Refusal
 
 CONTEXT = np.arange(33)
@@ -64,11 +55,13 @@ def test_short_window_does_not_identify_a_floor_of_one_nat(a, gamma):
 
 
 def seen(rng, se, blind=10**6, h=0.0, a=4.0, gamma=0.3):
-    """32 blocks of a model that sees `blind` tokens: its losses stay where they are from there on. Errors as base_loss measures them:
-    nearly independent, because positions have different targets; se of a context is 0.02 to 0.03 nats with a million tokens."""
+    """32 blocks of a model that sees `blind` tokens: its losses stay where they are from there on. Errors as base_loss
+    measures them: nearly independent, because positions have different targets; se of a context is 0.02 to 0.03 nats
+    with a million tokens."""
     losses = h + a * np.clip(np.arange(65), 0.5, blind) ** -gamma
     losses = losses * (1 + 0.02 * rng.standard_normal((32, 1))) + 32 ** 0.5 * se * rng.standard_normal((32, 65))
-    return EntropyCurve("positional", np.arange(65), losses.mean(axis=0), losses.std(axis=0, ddof=1) / 32 ** 0.5, blocks=losses)
+    return EntropyCurve("positional", np.arange(65), losses.mean(axis=0), losses.std(axis=0, ddof=1) / 32 ** 0.5,
+                        blocks=losses)
 
 
 def warned(curves, window=(1, 16)):
@@ -83,21 +76,25 @@ def test_model_that_is_blind_to_longer_contexts_is_named(blind, gamma, se, h):
     assert sum(warned(seen(rng, se, blind, h, gamma=gamma) for _ in range(50))) >= 45
 
 
-@pytest.mark.parametrize("h, a, gamma", [(0, 4, 0.05), (0, 4, 0.3), (0, 4, 0.5), (1, 4, 0.05), (1, 4, 0.5), (2, 1, 1.0), (3, 4, 1.0)])
+@pytest.mark.parametrize("h, a, gamma",
+                         [(0, 4, 0.05), (0, 4, 0.3), (0, 4, 0.5), (1, 4, 0.05), (1, 4, 0.5), (2, 1, 1.0), (3, 4, 1.0)])
 @pytest.mark.parametrize("blind", [16, 10**6])
 def test_power_law_and_its_floor_are_no_blindness(h, a, gamma, blind):
     rng = np.random.default_rng(7)
     curves = [seen(rng, se, blind, h, a, gamma) for se in (0.005, 0.025) for _ in range(50)]
     assert sum(warned(curves)) <= 5
-    cut = [EntropyCurve("positional", c.context[:17], c.loss[:17], c.se[:17]) for c in curves]  # nothing beyond the window, no blocks
+    # curves without contexts beyond the window, and without blocks
+    cut = [EntropyCurve("positional", c.context[:17], c.loss[:17], c.se[:17]) for c in curves]
     assert sum(warned(cut)) <= 5
 
 
 def test_false_alarms_of_blindness_keep_their_share_with_few_blocks():
-    """Losses on the very line that is compared, of eight blocks: with a normal quantile one curve in seven would be named."""
+    """Losses on the very line that is compared, of eight blocks: with a normal quantile one curve in seven would be
+    named."""
     rng = np.random.default_rng(9)
     blocks = 5 + rng.standard_normal((1000, 8, 33))
-    found = warned(EntropyCurve("positional", CONTEXT, b.mean(axis=0), b.std(axis=0, ddof=1) / 8 ** 0.5, blocks=b) for b in blocks)
+    found = warned(EntropyCurve("positional", CONTEXT, b.mean(axis=0), b.std(axis=0, ddof=1) / 8 ** 0.5, blocks=b)
+                   for b in blocks)
     assert 0.02 < np.mean(found) < 0.075
 
 
@@ -124,7 +121,8 @@ def test_long_window_identifies_the_floor_and_agrees_with_scipys_free_fit():
 
 def profile(x, value, sigma, h):
     """Chi-square of h + A n^-gamma at its best, by scipy, in the values themselves."""
-    (a, gamma), _ = curve_fit(lambda x, a, gamma: h + a * np.exp(-gamma * x), x, value, p0=(value[0] - h, 0.3), sigma=sigma)
+    (a, gamma), _ = curve_fit(lambda x, a, gamma: h + a * np.exp(-gamma * x), x, value, p0=(value[0] - h, 0.3),
+                              sigma=sigma)
     return float((((value - h - a * np.exp(-gamma * x)) / sigma) ** 2).sum())
 
 
@@ -148,9 +146,11 @@ def test_floor_is_never_identified_where_all_up_to_most_of_the_loss_is_allowed()
 
 def test_curve_that_no_power_law_describes_says_so_with_a_wide_interval():
     n = np.maximum(CONTEXT, 0.3)
-    fit = fit_gamma(EntropyCurve("positional", CONTEXT, 5 * np.where(n < 4, n ** -0.2, 4 ** 0.25 * n ** -0.45), np.full(33, 0.01)))
+    fit = fit_gamma(EntropyCurve("positional", CONTEXT, 5 * np.where(n < 4, n ** -0.2, 4 ** 0.25 * n ** -0.45),
+                                 np.full(33, 0.01)))
     assert fit.warnings == ("gamma_window_sensitive",) and fit.ci95[0] < 0.2 and 0.45 < fit.ci95[1]
-    broken = EntropyCurve("positional", CONTEXT, 5 * np.where(n < 4, n ** -0.05, 4 ** 0.65 * n ** -0.7), np.full(33, 0.01))
+    broken = EntropyCurve("positional", CONTEXT, 5 * np.where(n < 4, n ** -0.05, 4 ** 0.65 * n ** -0.7),
+                          np.full(33, 0.01))
     assert refusal(broken).code == "gamma_not_converged"
 
 
@@ -158,14 +158,18 @@ def test_curve_that_no_power_law_describes_says_so_with_a_wide_interval():
 # The interval
 
 def block_curves(rng, blocks=32, common=0.15, own=0.03):
-    """Block losses that rise and fall together, as those of one text do: hard passages are hard at every context."""
+    """Block losses that rise and fall together, as in one text: hard passages are hard at every context."""
     mean = 5.0 * np.maximum(CONTEXT, 0.3) ** -0.3
     losses = mean * (1 + common * rng.standard_normal((blocks, 1))) + own * rng.standard_normal((blocks, len(CONTEXT)))
-    return EntropyCurve("positional", CONTEXT, losses.mean(axis=0), losses.std(axis=0, ddof=1) / np.sqrt(blocks), blocks=losses)
+    return EntropyCurve("positional", CONTEXT, losses.mean(axis=0), losses.std(axis=0, ddof=1) / np.sqrt(blocks),
+                        blocks=losses)
 
 
 def test_blocks_carry_the_correlation_of_contexts():
-    """What is common to all contexts does not move gamma, so the interval of blocks is far narrower than that of independent errors."""
+    """An error common to all contexts does not move gamma.
+
+    So the interval from blocks is far narrower than the interval of independent errors.
+    """
     rng = np.random.default_rng(6)
     with_blocks = block_curves(rng)
     without = EntropyCurve("positional", CONTEXT, with_blocks.loss, with_blocks.se)
@@ -182,13 +186,15 @@ def test_interval_covers_the_truth_over_repeated_texts():
 
 def test_error_of_the_extrapolation_widens_the_interval():
     fields = dict(h_extrapolated=5.0 * np.maximum(CONTEXT, 0.3) ** -0.3, delta=np.full(33, 0.5))
-    sure, unsure = (curve(0, 5.5, 0.2, 0.001, source="ngram", h_error=np.full(33, shift), **fields) for shift in (0.0, 0.05))
+    sure, unsure = (curve(0, 5.5, 0.2, 0.001, source="ngram", h_error=np.full(33, shift), **fields)
+                    for shift in (0.0, 0.05))
     assert fit_gamma(sure).gamma == pytest.approx(0.3, abs=1e-9)  # the extrapolated values are fitted, not the losses
     assert np.ptp(fit_gamma(unsure).ci95) > 2 * np.ptp(fit_gamma(sure).ci95)
 
 
 def test_error_of_the_extrapolation_is_mostly_common_to_the_contexts():
-    """What is carried too far is carried too far at every context (nine contexts in ten of the sources with known H_n)."""
+    """A ladder that is carried too far is carried too far at every context: at nine in ten of the sources with known
+    H_n."""
     h = 5.0 * np.maximum(CONTEXT, 0.3) ** -0.3
     given = curve(0, 5.5, 0.2, 1e-9, source="ngram", h_extrapolated=h, h_error=0.01 * CONTEXT, delta=np.full(33, 0.5))
     draws = resample(given, np.array([1, 2, 4]), np.random.default_rng(0)) - h[[1, 2, 4]]
@@ -212,7 +218,8 @@ def test_no_curve_and_too_few_contexts_are_named():
 
 
 def test_loss_that_does_not_fall_with_the_context_is_not_converged():
-    flat = EntropyCurve("positional", CONTEXT, 5 + 0.01 * np.random.default_rng(8).standard_normal(33), np.full(33, 0.01))
+    flat = EntropyCurve("positional", CONTEXT, 5 + 0.01 * np.random.default_rng(8).standard_normal(33),
+                        np.full(33, 0.01))
     assert refusal(flat).code == "gamma_not_converged"
 
 
@@ -260,11 +267,13 @@ def test_file_of_positions_gives_the_curve_back(tmp_path):
     found = read_positions(path)
     assert found.source == "positional" and found.context.tolist() == list(range(33))
     np.testing.assert_allclose(found.loss, blocks.mean(axis=0), atol=1e-6)
-    np.testing.assert_allclose(found.se, [np.std(column, ddof=1) / len(column) ** 0.5 for column in blocks.T], atol=1e-6)
+    np.testing.assert_allclose(found.se, [np.std(column, ddof=1) / len(column) ** 0.5 for column in blocks.T],
+                               atol=1e-6)
     assert fit_gamma(found).gamma == pytest.approx(0.3, abs=0.02)
     whole = position_facts(blocks, num_chunks=128)
     for other in (dict(train=None), [], whole | dict(schema_version=2),
-                  *({key: whole[key] for key in whole if key != name} for name in ("contexts", "loss_nats", "se_nats", "block_loss_nats"))):
+                  *({key: whole[key] for key in whole if key != name}
+                    for name in ("contexts", "loss_nats", "se_nats", "block_loss_nats"))):
         write_json(path, other)
         with pytest.raises(ValueError, match="--per-position"):
             read_positions(path)

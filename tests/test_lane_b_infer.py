@@ -31,7 +31,8 @@ from tests.loss_law_case import FLOOR, LADDER, RATIO, N, loss, points
 
 def question(times=1.5, alpha=0.17, **changes) -> Question:
     """Exact losses, and the target that `times` the longest run reaches."""
-    asked = Question(points(alpha), float(loss(times * LADDER[-1], alpha)), Exponent(alpha, (0.9 * alpha, 1.1 * alpha)), N, RATIO, 1e9)
+    asked = Question(points(alpha), float(loss(times * LADDER[-1], alpha)), Exponent(alpha, (0.9 * alpha, 1.1 * alpha)),
+                     N, RATIO, 1e9)
     return replace(asked, **changes)
 
 
@@ -49,21 +50,26 @@ def code_of(answer):
 def test_clean_inputs_are_inferred_and_the_neighbour_is_longer():
     answer = infer(question())
     assert (answer["decision"], answer["error"], answer["reasons"], answer["warnings"]) == (INFERRED, None, [], [])
-    assert answer["target_tokens"] == pytest.approx(6e6, rel=1e-9) and answer["chosen_ratio"] == pytest.approx(6.0, rel=1e-9)
-    assert answer["confirmation_ratio"] == max(1.05 * answer["inferred_target_param_data_ratio"], answer["target_tokens_q75"] / N)
+    assert (answer["target_tokens"] == pytest.approx(6e6, rel=1e-9)
+            and answer["chosen_ratio"] == pytest.approx(6.0, rel=1e-9))
+    assert answer["confirmation_ratio"] == max(1.05 * answer["inferred_target_param_data_ratio"],
+                                               answer["target_tokens_q75"] / N)
     assert answer["extrapolation_factor"] == pytest.approx(1.5) and infer(question()) == answer, "seeded"
-    assert answer["target_tokens_q10"] < answer["target_tokens_q50"] < answer["target_tokens_q75"] < answer["target_tokens_q90"]
+    assert (answer["target_tokens_q10"] < answer["target_tokens_q50"] < answer["target_tokens_q75"]
+            < answer["target_tokens_q90"])
 
 
 def test_confirmation_is_the_quantile_where_the_band_is_wide():
     answer = infer(question(loss_sd=0.004, times=3))
-    assert answer["confirmation_ratio"] == answer["target_tokens_q75"] / N > 1.05 * answer["inferred_target_param_data_ratio"]
+    assert (answer["confirmation_ratio"] == answer["target_tokens_q75"] / N
+            > 1.05 * answer["inferred_target_param_data_ratio"])
 
 
 @pytest.mark.parametrize("changes, reason", [
     (dict(loss_sd=0.006, times=3), "wide band"),
     (dict(times=4.5), "extrapolation: D* is 4.50 x"), (dict(times=0.2), "below the shortest run"),
-    (dict(points=points()[1:]), "fewer than three horizons"), (dict(points=points(0.2, drop=9.0), target=9.2), "below 0, where no loss is"),
+    (dict(points=points()[1:]), "fewer than three horizons"),
+    (dict(points=points(0.2, drop=9.0), target=9.2), "below 0, where no loss is"),
     (dict(exponent=Exponent(0.17, (0.16, 0.18), ("horizon_exceeds_context: n*",))), "horizon_exceeds_context"),
     (dict(points=[*points(0.6), Point(5e5, float(loss(5e5, 0.6)), 1)], loss_sd=1e-4), "ask for another exponent")])
 def test_each_doubt_makes_it_a_confirmation(changes, reason):
@@ -75,18 +81,22 @@ def test_each_doubt_makes_it_a_confirmation(changes, reason):
 @pytest.mark.parametrize("changes, code", [
     (dict(target=FLOOR), "target_below_floor"), (dict(target=FLOOR - 0.1), "target_below_floor"),
     (dict(target=FLOOR + 0.01), "target_below_floor"), (dict(entropy_floor=0.95), "target_below_floor"),
-    (dict(times=11), "likely_unreachable"), (dict(times=9.9, exponent=Exponent(0.17, (0.1, 0.2))), "likely_unreachable"),
+    (dict(times=11), "likely_unreachable"),
+    (dict(times=9.9, exponent=Exponent(0.17, (0.1, 0.2))), "likely_unreachable"),
     (dict(points=points(drop=-0.1)), "non_decreasing"), (dict(points=points(drop=0.002)), "non_decreasing"),
     (dict(points=points(drop=0.0)), "non_decreasing"), (dict(points=points()[2:]), "degenerate"),
-    (dict(points=points()[:2]), "no_control"), (dict(points=points(), default_ratio=4.2), "no_control"), (dict(points=[]), "no_control"),
-    (dict(distinct_tokens=6.01e6), "repeated_data"), (dict(distinct_tokens=3.9e6, times=0.5), "repeated_data"),
+    (dict(points=points()[:2]), "no_control"), (dict(points=points(), default_ratio=4.2), "no_control"),
+    (dict(points=[]), "no_control"), (dict(distinct_tokens=6.01e6), "repeated_data"),
+    (dict(distinct_tokens=3.9e6, times=0.5), "repeated_data"),
     (dict(exponent=Exponent(0.17, (0.0, 0.3))), "degenerate"),
     (dict(exponent=Exponent(0.17, (-0.1, 0.4)), points=points()[1:]), "degenerate"),
-    (dict(exponent=Exponent(100.0, (99.0, 101.0))), "degenerate"), (dict(exponent=Exponent(1e-3, (5e-4, 2e-3))), "degenerate"),
+    (dict(exponent=Exponent(100.0, (99.0, 101.0))), "degenerate"),
+    (dict(exponent=Exponent(1e-3, (5e-4, 2e-3))), "degenerate"),
     (dict(exponent=Exponent(None, error=("not_power_law", "no exponent"))), "not_power_law")])
 def test_every_error_has_its_name_and_falls_back(changes, code):
     answer = infer(question(**changes))
-    assert (code_of(answer), answer["decision"], answer["chosen_ratio"]) == (code, FALLBACK, changes.get("default_ratio", RATIO))
+    assert ((code_of(answer), answer["decision"], answer["chosen_ratio"])
+            == (code, FALLBACK, changes.get("default_ratio", RATIO)))
     assert answer["reasons"] == [answer["error"]["message"]] and answer["error"]["message"].startswith(code)
 
 
@@ -138,7 +148,8 @@ def test_hardly_known_exponents_and_absurd_targets_are_answered_by_name():
     for ci in ((0.17 * 1e-3, 170.0), (0.16, 170.0), (1e-300, 0.18), (1e-300, 1e300), (0.17, 0.17)):
         for target in (1e-300, FLOOR * (1 + 1e-15), 1.0, 5.0, 1e6, 1e300):
             answer = with_arms(infer(question(exponent=Exponent(0.17, ci), target=target)), RATIO, **LAWS)
-            assert (answer["decision"] == FALLBACK) == (code_of(answer) is not None) and json.dumps(answer, allow_nan=False)
+            assert ((answer["decision"] == FALLBACK) == (code_of(answer) is not None)
+                    and json.dumps(answer, allow_nan=False))
             assert ("inferred" in answer["arms"]) == (answer["decision"] != FALLBACK)
 
 
@@ -150,13 +161,15 @@ def test_higher_may_be_better():
 
 
 def test_no_question_without_a_control_gets_another_decision_than_the_fallback():
-    """Whatever is asked: random ladders, laws, targets, exponents and ratios."""
+    """Random ladders, laws, targets, exponents and ratios."""
     rng, decided = np.random.default_rng(11), 0
     for _ in range(150):
         alpha, ratio = rng.uniform(0.05, 1.0), rng.uniform(1, 20)
-        ladder = sorted(ratio * N * rng.choice([0.1, 0.25, 0.5, 0.75, 0.9, 0.96, 1.05, 1.5, 4], size=rng.integers(2, 6), replace=False))
-        asked = question(points=points(alpha, ladder), exponent=Exponent(alpha, (0.9 * alpha, 1.1 * alpha)), default_ratio=ratio,
-                         target=float(loss(rng.uniform(0.5, 3) * ladder[-1], alpha)), distinct_tokens=rng.choice([None, 1e9]))
+        ladder = sorted(ratio * N * rng.choice([0.1, 0.25, 0.5, 0.75, 0.9, 0.96, 1.05, 1.5, 4], size=rng.integers(2, 6),
+                                               replace=False))
+        asked = question(points=points(alpha, ladder), exponent=Exponent(alpha, (0.9 * alpha, 1.1 * alpha)),
+                         default_ratio=ratio, target=float(loss(rng.uniform(0.5, 3) * ladder[-1], alpha)),
+                         distinct_tokens=rng.choice([None, 1e9]))
         answer = infer(asked)
         assert (answer["decision"], code_of(answer), answer["chosen_ratio"]) == (FALLBACK, "no_control", ratio)
         assert list(with_arms(answer, ratio, **LAWS)["arms"]) == ["control"]
@@ -190,7 +203,8 @@ def test_tau_stays_under_the_pinned_rule_and_goes_as_one_over_the_ratio_without(
     assert unpinned == pytest.approx([unpinned[2] * 12 / ratio for ratio in made], rel=0.01)
     assert all(len({s["unpinned"][name] for s in made.values()}) == 1 for name in ("total_batch_size", "weight_decay"))
     assert [s["pinned"]["total_batch_size"] for s in made.values()] == [2 ** 18, 2 ** 19, 2 ** 19, 2 ** 19, 2 ** 20]
-    assert made[12.0]["pinned"]["tau"] == pytest.approx(made[12.0]["unpinned"]["tau"], rel=0.01), "the two agree at the reference"
+    assert made[12.0]["pinned"]["tau"] == pytest.approx(made[12.0]["unpinned"]["tau"],
+                                                        rel=0.01), "the two agree at the reference"
 
 
 # -----------------------------------------------------------------------------
@@ -200,10 +214,14 @@ def test_bits_per_token_are_no_bound_on_bits_per_byte():
     """2 nats a token are 2.9 bits a token, and with 4 bytes a token 0.72 bits a byte: below the target of 0.89."""
     stats = {"h_inf_nats": 2.0, "h_inf_identified": True, "bytes_per_token": 4.0}
     floor = entropy_floor("val_bpb", stats, 4.0)
-    assert floor == pytest.approx(2.0 / math.log(2) / 4) and infer(question(entropy_floor=floor))["decision"] == INFERRED
-    assert code_of(infer(question(entropy_floor=2.0 / math.log(2)))) == "target_below_floor", "the naive bound refuses it"
-    assert {entropy_floor("val_bpb", stats | no, 4.0) for no in ({"h_inf_identified": False}, {"gamma_source": "positional"})} == {None}
-    for args, message in (("val_bpb", 2.0, None), "--bytes-per-token=None"), (("accuracy", 1.0, 4.0), "unit is not known"):
+    assert (floor == pytest.approx(2.0 / math.log(2) / 4)
+            and infer(question(entropy_floor=floor))["decision"] == INFERRED)
+    assert code_of(infer(question(entropy_floor=2.0
+                                  / math.log(2)))) == "target_below_floor", "the naive bound refuses it"
+    assert {entropy_floor("val_bpb", stats | no, 4.0)
+            for no in ({"h_inf_identified": False}, {"gamma_source": "positional"})} == {None}
+    for args, message in ((("val_bpb", 2.0, None), "--bytes-per-token=None"),
+                          (("accuracy", 1.0, 4.0), "unit is not known")):
         with pytest.raises(ValueError, match=message):
             in_unit(*args)
 

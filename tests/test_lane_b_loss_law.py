@@ -1,5 +1,6 @@
 """
-Losses over tokens: the law, what is drawn from it, and the exponent left free, against exact laws, scipy and simulated truth.
+Losses over tokens: the law, draws from it, and the exponent left free. They are compared with exact laws, scipy and
+simulated truth.
 
 python -m pytest tests/test_lane_b_loss_law.py -v
 """
@@ -29,14 +30,17 @@ def test_exact_data_gives_the_tokens(alpha, ladder):
 def test_fit_is_weighted_by_the_runs_of_each_horizon():
     """Against scipy's least squares through every single run, and the errors of its covariance."""
     rng = np.random.default_rng(3)
-    runs = [Point(tokens, float(loss(tokens)) + 0.002 * rng.standard_normal(), seed) for tokens in LADDER for seed in range(3)]
+    runs = [Point(tokens, float(loss(tokens)) + 0.002 * rng.standard_normal(), seed) for tokens in LADDER
+            for seed in range(3)]
     runs = [p for p in runs if (p.tokens, p.seed) not in ((1e6, 1), (1e6, 2), (2e6, 2))]
     losses = pool(runs, None)
     law = fit(losses, 0.2)
     x, y = np.array([p.tokens for p in runs]), np.array([p.loss for p in runs])
-    (floor, a), cov = curve_fit(lambda d, f, a: f + a * (d / 1e6) ** -0.2, x, y, sigma=np.full(len(x), losses.sd), absolute_sigma=True)
+    (floor, a), cov = curve_fit(lambda d, f, a: f + a * (d / 1e6) ** -0.2, x, y, sigma=np.full(len(x), losses.sd),
+                                absolute_sigma=True)
     assert (law.floor, law.a) == pytest.approx((floor, a * 1e6 ** 0.2), rel=1e-6)
-    assert (law.floor_se, law.drop_se * law.scale ** 0.2) == pytest.approx((cov[0, 0] ** 0.5, cov[1, 1] ** 0.5 * 1e6 ** 0.2), rel=1e-5)
+    assert ((law.floor_se, law.drop_se * law.scale ** 0.2)
+            == pytest.approx((cov[0, 0] ** 0.5, cov[1, 1] ** 0.5 * 1e6 ** 0.2), rel=1e-5))
     by_hand = [np.var([p.loss for p in runs if p.tokens == t], ddof=1) for t in (2e6, 4e6)]
     assert losses.df == 3 and losses.sd == pytest.approx(math.sqrt((by_hand[0] + 2 * by_hand[1]) / 3))
 
@@ -48,8 +52,9 @@ def test_noise_is_assumed_only_where_no_horizon_has_two_seeds():
 
 
 @pytest.mark.parametrize("extra, message", [
-    (Point(1e6, 1.0, 1), "seeds, each its own"), (Point(1e6, 1.0), "seeds, each its own"), (Point(1e6, float(loss(1e6)), 2), "copies"),
-    (Point(0, 1.0), "expected 1 to"), (Point(5e6, math.nan), "5e\\+06:nan: expected"), (Point(math.inf, 1.0), "inf:1: expected")])
+    (Point(1e6, 1.0, 1), "seeds, each its own"), (Point(1e6, 1.0), "seeds, each its own"),
+    (Point(1e6, float(loss(1e6)), 2), "copies"), (Point(0, 1.0), "expected 1 to"),
+    (Point(5e6, math.nan), "5e\\+06:nan: expected"), (Point(math.inf, 1.0), "inf:1: expected")])
 def test_points_that_are_none_are_refused(extra, message):
     with pytest.raises(ValueError, match=message):
         pool([*points(), extra], 0.002)
@@ -83,7 +88,8 @@ def coverage(seeds_each: int, alpha_error: float, times: float, simulations=1000
 
 
 @pytest.mark.parametrize("seeds_each, alpha_error, times", [
-    (1, 0.15, 3.0), pytest.param(1, 0.0, 3.0, marks=pytest.mark.slow), pytest.param(2, 0.1, 1.5, marks=pytest.mark.slow),
+    (1, 0.15, 3.0), pytest.param(1, 0.0, 3.0, marks=pytest.mark.slow),
+    pytest.param(2, 0.1, 1.5, marks=pytest.mark.slow),
     pytest.param(3, 0.2, 6.0, marks=pytest.mark.slow)])
 def test_band_covers_the_truth_in_four_of_five_simulations(seeds_each, alpha_error, times):
     assert 0.75 <= coverage(seeds_each, alpha_error, times) <= 0.85
@@ -117,8 +123,10 @@ def test_free_alpha_is_found_and_its_distance_counted_in_standard_errors():
 def test_free_alpha_needs_three_horizons():
     found, away = free_alpha(pool(points(0.3), 0.002), 0.17, (0.17, 0.17))
     left = loss(np.array(LADDER), 0.3) - fit(pool(points(0.3), 0.002), 0.17).loss(LADDER)  # the free fit leaves nothing
-    assert found == pytest.approx(0.3, rel=1e-3) and away == pytest.approx(math.sqrt((left ** 2).sum()) / 0.002, rel=1e-3)
-    assert free_alpha(Losses(np.array(LADDER[:2]), loss(LADDER[:2]), np.array([2, 2]), 0.002, 2), 0.17, (0.16, 0.18)) is None
+    assert (found == pytest.approx(0.3, rel=1e-3)
+            and away == pytest.approx(math.sqrt((left ** 2).sum()) / 0.002, rel=1e-3))
+    assert free_alpha(Losses(np.array(LADDER[:2]), loss(LADDER[:2]), np.array([2, 2]), 0.002, 2), 0.17,
+                      (0.16, 0.18)) is None
     three = Losses(np.array(LADDER), loss(LADDER), np.array([1, 1, 2]), 1e-5, 1)
     assert free_alpha(three, 0.17, (0.16, 0.18))[0] == pytest.approx(0.17, rel=1e-3)
     bent_up = Losses(np.array([1e6, 2e6, 4e6, 8e6]), np.array([1.0, 0.99, 0.95, 0.8]), np.ones(4, int), 0.002, math.inf)

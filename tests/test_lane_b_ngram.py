@@ -1,5 +1,6 @@
 """
-Held-out Kneser-Ney and its ladder: against dictionaries, against sources whose entropies are known, and against the usual traps.
+Held-out Kneser-Ney and its ladder: against dictionaries, against sources whose entropies are known, and against the
+usual traps.
 
 python -m pytest tests/test_lane_b_ngram.py
 """
@@ -19,7 +20,8 @@ from ngram_case import (
 )
 
 from nanochat.lab.horizon import ngram
-from nanochat.lab.horizon.entropy import EntropyCurve, fit_gamma
+from nanochat.lab.horizon.entropy import EntropyCurve
+from nanochat.lab.horizon.gamma import fit_gamma
 from nanochat.lab.horizon.kneser_ney import discounts, empty_context, extend, held_out
 from nanochat.lab.horizon.ngram import (
     extrapolated_curve,
@@ -51,7 +53,8 @@ def stream(tokens, vocab_size, cuts=()):
 def test_probabilities_equal_those_of_dictionaries(vocab_size, seed):
     rng, n_max = np.random.default_rng(seed), 4
     pieces = some_pieces(rng, vocab_size)
-    held = [rng.integers(vocab_size, size=20) for _ in range(4)]  # not as in training: contexts never seen are among them
+    # drawn unlike the training text, so that some contexts were never seen
+    held = [rng.integers(vocab_size, size=20) for _ in range(4)]
     tokens, depth = flat(pieces + held)
     rungs = [sum(map(len, pieces[:15])), sum(map(len, pieces))]
     at = rungs[1] + np.flatnonzero(depth[rungs[1]:] >= n_max)
@@ -84,7 +87,8 @@ def test_ngrams_have_exact_ids_by_first_occurrence():
         grams = extend(grams, tokens, depth, m)
         known = {}
         for i in range(len(tokens)):
-            expected = known.setdefault(tuple(tokens[i - m + 1:i + 1].tolist()), len(known)) if depth[i] >= m - 1 else -1
+            expected = known.setdefault(tuple(tokens[i - m + 1:i + 1].tolist()),
+                                        len(known)) if depth[i] >= m - 1 else -1
             assert grams.ids[i] == expected
         assert len(grams.first) == len(known) and (np.diff(grams.first) > 0).all()
 
@@ -115,7 +119,7 @@ def test_held_out_losses_bound_the_entropy_and_their_extrapolation_meets_it(spel
     assert accepted.tolist() == [0, 1, 2, 3]
     error = np.abs(curve.h_extrapolated - exact)[accepted]
     assert (error < 3 * np.hypot(curve.se, curve.h_error)[accepted]).all()
-    assert curve.loss[3] - exact[3] > 0.03  # what the extrapolation is for
+    assert curve.loss[3] - exact[3] > 0.03  # the gap that the extrapolation closes
 
 
 def test_plug_in_entropy_of_hashed_contexts_collapses_where_the_held_out_loss_does_not(spelled):
@@ -134,7 +138,8 @@ def prefix_ladder(tokens, num_held):
     """The naive ladder: rungs are prefixes of the corpus as it stands, and its end is held out."""
     train = len(tokens) - num_held
     depth = np.minimum(np.arange(len(tokens)), 10).astype(np.uint8)
-    return ngram.Ladder(tokens.astype(np.int32), depth, train // 2 ** np.arange(ngram.RUNGS - 1, -1, -1), np.arange(train, len(tokens)))
+    return ngram.Ladder(tokens.astype(np.int32), depth, train // 2 ** np.arange(ngram.RUNGS - 1, -1, -1),
+                        np.arange(train, len(tokens)))
 
 
 def test_ladder_over_prefixes_of_two_books_is_not_converged_and_over_shuffled_pieces_it_is():
@@ -153,7 +158,8 @@ def test_ladder_over_prefixes_of_two_books_is_not_converged_and_over_shuffled_pi
 def test_the_curve_does_not_depend_on_how_the_stream_was_cut(spelled, monkeypatch):
     monkeypatch.setattr(ngram, "MAX_CONTEXT", 3)
     tokens = spelled[0][:220_001]
-    whole, cut = (sample_pieces(stream(tokens, 13, cuts), 10**9, seed=5) for cuts in ((), (1, 2, 70_001, 70_001, 219_000)))
+    whole, cut = (sample_pieces(stream(tokens, 13, cuts), 10**9, seed=5)
+                  for cuts in ((), (1, 2, 70_001, 70_001, 219_000)))
     for a, b in zip(whole, cut, strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(whole[0], tokens)
@@ -187,7 +193,8 @@ def test_part_of_a_large_corpus_is_a_random_sample_of_its_pieces():
 @pytest.mark.parametrize("source, code", [
     (TokenSource(lambda: iter([]), 10), "empty_stream"),
     (stream(np.zeros(5000, dtype=int), 10), "corpus_too_short"),
-    (TokenSource(lambda: iter([np.zeros(5, dtype=int)] * 50_000), 10), "corpus_too_short"),  # no document has 10 tokens of context
+    # documents of 5 tokens: none has 10 tokens of context
+    (TokenSource(lambda: iter([np.zeros(5, dtype=int)] * 50_000), 10), "corpus_too_short"),
     (stream(np.full(300_000, 10), 10), "ids_out_of_range"), (stream(np.full(300_000, -1), 10), "ids_out_of_range")])
 def test_corpus_that_cannot_be_used_is_refused_by_name(source, code):
     with pytest.raises(Refusal) as caught:
@@ -219,7 +226,8 @@ def test_loss_that_rises_with_the_tokens_is_no_law():
 def ladder_of(h, gain, d, rng, noise=0.001, blocks=32):
     """Block losses [rungs, contexts, blocks]: h_n + gain_n (P/P_max)^-d_n, blocks harder or easier by 3 %."""
     mean = np.array(h) + np.array(gain) * (RUNGS[:, None] / RUNGS[-1]) ** -np.array(d)
-    return mean[..., None] * (1 + 0.03 * rng.standard_normal(blocks)) + noise * rng.standard_normal((*mean.shape, blocks))
+    return (mean[..., None] * (1 + 0.03 * rng.standard_normal(blocks))
+            + noise * rng.standard_normal((*mean.shape, blocks)))
 
 
 def test_contexts_are_accepted_until_the_ladder_is_too_slow():
@@ -228,7 +236,8 @@ def test_contexts_are_accepted_until_the_ladder_is_too_slow():
     curve = extrapolated_curve(RUNGS, losses)
     assert np.isfinite(curve.h_extrapolated).tolist() == [True] * 4 + [False]
     assert np.abs(curve.h_extrapolated[1:4] - h[1:4]).max() < 0.1
-    assert np.isnan(curve.delta[0]) and curve.delta[1:4] == pytest.approx([0.6, 0.4, 0.3], abs=0.05) and curve.delta[4] < 0.25
+    assert (np.isnan(curve.delta[0]) and curve.delta[1:4] == pytest.approx([0.6, 0.4, 0.3], abs=0.05)
+            and curve.delta[4] < 0.25)
     np.testing.assert_allclose(curve.blocks[:, :4].mean(axis=0), curve.h_extrapolated[:4], rtol=1e-9)
     for n in (1, 2):
         assert np.corrcoef(curve.blocks[:, n], losses[-1, n])[0, 1] > 0.9  # a hard block is hard at infinity too
@@ -272,7 +281,8 @@ def test_books_in_a_small_vocabulary_give_a_gamma_and_the_naive_curves_do_not(da
     curve = ngram_curve(source)
     fit = fit_gamma(curve)
     assert 0.38 < fit.gamma < 0.52 and fit.ci95[1] - fit.ci95[0] < 0.28 and not fit.h_inf_identified
-    with pytest.raises(Refusal, match="gamma_not_converged"):  # what a finite corpus shows stops like a blind model
+    # a finite corpus shows no more than so much context, like a blind model
+    with pytest.raises(Refusal, match="gamma_not_converged"):
         fit_gamma(EntropyCurve("positional", curve.context, curve.loss, curve.se), (1, 10))
     tokens = np.concatenate(list(source.read()))[:2_000_000]
     contexts = np.arange(1, 7)

@@ -12,7 +12,7 @@ from nanochat.lab.horizon.kneser_ney import held_out
 
 
 def renewal_losses(num_tokens, t, seed):
-    """(held-out L_n, losses of who knows the law on the same tokens, exact H_n), for n = 0..10."""
+    """(held-out L_n, losses of an observer that knows the law on the same tokens, exact H_n), for n = 0..10."""
     tokens = renewal_tokens(num_tokens, t, np.random.default_rng(seed)).astype(np.int32)
     depth, train = np.minimum(np.arange(num_tokens), 10), num_tokens * 6 // 10
     at = np.arange(train, num_tokens)
@@ -33,7 +33,8 @@ def test_losses_follow_the_exact_entropies_of_a_renewal_process():
 
 
 def test_losses_follow_the_sample_where_gaps_have_no_variance():
-    """At t 1.5 a text is not like the ensemble, and it is the text that is estimated: the ideal loss is as far from H_n as ours."""
+    """At t 1.5 a text is not like the ensemble, and it is the text that is estimated: the ideal loss is as far from H_n
+    as ours."""
     losses, ideal, exact = renewal_losses(1_000_000, 1.5, seed=1)
     assert np.abs(losses - ideal).max() < 0.003
     assert np.abs(ideal - ideal[0] - (exact - exact[0])).max() > 0.006

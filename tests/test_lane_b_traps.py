@@ -1,6 +1,7 @@
 """
-The obvious estimators together: the slope of a raw norm and that of counted entropies, each off in the direction that
-makes alpha_D = gamma / (2 beta) larger, give many times what can be; the same text measured as it should be does not.
+The obvious estimators together: the slope of a raw norm and that of counted entropies. Each is off in the direction
+that makes alpha_D = gamma / (2 beta) larger, so they give many times the largest possible value. On the same text, the
+estimators of this project do not.
 
 python -m pytest tests/test_lane_b_traps.py -v
 """
@@ -14,7 +15,7 @@ from lane_b_case import SignOfGaussian, raw_beta, source_of
 from ngram_case import plug_in_entropy
 
 from nanochat.lab.horizon.decay import power_law
-from nanochat.lab.horizon.entropy import fit_gamma
+from nanochat.lab.horizon.gamma import fit_gamma
 from nanochat.lab.horizon.ngram import ngram_curve
 from nanochat.lab.horizon.stats import Gamma, Options, collect
 from nanochat.tokenizer import RustBPETokenizer
@@ -33,7 +34,8 @@ def test_raw_norm_with_counted_entropies_gives_an_alpha_that_cannot_be_and_ours_
     tokens = made.tokens(300_000, seed=0)
     h_0 = -made.p @ np.log(made.p)
     beta = power_law(np.arange(1, 65), made.norm(np.arange(1, 65)))[0]
-    most = np.log(h_0 / (h_0 - np.log(2))) / np.log(5) / (2 * beta)  # all that the past can tell is the sign: H_1 / H_5 is below this
+    # the past can tell no more than the sign, so H_1 / H_5 is below this
+    most = np.log(h_0 / (h_0 - np.log(2))) / np.log(5) / (2 * beta)
     assert naive_alpha(tokens) > 20 * most
     facts = collect(source_of(tokens, vocab_size=1024), Options(max_lag=64), NGRAM)
     assert facts["beta"] == pytest.approx(beta, rel=0.2)

@@ -29,10 +29,12 @@ class Teller:
 
 
 def test_a_small_example_by_hand():
-    """Special tokens (0 bytes) and ignored targets count in neither sum; sums are of all batches, not means of means."""
+    """Special tokens (0 bytes) and ignored targets count in neither sum; sums are of all batches, not means of
+    means."""
     batches = [(None, torch.tensor([[1, 2, 0, -1]])), (None, torch.tensor([[7, 6, 5, 5]]))]
     losses = [[1.0, 2.0, 100.0, 100.0]], [[7.0, 100.0, 1.5, 0.5]]
-    assert evaluate_bpb(Teller(losses), batches, BYTES) == pytest.approx((1 + 2 + 7 + 1.5 + 0.5) / (math.log(2) * (1 + 2 + 7 + 5 + 5)))
+    assert evaluate_bpb(Teller(losses), batches,
+                        BYTES) == pytest.approx((1 + 2 + 7 + 1.5 + 0.5) / (math.log(2) * (1 + 2 + 7 + 5 + 5)))
 
 
 def test_nothing_measured_is_none():
@@ -52,7 +54,8 @@ def test_many_small_losses_are_not_lost_beside_a_large_sum():
     teller = Teller([[[1e4]], *([[3e-4]] for _ in range(n))])
     bpb = evaluate_bpb(teller, [(None, y)] * (n + 1), BYTES)
     assert bpb * math.log(2) * (n + 1) == pytest.approx(1e4 + n * 3e-4, rel=1e-8)
-    assert evaluate_bpb(Teller([[[2.0 ** 24, 1.0]]]), [(None, torch.ones(1, 2, dtype=torch.long))], BYTES) * math.log(2) * 2 == 2 ** 24 + 1
+    assert evaluate_bpb(Teller([[[2.0 ** 24, 1.0]]]), [(None, torch.ones(1, 2, dtype=torch.long))],
+                        BYTES) * math.log(2) * 2 == 2 ** 24 + 1
 
 
 def test_real_model_against_its_own_logits():

@@ -28,7 +28,8 @@ torch.set_num_threads(1)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NORMAL = ("transformer.wte.weight", "lm_head.weight")
 golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
-trainings = pytest.mark.parametrize("theirs", golden["trainings"], ids=lambda row: row["flags"].replace("--", "").replace(" ", ","))
+trainings = pytest.mark.parametrize("theirs", golden["trainings"],
+                                    ids=lambda row: row["flags"].replace("--", "").replace(" ", ","))
 
 
 def run_ours(case, dtype):
@@ -61,12 +62,15 @@ def test_names_of_all_parameters_are_upstreams(pair):
 
 
 def test_seed_42_draws_upstreams_initial_weights(pair):
-    """In the same order. Torch's normal_ is another function on CPUs without AVX2: there only the uniform draws are compared."""
+    """In the same order. Torch's normal_ is another function on CPUs without AVX2: there only the uniform draws are
+    compared."""
     _, dtype, ours, theirs = pair
-    compared = [name for name in theirs["init"] if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or name not in NORMAL]
+    compared = [name for name in theirs["init"] if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+                or name not in NORMAL]
     assert set(NORMAL) < set(theirs["init"]) and len(compared) >= len(theirs["init"]) - 2
     for name in compared:
-        assert ours["init"][name] == pytest.approx(theirs["init"][name], rel=1e-5, abs=1e-4 if dtype == "float32" else 1e-2), name
+        assert ours["init"][name] == pytest.approx(theirs["init"][name], rel=1e-5, abs=1e-4 if dtype == "float32"
+                                                   else 1e-2), name
 
 
 def test_logits_and_losses_are_upstreams(pair):
@@ -82,7 +86,8 @@ def test_logits_and_losses_are_upstreams(pair):
 def test_gradient_norms_are_upstreams(pair):
     _, dtype, ours, theirs = pair
     for name, expected in theirs["grad_norms"].items():
-        assert expected > 0 and ours["grad_norms"][name] == pytest.approx(expected, rel=1e-4 if dtype == "float32" else 3e-2), name
+        assert (expected > 0
+                and ours["grad_norms"][name] == pytest.approx(expected, rel=1e-4 if dtype == "float32" else 3e-2)), name
 
 
 def test_three_optimizer_steps_move_every_tensor_as_upstreams_do(pair):
@@ -111,10 +116,13 @@ def test_parameter_counts_and_flops_are_upstreams(theirs):
 @trainings
 def test_resolved_horizon_batch_rate_and_decay_are_upstreams(theirs):
     r = resolve(config_of(theirs), theirs["vocab_size"])
-    assert (r.num_iterations, r.total_batch_size, r.grad_accum_steps, r.total_tokens, r.num_scaling_params, r.num_params) == tuple(
-        theirs[k] for k in ("num_iterations", "total_batch_size", "grad_accum_steps", "total_tokens", "num_scaling_params")) + (
+    assert (r.num_iterations, r.total_batch_size, r.grad_accum_steps, r.total_tokens, r.num_scaling_params,
+            r.num_params) == tuple(
+        theirs[k] for k in ("num_iterations", "total_batch_size", "grad_accum_steps", "total_tokens",
+                            "num_scaling_params")) + (
         theirs["param_counts"]["total"],)
-    assert (r.batch_lr_scale, r.weight_decay) == pytest.approx((theirs["batch_lr_scale"], theirs["weight_decay_scaled"]), rel=1e-11)
+    assert (r.batch_lr_scale,
+            r.weight_decay) == pytest.approx((theirs["batch_lr_scale"], theirs["weight_decay_scaled"]), rel=1e-11)
     assert r.effective_ratio == pytest.approx(theirs["total_tokens"] / theirs["num_scaling_params"], rel=1e-12)
 
 
@@ -131,7 +139,8 @@ def test_schedules_are_upstreams(theirs):
 
 
 def test_every_flag_of_upstream_is_ours_with_its_default():
-    differ = {"core_metric_every": (2000, -1), "model_tag": (None, "")}  # not here yet, refused | no flag may default to None
+    # upstream's CORE metric is not here yet, and its flag is refused; no flag here may default to None
+    differ = {"core_metric_every": (2000, -1), "model_tag": (None, "")}
     theirs = {**golden["trainings"][2]["args"], "depth": 20}
     assert golden["trainings"][2]["flags"] == "--depth=12" and len(theirs) > 25
     for name, value in theirs.items():
@@ -144,8 +153,10 @@ def test_every_flag_of_upstream_is_ours_with_its_default():
 
 @pytest.fixture(scope="module", params=DTYPES)
 def live(request, tmp_path_factory):
-    """(dtype, upstream's whole tensors): logits, loss, gradients and updates of each case, made in a process of its own."""
-    checkout = os.environ.get("NANOCHAT_UPSTREAM") or pytest.skip("NANOCHAT_UPSTREAM names no checkout of upstream nanochat")
+    """(dtype, upstream's whole tensors): logits, loss, gradients and updates of each case, made in a process of its
+    own."""
+    checkout = (os.environ.get("NANOCHAT_UPSTREAM")
+                or pytest.skip("NANOCHAT_UPSTREAM names no checkout of upstream nanochat"))
     path = tmp_path_factory.mktemp("upstream") / "tensors.pt"
     script = GOLDEN.with_name("make_golden.py")
     subprocess.run([sys.executable, script, checkout, f"--tensors={path}"], check=True, capture_output=True,
@@ -163,7 +174,9 @@ def test_live_upstream_agrees_in_whole_tensors(live, case):
     assert (ours["logits"] - theirs["logits"]).abs().max() <= (1e-4 if fp32 else 0.2)
     assert (ours["losses"] - theirs["losses"]).abs().max() <= (1e-4 if fp32 else 0.2)
     for name, grad in theirs["grads"].items():
-        assert (ours["grads"][name] - grad).double().norm() <= (1e-5 if fp32 else 3e-2) * grad.double().norm(), f"gradient of {name}"
+        assert ((ours["grads"][name] - grad).double().norm()
+                <= (1e-5 if fp32 else 3e-2) * grad.double().norm()), f"gradient of {name}"
     for name, (moved, _) in theirs["updates"].items():
         muon = name.startswith("transformer.h.")
-        assert (ours["updates"][name][0] - moved).norm() <= (1e-5 if fp32 else 3e-2 if muon else 1e-2) * moved.norm(), f"update of {name}"
+        assert ((ours["updates"][name][0] - moved).norm()
+                <= (1e-5 if fp32 else 3e-2 if muon else 1e-2) * moved.norm()), f"update of {name}"

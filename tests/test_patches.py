@@ -1,5 +1,5 @@
 """
-Patches on made-up checkouts: what is applied is taken back to the byte, and nothing else is ever touched.
+Patches on made-up checkouts: a revert restores the checkout to the byte, and no other file is ever touched.
 
 python -m pytest tests/test_patches.py -q
 """
@@ -53,7 +53,8 @@ def test_unrelated_edits_stay_also_in_the_same_file_made_before_and_after(tree, 
     write(tree / "scripts/base_train.py", "other work\n")
     patches.revert(tree, better)
     assert model.read_text() == "# mine, before\n# the model\nLOSS = 3.0\n\n# the rest\n# mine, after\nWIDTH = 4\n"
-    assert (tree / "notes.txt").read_text() == "untracked" and (tree / "scripts/base_train.py").read_text() == "other work\n"
+    assert ((tree / "notes.txt").read_text() == "untracked"
+            and (tree / "scripts/base_train.py").read_text() == "other work\n")
     assert git(tree, "diff", "--cached", "--name-only").split() == ["README.md"]
 
 
@@ -95,7 +96,8 @@ def test_patch_that_applies_in_part_changes_nothing(tree, tmp_path):
     write(tree / "nanochat/model.py", "LOSS = 5.0\n")
     before = snapshot(tree)
     for command in (patches.check, patches.apply):
-        with pytest.raises(ValueError, match=r"both.patch \(made for 0123456789\) does not apply .*nothing was changed"):
+        with pytest.raises(ValueError,
+                           match=r"both.patch \(made for 0123456789\) does not apply .*nothing was changed"):
             command(tree, both)
     assert snapshot(tree) == before and patches.read_notes(tree) == []
 
@@ -152,21 +154,25 @@ def test_worktrees_have_notes_of_their_own(tree, better, tmp_path):
     patches.apply(tmp_path / "other", better)
     patches.apply(tree, better)
     patches.revert(tree, better)
-    assert len(patches.read_notes(tmp_path / "other")) == 1 and "0.25" in (tmp_path / "other/nanochat/model.py").read_text()
+    assert (len(patches.read_notes(tmp_path / "other")) == 1
+            and "0.25" in (tmp_path / "other/nanochat/model.py").read_text())
 
 
 def test_what_is_no_checkout_or_no_patch_is_refused(tree, better, tmp_path):
     write(tmp_path / "empty.patch", "no diff here\n")
-    for folder, patch, message in ((tmp_path / "no", better, "no such folder"), (tree / "nanochat", better, "not the top"),
-                                   (tree, tmp_path / "empty.patch", "holds no diff"), (tree, tmp_path / "none", "cannot be read")):
+    for folder, patch, message in ((tmp_path / "no", better, "no such folder"),
+                                   (tree / "nanochat", better, "not the top"),
+                                   (tree, tmp_path / "empty.patch", "holds no diff"),
+                                   (tree, tmp_path / "none", "cannot be read")):
         with pytest.raises(ValueError, match=message):
             patches.apply(folder, patch)
 
 
 def test_commands_print_what_they_did_and_exit_2_where_they_did_nothing(tree, better, capsys):
     arguments = ["--tree", str(tree), "--patch", str(better)]
-    for command, code, said in (("check", 0, "nothing was changed"), ("apply", 0, sha256_file(better)), ("apply", 2, "already"),
-                                ("revert", 0, "everything else is as it was"), ("revert", 2, "is not applied")):
+    for command, code, said in (("check", 0, "nothing was changed"), ("apply", 0, sha256_file(better)),
+                                ("apply", 2, "already"), ("revert", 0, "everything else is as it was"),
+                                ("revert", 2, "is not applied")):
         assert main([command, *arguments]) == code
         out = capsys.readouterr()
         assert said in (out.err if code else out.out)
@@ -235,7 +241,8 @@ def test_our_patch_names_its_commit_has_the_least_context_and_is_in_the_readme(p
         assert re.fullmatch(r"@@ -\d+(,\d+)? \+\d+(,\d+)? @@", head)  # no upstream line behind it
         signs = "".join(line[0] for line in body.splitlines())
         assert not re.match(r"  ", signs) and not re.search(r"  $", signs) and "   " not in signs, head
-    assert sum(line.startswith("+") for line in text.splitlines()) > 3 * sum(line.startswith("-") for line in text.splitlines())
+    assert (sum(line.startswith("+") for line in text.splitlines())
+            > 3 * sum(line.startswith("-") for line in text.splitlines()))
 
 
 def test_readme_names_the_commit_that_the_code_pins():

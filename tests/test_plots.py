@@ -1,5 +1,5 @@
 """
-The picture of a protocol: what is drawn is what was measured, and odd inputs do not break it.
+The picture of a protocol: it shows the measured values, and odd inputs do not break it.
 
 python -m pytest tests/test_plots.py -v
 """

@@ -1,5 +1,5 @@
 """
-Profiles: every one is a valid training command, and what they take from the machine.
+Profiles: each is a valid training command, and some of its flags come from the machine.
 
 python -m pytest tests/test_profiles.py -v
 """
@@ -25,8 +25,8 @@ def test_profile_is_what_the_trainer_accepts(profile):
 def test_profiles_have_the_published_sizes():
     cpu, smoke, protocol = (parse(PROFILES[name].flags) for name in ("smoke-cpu", "smoke-16gb", "protocol-16gb"))
     def sizes(c):
-        return (c.depth, c.max_seq_len, c.device_batch_size, c.total_batch_size, c.num_iterations, c.eval_every, c.eval_tokens,
-                c.window_pattern)
+        return (c.depth, c.max_seq_len, c.device_batch_size, c.total_batch_size, c.num_iterations, c.eval_every,
+                c.eval_tokens, c.window_pattern)
     assert sizes(cpu) == (4, 256, 8, 2048, 60, 10, 16384, "L") and cpu.warmup_steps == 5 and not cpu.compile
     assert sizes(smoke) == (12, 512, 1, 32768, 200, 100, 262144, "L")
     assert sizes(protocol) == (12, 1024, 1, 65536, 30000, 200, 262144, "L") and protocol.save_every == 2000
@@ -79,12 +79,13 @@ def test_no_card_is_seen_where_none_is_visible(monkeypatch):
 
 @pytest.fixture
 def modules(tmp_path):
-    """Stand-ins for nanochat.dataset and nanochat.tokenizer that note what was asked of them."""
+    """Stand-ins for nanochat.dataset and nanochat.tokenizer that note the calls."""
     calls = []
 
     def list_parquet_files(data_dir):
         raise FileNotFoundError(data_dir)
-    dataset = SimpleNamespace(calls=calls, get_data_dir=lambda home: home / "base_data_climbmix", list_parquet_files=list_parquet_files,
+    dataset = SimpleNamespace(calls=calls, get_data_dir=lambda home: home / "base_data_climbmix",
+                              list_parquet_files=list_parquet_files,
                               build_builtin=lambda data_dir: calls.append(data_dir), get_dataset_id=lambda home: "data")
     return dataset, SimpleNamespace(get_tokenizer_id=lambda home: "tok")
 
@@ -101,11 +102,14 @@ def fake_python(monkeypatch, tmp_path, body):
 @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a shell script")
 def test_builtin_profile_makes_corpus_and_tokenizer_once(monkeypatch, tmp_path, modules):
     profile, home, said = PROFILES["smoke-cpu"], tmp_path / "home", []
-    asked = fake_python(monkeypatch, tmp_path, "mkdir -p $NANOCHAT_BASE_DIR/tokenizer; touch $NANOCHAT_BASE_DIR/tokenizer/tokenizer.json")
+    asked = fake_python(monkeypatch, tmp_path,
+                        "mkdir -p $NANOCHAT_BASE_DIR/tokenizer; touch $NANOCHAT_BASE_DIR/tokenizer/tokenizer.json")
     for _ in range(2):
         assert prepare(profile, home, *modules, tmp_path / "logs", said.append) == ("data", "tok")
-    assert asked.read_text() == f"-m scripts.tok_train {' '.join(PROFILES['smoke-cpu'].tokenizer_flags)} NANOCHAT_BASE_DIR={home}\n"
-    assert modules[0].calls == [home / "base_data_climbmix"] * 2 and len(said) == 1  # build_builtin itself is idempotent
+    assert asked.read_text() == (f"-m scripts.tok_train {' '.join(PROFILES['smoke-cpu'].tokenizer_flags)} "
+                                 f"NANOCHAT_BASE_DIR={home}\n")
+    # build_builtin itself is idempotent
+    assert modules[0].calls == [home / "base_data_climbmix"] * 2 and len(said) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a shell script")

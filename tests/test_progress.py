@@ -1,5 +1,5 @@
 """
-The line that says where a protocol is: what it shows, and that its time left is true.
+The line of a protocol's progress: the facts in it, and that its time left is true.
 
 python -m pytest tests/test_progress.py -v
 """
@@ -32,7 +32,7 @@ STEPS, START_SEC, FIRST_STEP_SEC, STEP_SEC, END_SEC = 60, 20, 90, 1.5, 6  # the 
 
 
 def position(sec):
-    """What metrics.jsonl of such a cell says `sec` after it began; None before its first validation, at step 0."""
+    """The position in metrics.jsonl of this cell `sec` after it began; None before its first validation, at step 0."""
     return None if sec < START_SEC else min(STEPS, max(0, int((sec - START_SEC - FIRST_STEP_SEC) / STEP_SEC) + 1))
 
 
@@ -122,6 +122,7 @@ def test_line_is_rewritten_in_a_terminal_and_rare_in_a_log(capsys):
             clock.now = float(second)
             progress.update("control s1", second, 100)
             progress.show()
-    assert len(terminal) == 101 and all(text.startswith("\r\x1b[2K[0/1 done] control s1 ") and "\n" not in text for text in terminal)
+    assert (len(terminal) == 101
+            and all(text.startswith("\r\x1b[2K[0/1 done] control s1 ") and "\n" not in text for text in terminal))
     assert "step 99/100; 1:39 so far, about 0:01 left" in terminal[-1]
     assert len(capsys.readouterr().out.splitlines()) == 4  # at 0, 30, 60 and 90 seconds

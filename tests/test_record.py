@@ -1,5 +1,5 @@
 """
-run.json and metrics.jsonl: what is written, what a kill leaves, what is cut back, and the sinks.
+run.json and metrics.jsonl: their content, their state after a kill, the rows cut off at a resume, and the sinks.
 
 python -m pytest tests/test_record.py -q
 """
@@ -141,7 +141,8 @@ def test_cut_back_is_durable(record, monkeypatch):
     """File, rename, folder: the order of common.py's durable files."""
     fill(record, range(3))
     events, fsync, replace = [], os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (events.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"), fsync(fd))[1])
+    monkeypatch.setattr(os, "fsync", lambda fd: (
+        events.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"), fsync(fd))[1])
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), replace(a, b))[1])
     record.cut_back(2)
     assert events == ["file", "rename", "folder"]

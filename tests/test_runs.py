@@ -1,6 +1,6 @@
 """
-The recipes in runs/: they are run with a `python` that only writes down what it was asked to do, so that
-the flags are checked as bash expands them.
+The recipes in runs/, run with a `python` that only writes down its arguments. So flags are checked as bash expands
+them.
 
 python -m pytest tests/test_runs.py -q
 """
@@ -23,14 +23,15 @@ from nanochat.record import RunRecord
 from nanochat.schedule import grad_accum_steps
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_YET = ("fusion.sh",)  # its flags come later; tests/test_templates.py says what it does until then
+NOT_YET = ("fusion.sh",)  # its flags come later; tests/test_templates.py tests its behaviour until then
 LONGER = {"lane_b.sh": 50}  # five commands, each with its flags
 RECIPES = sorted(path for path in (ROOT / "runs").glob("*.sh") if path.name != "common.sh")
 TRAINER = "scripts.base_train"
 
 pytestmark = pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
 each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
-each_that_runs = pytest.mark.parametrize("recipe", [path for path in RECIPES if path.name not in NOT_YET], ids=lambda path: path.name)
+each_that_runs = pytest.mark.parametrize("recipe", [path for path in RECIPES if path.name not in NOT_YET],
+                                         ids=lambda path: path.name)
 
 
 @pytest.mark.parametrize("script", [*(ROOT / "runs").glob("*.sh"), ROOT / ".ci" / "run"], ids=lambda path: path.name)
@@ -58,15 +59,17 @@ class Stage:
         python = self.bin / "python"
         python.write_text("#!/bin/bash\n"
                           f'if [ "$1" = - ]; then exec {shlex.quote(sys.executable)} "$@"; fi\n'
-                          f'{shlex.quote(sys.executable)} -S -c "import json, sys; print(json.dumps(sys.argv[1:]))" "$@" >> "$CALLS"\n'
+                          f'{shlex.quote(sys.executable)} -S -c "import json, sys; print(json.dumps(sys.argv[1:]))" '
+                          '"$@" >> "$CALLS"\n'
                           'case " $* " in *" $FAIL_AT "*) exit 7;; esac\n')
         python.chmod(0o755)
 
     def run(self, recipe, fail_at="no module", **env):
         self.calls_path.write_text("")
-        env = {**os.environ, "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}", "SKIP_SETUP": "1", "CALLS": str(self.calls_path),
-               "FAIL_AT": fail_at, "NANOCHAT_BASE_DIR": str(self.base_dir), **env}
-        self.result = subprocess.run(["bash", str(recipe)], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        env = {**os.environ, "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}", "SKIP_SETUP": "1",
+               "CALLS": str(self.calls_path), "FAIL_AT": fail_at, "NANOCHAT_BASE_DIR": str(self.base_dir), **env}
+        self.result = subprocess.run(["bash", str(recipe)], env=env, stdin=subprocess.DEVNULL, capture_output=True,
+                                     text=True)
         return [json.loads(line) for line in self.calls_path.read_text().splitlines()]
 
 
@@ -109,7 +112,10 @@ def test_recipe_stops_at_the_first_error(recipe, stage):
 
 @pytest.mark.parametrize("written", [True, False])
 def test_lane_b_answers_statistics_that_are_refused_and_stops_without_them(stage, tmp_path, written):
-    """Statistics with an error are a file and an exit code; the inference makes the fallback of it. An older file is none."""
+    """Statistics with an error are a file and an exit code, and the inference makes the fallback of them.
+
+    An older file is not taken for the new statistics.
+    """
     shutil.copytree(ROOT / "runs", tmp_path / "runs")  # its results are written beside it
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "lane_b_stats.json").write_text("of another context")
@@ -137,9 +143,9 @@ def test_finished_run_is_skipped_and_another_configuration_is_not(name, stage):
 
 
 def test_baseline_d12_is_the_profile_of_the_plans(stage):
-    plan = ("--depth=12 --head-dim=128 --window-pattern=L --max-seq-len=512 --device-batch-size=16 --total-batch-size=16384 "
-            "--eval-every=100 --eval-tokens=524288 --core-metric-every=-1 --sample-every=-1 --save-every=-1 --num-iterations=1500 "
-            "--run=dummy")
+    plan = ("--depth=12 --head-dim=128 --window-pattern=L --max-seq-len=512 --device-batch-size=16 "
+            "--total-batch-size=16384 --eval-every=100 --eval-tokens=524288 --core-metric-every=-1 --sample-every=-1 "
+            "--save-every=-1 --num-iterations=1500 --run=dummy")
     config, = training_configs(stage.run(ROOT / "runs" / "baseline_d12.sh"))
     own = dict(seed=config.seed, model_tag=config.model_tag, resume=config.resume)
     assert {**asdict(config), **own} == {**asdict(parse(plan.split())), **own}
@@ -169,9 +175,11 @@ def test_lane_b_compares_what_was_inferred_with_the_control_and_logs_it(stage):
     (stage.base_dir / "lab" / "lane-b-small").mkdir(parents=True)
     infer.parent.mkdir(exist_ok=True)
     try:
-        arms = {"control": {"flags": "-"}, "inferred": {"flags": "--target-param-data-ratio=1.6"}, "confirmation": {"flags": "--x=1.7 --y"}}
+        arms = {"control": {"flags": "-"}, "inferred": {"flags": "--target-param-data-ratio=1.6"},
+                "confirmation": {"flags": "--x=1.7 --y"}}
         infer.write_text(json.dumps({"arms": arms}))
-        calls = [call[1:] for call in stage.run(ROOT / "runs" / "lane_b.sh", LABEL=label, SEEDS="3 4", TARGET_BPB="2.5")]
+        calls = [call[1:] for call in stage.run(ROOT / "runs" / "lane_b.sh", LABEL=label, SEEDS="3 4",
+                                                TARGET_BPB="2.5")]
         infer.write_text(json.dumps({"arms": {"control": {"flags": "-"}}}))
         fallback = stage.run(ROOT / "runs" / "lane_b.sh", LABEL=label)
     finally:
@@ -179,11 +187,14 @@ def test_lane_b_compares_what_was_inferred_with_the_control_and_logs_it(stage):
     assert [call[0] for call in calls] == [f"scripts.{name}" for name in (
         "protocol", "base_loss", "lane_b_stats", "lane_b_infer_ratio", "protocol", "lane_b_log_run")]
     calibration, positions, _, inference, comparison, log = calls
-    assert {f"--label={label}_calibration", "--seeds=3"} <= set(calibration) and not any("primary" in word for word in calibration)
+    assert ({f"--label={label}_calibration", "--seeds=3"} <= set(calibration)
+            and not any("primary" in word for word in calibration))
     assert f"--model-tag=nc_{label}_calibration_d2_control_s3" in positions
-    assert any(word.startswith(f"--per-position={stage.base_dir.resolve()}/lab/lane-b-small/lane_b/") for word in positions)
+    assert any(word.startswith(f"--per-position={stage.base_dir.resolve()}/lab/lane-b-small/lane_b/")
+               for word in positions)
     assert {f"--label={label}_calibration", "--target-threshold=2.5"} <= set(inference)
-    assert {"--seeds=3 4", "--primary=time_to_target", "--target-bpb=2.5", "--candidate=inferred: --target-param-data-ratio=1.6",
+    assert {"--seeds=3 4", "--primary=time_to_target", "--target-bpb=2.5",
+            "--candidate=inferred: --target-param-data-ratio=1.6",
             "--candidate=confirmation: --x=1.7 --y"} <= set(comparison)
     assert {f"--label={label}", f"--inference=results/{label}_infer.json"} <= set(log)
     assert fallback[-1][1] == "scripts.lane_b_infer_ratio" and "nothing to compare" in stage.result.stdout

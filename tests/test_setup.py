@@ -1,5 +1,5 @@
 """
-scripts/setup.py without installing anything: the pins, the build of torch, and what the second call costs.
+scripts/setup.py without installing anything: the pins, the build of torch, and the cost of a second call.
 
 python -m pytest tests/test_setup.py -q
 """
@@ -58,7 +58,8 @@ def test_index_is_used_only_where_it_has_the_pinned_torch(index, capsys):
     index["/whl/cpu/torch/"] = '<a href="torch-2.13.0%2Bcpu-cp311-cp311-linux_x86_64.whl">'
     assert setup.index_url("cpu", "torch==2.13.0") == setup.TORCH_INDEX + "cpu"
     assert setup.index_url("cpu", "torch==2.12.0") is None and "has no torch==2.12.0" in capsys.readouterr().out
-    assert setup.index_url("cu130", "torch==2.13.0") is None and "cannot be reached (Not Found)" in capsys.readouterr().out
+    assert (setup.index_url("cu130", "torch==2.13.0") is None
+            and "cannot be reached (Not Found)" in capsys.readouterr().out)
 
 
 def test_unreachable_index_is_given_up_at_once(monkeypatch, capsys):
@@ -69,7 +70,7 @@ def test_unreachable_index_is_given_up_at_once(monkeypatch, capsys):
 
 @pytest.fixture
 def venv(tmp_path, monkeypatch):
-    """A .venv that is this Python's in name; what setup would run is collected instead of run."""
+    """A .venv that is this Python's in name; the commands that setup would run are collected instead."""
     ran = []
     path = tmp_path / ".venv"
     path.mkdir()
@@ -133,7 +134,8 @@ def make_wheel(folder, name):
     with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr(f"{name}.py", "")
         wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/WHEEL",
+                       "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
 
 

@@ -1,6 +1,6 @@
 """
-The templates A to G: run with a `python` that only writes down what it was asked to do. Every arm parses with the
-trainer's parser, no two arms of a template are the same run, and all of them are comparable with their control.
+The templates A to G, run with a `python` that only writes down its arguments. Every arm parses with the trainer's
+parser, no two arms of a template are the same run, and all of them are comparable with their control.
 
 python -m pytest tests/test_templates.py -q
 """
@@ -19,7 +19,7 @@ from nanochat.lab.profiles import PROFILES
 pytestmark = pytest.mark.skipif(not shutil.which("bash") or not shutil.which("awk"), reason="no bash or no awk")
 
 ON_CPU = {"theory_slice": {"BATCH": "2"}, "warmdown": {}, "batch": {}, "lr_wd": {}, "horizon": {"RATIOS": "0.02 0.03"},
-          "shape": {"DEPTH": "4", "TARGET_FLOPS": "4e12"}}  # what the headers say
+          "shape": {"DEPTH": "4", "TARGET_FLOPS": "4e12"}}  # as the headers of the templates say
 CASES = [(name, profile) for name in ON_CPU for profile in ("protocol-16gb", "smoke-cpu")]
 VOCAB = {"protocol-16gb": 32768, "smoke-cpu": 4096}
 each_case = pytest.mark.parametrize("name, profile", CASES, ids=lambda value: value)
@@ -58,8 +58,9 @@ def test_every_arm_is_another_run_and_gets_a_verdict(name, profile, stage):
         facts = [asdict(resolved(arm, profile)) for arm in arms]
         refuse_rounded(arms, facts)
         options = ("depth", "lr_multiplier", "warmdown_ratio", "warmdown_shape", "final_lr_frac")
-        runs = [(run["num_iterations"], run["total_batch_size"], run["n_embd"], run["n_head"], round(run["weight_decay"], 9),
-                 *(getattr(arm.config, option) for option in options)) for arm, run in zip(arms, facts)]
+        runs = [(run["num_iterations"], run["total_batch_size"], run["n_embd"], run["n_head"],
+                 round(run["weight_decay"], 9), *(getattr(arm.config, option) for option in options))
+                for arm, run in zip(arms, facts)]
         assert len(set(runs)) == len(arms) > 2
         assert all(profile_changes(arms[0], arm) == [] for arm in arms)
 
@@ -91,7 +92,8 @@ def test_batch_is_centred_on_the_predicted_optimum(profile, stage):
     assert 2 ** -0.5 < predicted / batches[0] < 2 ** 0.5, "the nearest power of two"
     assert [b / batches[0] for b in batches] == pytest.approx([1, 0.7, 1.4], abs=0.06)  # whole micro-batches
     rates = [resolved(arm, profile).matrix_lr for arm in arms]
-    assert [r / rates[0] for r in rates] == pytest.approx([(b / batches[0]) ** 0.5 for b in batches]), "rates follow the batch"
+    assert ([r / rates[0] for r in rates]
+            == pytest.approx([(b / batches[0]) ** 0.5 for b in batches])), "rates follow the batch"
 
 
 def test_batch_that_rounds_to_the_control_is_refused_by_name(stage):
@@ -109,7 +111,8 @@ def test_warmdown_and_lr_wd_are_the_grids_of_the_plan(stage):
     assert (arms[0].config.lr_multiplier, arms[0].config.wd_multiplier) == (1, 1)
     (_, arms), = protocols(stage, "lr_wd", LR="1.1", WD="0.5")  # around a winner
     found = sorted((arm.config.lr_multiplier, arm.config.wd_multiplier) for arm in arms)
-    assert [x for pair in found for x in pair] == pytest.approx([x for lr, wd in sorted(grid) for x in (1.1 * lr, 0.5 * wd)])
+    assert [x for pair in found
+            for x in pair] == pytest.approx([x for lr, wd in sorted(grid) for x in (1.1 * lr, 0.5 * wd)])
 
 
 def test_each_length_of_the_horizon_is_a_label_with_its_own_control(stage):
@@ -146,7 +149,8 @@ def test_seeds_are_added_until_decided_unless_they_are_given(stage):
     call, = stage.run(ROOT / "runs" / "batch.sh")
     assert {"--until=decided", "--max-seeds=12", "--noise=bank"} <= set(call) and not values(call, "--seeds")
     call, = stage.run(ROOT / "runs" / "batch.sh", SEEDS="1 2", NOISE="own", PRIMARY="wall_time", TARGET_BPB="1.1")
-    assert {"--seeds=1 2", "--noise=own", "--primary=wall_time", "--target-bpb=1.1"} <= set(call) and "--until=decided" not in call
+    assert ({"--seeds=1 2", "--noise=own", "--primary=wall_time", "--target-bpb=1.1"} <= set(call)
+            and "--until=decided" not in call)
 
 
 def test_flags_of_the_caller_are_for_every_arm(stage):

@@ -78,14 +78,16 @@ def test_tok_eval_compares_with_what_could_be_had(base_dir, tokenizer, capsys, m
     write_shards(base_dir, [TEXT])
     tokenizer.save(base_dir / "tokenizer")
     ranks = {bytes([b]): b for b in range(256)}
-    plain = tiktoken.Encoding("plain", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 256})
+    plain = tiktoken.Encoding("plain", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks,
+                              special_tokens={"<|endoftext|>": 256})
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: plain if name == "gpt2" else offline())
     tok_eval.main([])
     out = capsys.readouterr().out
     assert "Vocab sizes:\nGPT-2: 257\nOurs: 290\n" in out and "Left out: GPT-4," in out
     row = next(line for line in out.splitlines() if line.startswith("data-val")).split()
     tokens = len(tokenizer.encode("held out lantern"))  # the baseline has one token a byte
-    assert row == ["data-val", "16", "16", "1.00", str(tokens), f"{16 / tokens:.2f}", f"{(16 - tokens) / 16:+.1%}", "Ours"]
+    assert row == ["data-val", "16", "16", "1.00", str(tokens), f"{16 / tokens:.2f}", f"{(16 - tokens) / 16:+.1%}",
+                   "Ours"]
 
 
 def test_table_has_colors_only_when_asked():

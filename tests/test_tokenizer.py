@@ -37,15 +37,16 @@ CHAT = {"messages": [
     {"role": "assistant", "content": "old"},
 ]}
 GOLDEN_ID = "ca8d7f91c748a22a33418ff6cb641e83d32ed681f2b8002d11dbcdbf66d15282"  # of the content of upstream's pickle
-GOLDEN_PROBE = [311, 84, 256, 308, 32, 115, 119, 105, 110, 103, 115, 32, 281, 51, 52, 32, 116, 105, 109, 101, 115, 58, 274,
-                273, 278, 260, 114, 33, 13, 10, 9, 229, 262, 264, 240, 285, 32, 294, 32, 102, 40, 120, 41, 5]
-GOLDEN_CHAT = [311, 312, 66, 101, 32, 98, 114, 105, 283, 46, 277, 50, 43, 50, 63, 313, 314, 115, 111, 32, 316, 50, 43, 50, 317,
-               318, 52, 319, 52, 315, 312, 257, 309, 313, 314, 111, 306, 315]
+GOLDEN_PROBE = [311, 84, 256, 308, 32, 115, 119, 105, 110, 103, 115, 32, 281, 51, 52, 32, 116, 105, 109, 101, 115, 58,
+                274, 273, 278, 260, 114, 33, 13, 10, 9, 229, 262, 264, 240, 285, 32, 294, 32, 102, 40, 120, 41, 5]
+GOLDEN_CHAT = [311, 312, 66, 101, 32, 98, 114, 105, 283, 46, 277, 50, 43, 50, 63, 313, 314, 115, 111, 32, 316, 50, 43,
+               50, 317, 318, 52, 319, 52, 315, 312, 257, 309, 313, 314, 111, 306, 315]
 GOLDEN_MASK = [0] * 17 + [1] * 8 + [0] * 3 + [1] * 2 + [0] * 5 + [1] * 3
 
 
 def train(vocab_size=320):
-    return RustBPETokenizer.train_from_iterator(iter([TEXT[:1000], TEXT[1000:], "lantern light, harbour light"]), vocab_size)
+    return RustBPETokenizer.train_from_iterator(iter([TEXT[:1000], TEXT[1000:], "lantern light, harbour light"]),
+                                                vocab_size)
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +89,13 @@ def test_special_names_in_text_are_text(tokenizer):
 
 
 def naive_encode(tokenizer, text):
-    """Split, then merge the adjacent pair whose bytes have the lowest rank until none has one."""
+    """Split, then merge the adjacent pair whose bytes have the lowest rank until no pair has a rank."""
     ids = []
     for piece in regex.findall(SPLIT_PATTERN, text):
         parts = [bytes([b]) for b in piece.encode("utf-8")]
         ranks = tokenizer.enc._mergeable_ranks
-        while pairs := [(ranks[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in ranks]:
+        while pairs := [(ranks[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False))
+                        if a + b in ranks]:
             _, i = min(pairs)
             parts[i:i + 2] = [parts[i] + parts[i + 1]]
         ids += [ranks[part] for part in parts]
@@ -129,7 +131,8 @@ def test_token_bytes_sum_to_the_utf8_length(tokenizer, tmp_path):
 
 def test_crop_cuts_documents_and_stops_after_max_chars():
     assert list(crop_texts(["abcdef", "gh", "ijk", "never"], max_chars=7, doc_cap=3)) == ["abc", "gh", "ijk"]
-    assert list(crop_texts(["abc", "def", "x", "never"], max_chars=6, doc_cap=3)) == ["abc", "def", "x"]  # upstream's rule too
+    # upstream's rule too
+    assert list(crop_texts(["abc", "def", "x", "never"], max_chars=6, doc_cap=3)) == ["abc", "def", "x"]
 
 
 # -----------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 """
-The files of a tokenizer: round trips, refusals of foreign pickles, and what may be replaced. Run:
+The files of a tokenizer: round trips, refusals of foreign pickles, and the rules of replacement. Run:
 
     python -m pytest tests/test_tokenizer_files.py
 """
@@ -81,7 +81,8 @@ def test_identity_depends_on_the_content_alone(tokenizer, tmp_path):
 
 def test_identity_needs_no_torch(tokenizer, tokenizer_id, base_dir):
     tokenizer.save(base_dir / "tokenizer")
-    code = "import sys, nanochat.tokenizer as t; print(t.get_tokenizer_id()); assert not {'torch', 'pyarrow'} & set(sys.modules)"
+    code = ("import sys, nanochat.tokenizer as t; print(t.get_tokenizer_id()); "
+            "assert not {'torch', 'pyarrow'} & set(sys.modules)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=common.REPO_ROOT)
     assert done.stdout.strip() == tokenizer_id, done.stderr
 
@@ -173,13 +174,15 @@ def encoding_pickle(**changes):
     state = {"name": "rustbpe", "pat_str": SPLIT_PATTERN, "mergeable_ranks": {bytes([b]): b for b in range(256)},
              "special_tokens": {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)}, **changes}
     enc = tiktoken.Encoding("plain", pat_str=".", mergeable_ranks={b"a": 0}, special_tokens={})
-    enc.__class__ = type("Encoding", (tiktoken.Encoding,), {"__getstate__": lambda self: state, "__module__": "tiktoken.core"})
+    enc.__class__ = type("Encoding", (tiktoken.Encoding,),
+                         {"__getstate__": lambda self: state, "__module__": "tiktoken.core"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiktoken.core, "Encoding", type(enc))  # pickle checks that the name leads to the class
         return pickle.dumps(enc)
 
 
-@pytest.mark.parametrize("function, name", [(os.system, "system"), (eval, "builtins.eval"), (__import__, "builtins.__import__")])
+@pytest.mark.parametrize("function, name",
+                         [(os.system, "system"), (eval, "builtins.eval"), (__import__, "builtins.__import__")])
 @pytest.mark.parametrize("nested", [False, True])
 def test_malicious_pickle_is_refused_and_not_run(tmp_path, function, name, nested):
     marker = tmp_path / "was_run"
@@ -224,7 +227,7 @@ def test_published_encoding_by_name_is_refused(tmp_path, monkeypatch):
 
 
 # -----------------------------------------------------------------------------
-# What may be replaced
+# Replacing a tokenizer
 
 def test_tokenizer_of_a_checkpoint_is_not_replaced(tokenizer, tokenizer_id, base_dir):
     tokenizer.save(base_dir / "tokenizer")

@@ -25,7 +25,7 @@ def base(base_dir):
 
 
 # -----------------------------------------------------------------------------
-# What a run leaves
+# The files that a run leaves
 
 def test_a_run_leaves_a_record_metrics_and_a_whole_checkpoint(base):
     facts = run("--model-tag=a")
@@ -44,7 +44,8 @@ def test_a_run_leaves_a_record_metrics_and_a_whole_checkpoint(base):
 
 def test_the_clock_counts_steps_from_the_eleventh_on_and_nothing_else(base):
     facts = run("--model-tag=a", "--num-iterations=15")
-    timed = [row["train/dt"] for row in read_metrics(base / "records" / "a" / "metrics.jsonl") if row.get("train/dt") and row["step"] >= 11]
+    timed = [row["train/dt"] for row in read_metrics(base / "records" / "a" / "metrics.jsonl") if row.get("train/dt")
+             and row["step"] >= 11]
     assert len(timed) == 4 and math.isclose(facts["clocks"]["total_training_time"], sum(timed))
     assert math.isclose(facts["results"]["avg_tok_per_sec"], 4 * 128 / sum(timed))
     short = run("--model-tag=b", "--num-iterations=4")  # nothing was timed: empty, not 0
@@ -78,7 +79,7 @@ def test_a_gate_that_is_off_or_has_mix_0_changes_no_bit(base):
 
 
 # -----------------------------------------------------------------------------
-# What goes wrong
+# Failures
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_is_not_applied_and_never_saved(base, monkeypatch, where):
@@ -107,7 +108,8 @@ def test_a_step_that_is_not_finite_is_not_applied_and_never_saved(base, monkeypa
         model, optim, _ = checkpoint(base, "a", step)
         assert all(t.isfinite().all() for t in model.values())
         assert all(t.isfinite().all() for s in optim["state"].values() for t in s.values() if torch.is_tensor(t))
-    json.loads((base / "records" / "a" / "run.json").read_text(), parse_constant=lambda c: pytest.fail(f"{c} in run.json"))
+    json.loads((base / "records" / "a" / "run.json").read_text(),
+               parse_constant=lambda c: pytest.fail(f"{c} in run.json"))
 
 
 def test_a_diverging_run_ends_with_status_3(base):
@@ -122,7 +124,8 @@ def test_out_of_memory_and_a_full_disk_are_told_apart_from_a_bug(base, monkeypat
         monkeypatch.setattr(trainer, "train_step", raise_it)
         return run("--model-tag=a")["status"]
     assert fail(torch.OutOfMemoryError("CUDA out of memory")) == "oom"
-    assert fail(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")) == "oom"
+    assert fail(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 "
+                             "bytes")) == "oom"
     assert fail(KeyError("x")) == "crash" and set(STATUSES) > {"oom", "crash"}
     monkeypatch.undo()
 
@@ -146,7 +149,8 @@ def test_too_little_disk_and_an_unwritable_folder_fail_before_training(base, mon
     with pytest.raises(OSError, match="MiB free"):
         run("--model-tag=a")
     monkeypatch.undo()
-    monkeypatch.setattr(run_setup.Path, "write_bytes", lambda *a: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    monkeypatch.setattr(run_setup.Path, "write_bytes",
+                        lambda *a: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
     with pytest.raises(OSError, match="Read-only file system; set NANOCHAT_BASE_DIR"):
         run("--model-tag=a")

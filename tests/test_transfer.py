@@ -24,11 +24,12 @@ from nanochat.lab.trees.tree_arms import make_all_arms
 from tests.tiny import make_base
 
 UPSTREAM = os.environ.get("NANOCHAT_UPSTREAM")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not UPSTREAM, reason="NANOCHAT_UPSTREAM names no checkout of upstream nanochat")]
+pytestmark = [pytest.mark.slow,
+              pytest.mark.skipif(not UPSTREAM, reason="NANOCHAT_UPSTREAM names no checkout of upstream nanochat")]
 SEED, GATE = (REPO_ROOT / "patches" / f"nanochat_{name}.patch" for name in ("seed", "symplectic_candidate"))
-FLAGS = ["--depth=3", "--head-dim=32", "--aspect-ratio=32", "--max-seq-len=64", "--device-batch-size=4", "--total-batch-size=512",
-         "--num-iterations=12", "--warmup-steps=3", "--eval-every=6", "--eval-tokens=1024", "--core-metric-every=-1", "--sample-every=-1",
-         "--window-pattern=SL", "--device-type=cpu"]
+FLAGS = ["--depth=3", "--head-dim=32", "--aspect-ratio=32", "--max-seq-len=64", "--device-batch-size=4",
+         "--total-batch-size=512", "--num-iterations=12", "--warmup-steps=3", "--eval-every=6", "--eval-tokens=1024",
+         "--core-metric-every=-1", "--sample-every=-1", "--window-pattern=SL", "--device-type=cpu"]
 MODEL = dict(sequence_len=64, vocab_size=128, n_layer=3, n_head=2, n_kv_head=2, n_embd=64, window_pattern="L")
 
 
@@ -41,7 +42,8 @@ def clone(folder, *patches) -> Path:
 
 
 def python(tree, base, *argv, **variables):
-    env = {**os.environ, "NANOCHAT_BASE_DIR": str(base), "TORCHDYNAMO_DISABLE": "1", "NANOCHAT_DTYPE": "float32", **variables}
+    env = {**os.environ, "NANOCHAT_BASE_DIR": str(base), "TORCHDYNAMO_DISABLE": "1", "NANOCHAT_DTYPE": "float32",
+           **variables}
     return subprocess.run([sys.executable, *argv], cwd=tree, env=env, capture_output=True, text=True)
 
 
@@ -57,14 +59,16 @@ def trained(trees, tmp_path_factory):
     """{tag: (weights, optimizer, meta)} of short runs on one stream of documents."""
     base = tmp_path_factory.mktemp("base")
     make_base(base, documents=1200, rows_per_group=256)
-    runs = {"plain": ("plain", []), "off": ("both", []), "seed42": ("both", ["--seed=42"]), "seed7": ("both", ["--seed=7"]),
-            "seed7_again": ("both", ["--seed=7"]), "gate": ("both", ["--symplectic-gate"])}
+    runs = {"plain": ("plain", []), "off": ("both", []), "seed42": ("both", ["--seed=42"]),
+            "seed7": ("both", ["--seed=7"]), "seed7_again": ("both", ["--seed=7"]),
+            "gate": ("both", ["--symplectic-gate"])}
     found = {}
     for tag, (tree, flags) in runs.items():
         done = python(trees[tree], base, "-m", "scripts.base_train", *FLAGS, *flags, f"--model-tag={tag}")
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         folder = base / "base_checkpoints" / tag
-        found[tag] = (*(torch.load(folder / f"{name}.pt", weights_only=True) for name in ("model_000012", "optim_000012_rank0")),
+        found[tag] = (*(torch.load(folder / f"{name}.pt", weights_only=True)
+                        for name in ("model_000012", "optim_000012_rank0")),
                       read_json(folder / "meta_000012.json"))
     return found
 
@@ -132,11 +136,13 @@ model.load_state_dict(torch.load(weights), strict=True)
 model.eval()
 ids = torch.load(weights + ".ids")
 def cache(rows):
-    return KVCache(rows, model.config.n_kv_head, 64, model.config.n_embd // model.config.n_head, model.config.n_layer, "cpu", torch.float32)
+    c = model.config
+    return KVCache(rows, c.n_kv_head, 64, c.n_embd // c.n_head, c.n_layer, "cpu", torch.float32)
 with torch.inference_mode():
     full = model(ids)
     kv = cache(len(ids))
-    steps = torch.cat([model(ids[:, :5], kv_cache=kv)] + [model(ids[:, i:i + 1], kv_cache=kv) for i in range(5, ids.size(1))], dim=1)
+    steps = torch.cat([model(ids[:, :5], kv_cache=kv)]
+                      + [model(ids[:, i:i + 1], kv_cache=kv) for i in range(5, ids.size(1))], dim=1)
     one, many = cache(1), cache(3)
     model(ids[:1, :9], kv_cache=one)
     many.prefill(one)
@@ -157,7 +163,8 @@ def test_gate_equals_ours_and_decoding_equals_the_full_forward(trees, tmp_path, 
     ids = torch.randint(0, MODEL["vocab_size"], (2, 40), generator=torch.Generator().manual_seed(1))
     torch.save(model.state_dict(), tmp_path / "w.pt")
     torch.save(ids, tmp_path / "w.pt.ids")
-    done = python(trees["both"], tmp_path, "-c", LOGITS, str(tmp_path / "w.pt"), json.dumps({**MODEL, **gate}), str(tmp_path / "out.pt"))
+    done = python(trees["both"], tmp_path, "-c", LOGITS, str(tmp_path / "w.pt"), json.dumps({**MODEL, **gate}),
+                  str(tmp_path / "out.pt"))
     assert done.returncode == 0, done.stderr
     theirs = torch.load(tmp_path / "out.pt", weights_only=True)
     with torch.inference_mode():
@@ -185,14 +192,17 @@ def test_protocol_of_two_arms_and_two_seeds_runs_on_upstream(trees, tmp_path, mo
     monkeypatch.setattr(protocol, "draw_protocol", lambda *args: False)
     home = tmp_path / "home"
     make_base(home, documents=1200, rows_per_group=256)
-    arms = make_all_arms([], [f"control: tree={trees['plain']} patch={SEED}", f"gate: tree={trees['plain']} patch={SEED} patch={GATE} "
-                              "flags=--symplectic-gate --symplectic-gate-mix=0.15"], [*FLAGS, "--no-compile", "--dtype=float32"], tmp_path)
+    arms = make_all_arms([], [f"control: tree={trees['plain']} patch={SEED}",
+                              f"gate: tree={trees['plain']} patch={SEED} patch={GATE} flags=--symplectic-gate "
+                              "--symplectic-gate-mix=0.15"], [*FLAGS, "--no-compile", "--dtype=float32"], tmp_path)
     made = protocol.Protocol("up", Workload(PROFILES["smoke-cpu"], home), arms, [1, 2])
     made.identify("data", "tok")
     assert protocol.run(made) == 0
     facts = read_json("results/up_latest.json")
-    assert [run["run_status"] for run in facts["runs"]] == ["ok"] * 4 and len({run["val_bpb"] for run in facts["runs"]}) == 4
-    assert facts["provenance"]["upstream_commit"] == UPSTREAM_COMMIT and git(trees["plain"], "status", "--porcelain") == ""
+    assert ([run["run_status"] for run in facts["runs"]] == ["ok"] * 4
+            and len({run["val_bpb"] for run in facts["runs"]}) == 4)
+    assert (facts["provenance"]["upstream_commit"] == UPSTREAM_COMMIT
+            and git(trees["plain"], "status", "--porcelain") == "")
     for run in facts["runs"]:
         assert [step for step, _, _ in curve(home, run["run_tag"])] == [6, 12]
         meta = read_json(home / "base_checkpoints" / run["run_tag"] / "meta_000012.json")

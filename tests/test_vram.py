@@ -1,5 +1,5 @@
 """
-The memory calculator against what real tensors take. Run:
+The memory calculator against the memory of real tensors. Run:
 
     python -m pytest tests/test_vram.py
 """
@@ -32,7 +32,8 @@ def card_multiplies_bf16(monkeypatch):
     monkeypatch.setattr(linear, "CPU_MULTIPLIES_BF16", True)
 
 
-@pytest.mark.parametrize("variant, dtype", [("upstream", torch.float32), *((variant, torch.bfloat16) for variant in VARIANTS)], ids=str)
+@pytest.mark.parametrize("variant, dtype",
+                         [("upstream", torch.float32), *((variant, torch.bfloat16) for variant in VARIANTS)], ids=str)
 def test_saved_bytes_on_the_meta_device_equal_those_of_real_tensors(variant, dtype):
     config = GPTConfig(**{**TINY, **VARIANTS[variant]})
     model = build_model(config, "cpu", dtype, seed=0)
@@ -94,7 +95,8 @@ def test_peak_is_what_the_allocator_hands_out(dtype):
     ids = torch.zeros(B, config.sequence_len, dtype=torch.long)
     measured = allocator_peak(lambda: model(ids, ids).backward())
     found = predict(config, dtype, B)
-    predicted = max(found.forward, found.loss_backward, found.backward) - found.weights - found.gradients - found.optimizer
+    predicted = max(found.forward, found.loss_backward,
+                    found.backward) - found.weights - found.gradients - found.optimizer
     assert predicted == pytest.approx(measured, rel=0.05)
 
 
@@ -130,8 +132,9 @@ def test_saved_bytes_counts_each_storage_once_and_no_parameter():
 
 
 def test_table_of_a_configuration(capsys):
-    vram.main(["--depth=2", "--model_dim=64", "--head-dim=32", "--max-seq-len=128", "--vocab-size=512", "--total-batch-size=4096",
-               "--device-batch-size=4", "--num-iterations=5", "--dtype=float32", "--no-compile"])
+    vram.main(["--depth=2", "--model_dim=64", "--head-dim=32", "--max-seq-len=128", "--vocab-size=512",
+               "--total-batch-size=4096", "--device-batch-size=4", "--num-iterations=5", "--dtype=float32",
+               "--no-compile"])
     out = capsys.readouterr().out
     mib = {line[:16].strip(): float(line[16:28].replace(",", "")) for line in out.splitlines() if line[28:32] == " MiB"}
     parts = [mib[name] for name in ("weights", "gradients", "optimizer state", "activations", "logits", "temporaries")]
@@ -143,7 +146,8 @@ def test_table_of_a_configuration(capsys):
 
 @pytest.mark.parametrize("argv, message", [
     (["--depht=3"], "unknown flag --depht=3; did you mean --depth?"), (["--vocab-size=0"], "--vocab-size=0"),
-    (["--depth=4", "--model-dim=100"], "--head-dim=128"), (["--total-batch-size=100", "--num-iterations=1"], "--total-batch-size=100")])
+    (["--depth=4", "--model-dim=100"], "--head-dim=128"),
+    (["--total-batch-size=100", "--num-iterations=1"], "--total-batch-size=100")])
 def test_bad_input_is_one_line_and_status_2(argv, message, capsys):
     with pytest.raises(SystemExit) as stop:
         vram.main(argv)

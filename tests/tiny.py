@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 from nanochat.tokenizer import train_tokenizer
 
 WORDS = [a + b + c for a in ("ka", "lo", "mi", "ru") for b in ("t", "s", "n") for c in ("a", "eli", "on", "urd")]
-TRAIN_FLAGS = ["--depth=2", "--head-dim=32", "--aspect-ratio=32", "--max-seq-len=32", "--device-batch-size=2", "--total-batch-size=128",
-               "--num-iterations=12", "--warmup-steps=2", "--eval-every=5", "--eval-tokens=256", "--no-compile", "--window-pattern=L",
+TRAIN_FLAGS = ["--depth=2", "--head-dim=32", "--aspect-ratio=32", "--max-seq-len=32", "--device-batch-size=2",
+               "--total-batch-size=128", "--num-iterations=12", "--warmup-steps=2", "--eval-every=5",
+               "--eval-tokens=256", "--no-compile", "--window-pattern=L",
                "--sample-every=-1", "--seed=3"]
 
 
@@ -19,7 +20,8 @@ def text(rng: random.Random) -> str:
 
 
 def write_shards(base_dir, train_shards=2, documents=300, rows_per_group=60, seed=0) -> list[str]:
-    """`train_shards` training shards of `documents` each and a validation shard; returns the training documents in file order."""
+    """`train_shards` training shards of `documents` each and a validation shard; returns the training documents in file
+    order."""
     folder = Path(base_dir) / "base_data_climbmix"
     folder.mkdir(parents=True, exist_ok=True)
     rng, train = random.Random(seed), []

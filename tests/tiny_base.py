@@ -1,4 +1,4 @@
-"""A base directory with two shards, a tokenizer and a checkpoint with random weights, for tests of what reads them."""
+"""A base directory with two shards, a tokenizer and a checkpoint of random weights, for tests of code that reads it."""
 
 from pathlib import Path
 
@@ -31,7 +31,8 @@ def make_tiny_base(base_dir, sequence_len: int, vocab_size=320) -> Path:
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(std=0.2)
-        for name in ("<|bos|>", "<|assistant_end|>"):  # logit 0: never among the top 50, so that rows do not end by chance
+        # logit 0: never among the top 50, so that rows do not end by chance
+        for name in ("<|bos|>", "<|assistant_end|>"):
             model.lm_head.weight[tokenizer.encode_special(name)] = 0
     meta = dict(step=STEP, model_config=config.upstream_dict(), variant=config.variant_dict(), user_config={},
                 tokenizer_id=get_tokenizer_id(base_dir))

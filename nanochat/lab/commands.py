@@ -1,8 +1,9 @@
 """
-How a command ends, and how one runs others, as a user would: a miniseries and a cycle are lists of public commands.
+The exit codes of a command, and running other commands as a user would. Example: a miniseries runs scripts.protocol.
 
-A child has a session of its own, so that Ctrl-C reaches it once, from here, and it has all the time it needs
-to save: a protocol killed before it has stopped its cells would leave them training.
+A child process has a session of its own, so Ctrl-C reaches it once, from here, and the child may take all the time
+that it needs to save. Otherwise a protocol could be killed before it has stopped its cells, and these would go on
+training.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from pathlib import Path
 
 RESULTS_DIR = Path("results")  # in the working directory; git ignores it
 EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
-EXIT_FAILED_CELL = 1  # of scripts.protocol: some run failed or diverged; the others are there
+EXIT_FAILED_CELL = 1  # of scripts.protocol: a run failed or diverged; the results of the others are written
 
 
 def now() -> str:
@@ -24,7 +25,7 @@ def now() -> str:
 
 
 def exit_code(work, stopped: str = "stopped; the same command goes on") -> int:
-    """What work() returns, or the code of how it failed, after a line that says so."""
+    """The value of work(), or the exit code of its failure, after a line that says why it failed."""
     try:
         return work()
     except (ValueError, OSError) as e:
@@ -36,11 +37,13 @@ def exit_code(work, stopped: str = "stopped; the same command goes on") -> int:
 
 
 def require_writable(*paths):
-    """Raise ValueError for a file that could not be written, before the work whose result it takes; None is left out."""
+    """Raise ValueError for a file that could not be written. Asked before the work, so that no result is lost; None is
+    skipped."""
     for path in filter(None, paths):
         folder = next(p for p in path.absolute().parents if p.exists())
         if path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
-            raise ValueError(f"{path} cannot be written: expected the name of a file in a folder that may be written to")
+            raise ValueError(f"{path} cannot be written: expected the name of a file in a folder that may be written "
+                             "to")
 
 
 def module_command(module: str, *words) -> list[str]:
@@ -48,7 +51,7 @@ def module_command(module: str, *words) -> list[str]:
 
 
 def shown(command: list[str], env: dict | None = None) -> str:
-    """The command as one would type it.
+    """The command as a person would type it.
 
     >>> shown([sys.executable, "-m", "scripts.protocol", "--label=a b"], {"LABEL": "x"})
     "LABEL=x python -m scripts.protocol '--label=a b'"
@@ -58,8 +61,11 @@ def shown(command: list[str], env: dict | None = None) -> str:
 
 
 def call(command: list[str], env: dict | None = None) -> int:
-    """Run to the end; returns the exit code. Every Ctrl-C of ours is passed on to the child and what it runs in its session
-    (a template is bash with a protocol in it), and the child decides when it has saved."""
+    """Run the command to its end; returns its exit code.
+
+    Every Ctrl-C here is passed on to all processes of the child's session (a template is bash with a protocol in it).
+    The child decides when it has saved and ends.
+    """
     sys.stdout.flush()
     child = subprocess.Popen(command, env={**os.environ, **(env or {})}, start_new_session=os.name != "nt")
     while True:

@@ -1,9 +1,9 @@
 """
 Append-only CSV files: a row that was acknowledged is on disk, and no column ever changes its place.
 
-The order of columns is the header-only file in ideas/, read at run time: it is documentation and code at
-once. A file with another header is refused, never converted. Appending is: lock, check the header, repair
-a torn last line, one write, fsync.
+The order of columns is the header-only file in ideas/, read at run time: it is documentation and code at once. A file
+with another header is refused, never converted. Appending is: lock, check the header, repair a torn last line, one
+write, fsync.
 """
 
 import contextlib
@@ -22,12 +22,16 @@ SCHEMA_DIR = REPO_ROOT / "ideas"
 
 
 def read_schema(name: str) -> list[str]:
-    """Column order of ideas/<name>_schema.csv. Raises ValueError where the file is missing, or holds more than a header."""
+    """Column order of ideas/<name>_schema.csv.
+
+    Raises ValueError where the file is missing, or holds more than a header.
+    """
     path = SCHEMA_DIR / f"{name}_schema.csv"
     try:
         rows = [row for row in csv.reader(io.StringIO(path.read_text(encoding="utf-8"))) if row]
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: it fixes the column order; restore it with git checkout -- ideas") from None
+        raise ValueError(f"{path} is missing: it fixes the column order; restore it with git checkout -- "
+                         "ideas") from None
     if len(rows) != 1 or len(set(rows[0])) < len(rows[0]):
         raise ValueError(f"{path}: expected one line, the header with distinct columns; rows belong elsewhere")
     return rows[0]
@@ -46,15 +50,15 @@ def check_header(path, schema: list[str]):
 
 
 def append_row(path, schema: list[str], row: dict):
-    """append_rows of one."""
+    """append_rows for a single row."""
     append_rows(path, schema, [row])
 
 
 def append_rows(path, schema: list[str], rows: list[dict], refuse=None):
     """Append `rows` in schema order, in one write; None is an empty cell, and keys outside the schema are left out.
 
-    refuse: called with the rows that are there, nobody else writing, and may raise. Raises ValueError when a column of the schema
-    is missing from a row: an empty cell is said, not forgotten.
+    refuse: called with the rows already in the file, under the lock; it may raise. Raises ValueError where a row lacks
+    a column of the schema: an empty cell has to be given as None, so that none is forgotten.
     """
     path = Path(path)
     for row in rows:
@@ -91,7 +95,7 @@ def _line(values) -> bytes:
 
 
 def _cut_torn_line(path, f, window=1 << 16) -> int:
-    """Drop what follows the last newline: a row whose write was cut off was never acknowledged. Size left, in bytes."""
+    """Drop the text after the last newline: a row whose write was cut off was never acknowledged. Bytes left."""
     size = os.path.getsize(path)
     with open(path, "rb") as tail:
         start = tail.seek(max(0, size - window))
@@ -112,7 +116,7 @@ def read_typed(path, schema: list[str], parse, conditions=(), last: int | None =
     """Rows that meet every (column, "=" | "<" | ">", value), oldest first, the newest `last` of them.
 
     parse(column, text) gives a cell's value. A row also has "row", its number in the file from 1. Raises ValueError
-    for another header, and with the row's number for a cell that parse refuses.
+    for another header, and, with the row's number, for a cell that parse refuses.
     """
     check_header(path, schema)
     lines = _numbered_lines(path)
@@ -126,7 +130,10 @@ def read_typed(path, schema: list[str], parse, conditions=(), last: int | None =
 
 
 class _Column(dict):
-    """Text (UTF-8, or str where csv took it apart) -> value. Most cells repeat an earlier row's: each text is parsed once."""
+    """Text of a cell -> value. The text is UTF-8, or str where csv took a line with quotes apart.
+
+    Most cells repeat the text of an earlier row: each text is parsed once.
+    """
 
     def __init__(self, name, parse):
         self.name, self.parse = name, parse
@@ -137,7 +144,7 @@ class _Column(dict):
 
 
 def _numbered_lines(path) -> list[tuple[int, bytes]]:
-    """All lines but the header and a torn last one, as they are: what does not match is never decoded."""
+    """All lines but the header and a torn last line, as bytes: a line that does not match is never decoded."""
     try:
         lines = Path(path).read_bytes().split(b"\n")[1:-1]
     except FileNotFoundError:
@@ -151,7 +158,7 @@ def _split(line: bytes, most: int = -1) -> list:
 
 
 def _that_hold(path, lines, i, column, compare, value) -> list[tuple[int, bytes]]:
-    """The lines whose cell i compares so with value; an empty cell is only equal to None."""
+    """The lines whose cell i compares so with value; an empty cell is equal to None, and to nothing else."""
     if compare is operator.eq and isinstance(value, str) and not set('",') & set(value):
         text = value.encode("utf-8")
         lines = [line for line in lines if text in line[1]]  # where the text is not, there is nothing to parse
@@ -183,7 +190,8 @@ def _typed_row(path, number, line, schema, columns) -> dict:
 
 @contextlib.contextmanager
 def _no_garbage_collection():
-    """It would look through all rows again and again while they are made: half of the time for 100,000 of them."""
+    """Garbage collection would look through all rows again and again while they are made: half of the time for 100,000
+    rows."""
     was_on = gc.isenabled()
     gc.disable()
     try:

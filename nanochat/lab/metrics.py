@@ -1,5 +1,5 @@
 """
-The metrics that gates judge, in one table: where runs and rows keep them, how they are compared, and which way is better.
+The metrics that gates judge, in one table: where runs and rows keep them, how they are compared, which way is better.
 
 Times, rates and the train loss are compared as ratios, by the differences of their natural logarithms.
 """
@@ -19,9 +19,12 @@ class Metric:
 
 METRICS = {
     "val_bpb": Metric("val_bpb", "val_bpb", False, 1, "bpb better", "bpb worse"),
-    "final_train_loss": Metric("final_train_loss", "final_train_loss", True, 1, "lower train loss", "higher train loss"),
-    "tok_per_sec": Metric("tok_per_sec_median", "tok_per_sec_median", True, -1, "more tokens a second", "fewer tokens a second"),
-    "time_to_target": Metric("time_to_target_sec", "time_to_target_sec_measured", True, 1, "less time to target", "more time to target"),
-    # without start-up, validation and saving: what an arm can change
+    "final_train_loss": Metric("final_train_loss", "final_train_loss", True, 1, "lower train loss",
+                               "higher train loss"),
+    "tok_per_sec": Metric("tok_per_sec_median", "tok_per_sec_median", True, -1, "more tokens a second",
+                          "fewer tokens a second"),
+    "time_to_target": Metric("time_to_target_sec", "time_to_target_sec_measured", True, 1, "less time to target",
+                             "more time to target"),
+    # training steps alone, without start-up, validation and saving: an arm can change only these
     "wall_time": Metric("training_sec", "training_sec", True, 1, "less wall time", "more wall time"),
 }

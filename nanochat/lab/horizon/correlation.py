@@ -2,14 +2,16 @@
 How strongly tokens n apart depend on each other, without a noise floor: the cross-block Frobenius norm.
 
 C(n)[u, v] = P(X_i = u, X_{i+n} = v) - P(u) P(v), over the K most frequent tokens. The squared norm of a measured C(n)
-is the true one plus the sampling noise, which at large lags is all there is: a slope fitted to it comes out at half its
-value. Here the corpus is cut into B blocks, each gives its own C_b, and the norm is the mean of the inner products of
-DIFFERENT blocks, whose noise is independent: unbiased up to O(C / pairs of a block), negative where there is nothing
-to see. The operator norm of arXiv:2602.07488 stands beside it, raw, with its floor; it says how far correlations can be
-seen (n*), not how they decay.
+is the true squared norm plus the sampling noise. At large lags nearly all of it is noise, and a slope fitted to it
+comes out at half its value. So the corpus is cut into B blocks, and each block gives a C_b of its own. The squared norm
+is the mean inner product <C_a, C_b> of DIFFERENT blocks: their noise is independent, so its mean product is 0. The
+estimate is unbiased up to O(C / pairs of a block), and it comes out negative at times where there is no correlation.
+The operator norm of arXiv:2602.07488 is measured beside it, raw, with its noise floor. It says how far correlations can
+be seen (n*), not how they decay.
 
-One lag at a time, so that memory is blocks x K^2 whatever the corpus and the number of lags. Counts are integers and
-the floating-point part belongs to one lag: how the source was cut, and how many workers there were, changes no bit.
+Lags are measured one at a time, so memory is blocks x K^2, whatever the corpus and the number of lags. Counts are
+integers, and the floating-point part belongs to one lag. So neither the cuts of the source nor the number of workers
+changes a bit.
 """
 
 import functools
@@ -22,22 +24,27 @@ from pathlib import Path
 
 import numpy as np
 
+from nanochat.lab.horizon.ranks import Ranked, require_pairs, write_ranked
 from nanochat.lab.horizon.source import Refusal
-from nanochat.lab.horizon.spool import SLICE, Spool
+from nanochat.lab.horizon.spool import Spool
 
 TOP_K, MAX_LAG = 256, 512
 CENTERINGS = ("block", "document")
-FEWEST_BLOCKS = 8  # a bootstrap of fewer says little
+FEWEST_BLOCKS = 8  # a bootstrap over fewer blocks says little
 BLOCKS, BLOCKS_OF_MANY, MANY_TOKENS = 16, 32, 10_000_000
-LARGEST_ROWS = 8 << 30  # bytes; a machine that trains has that, and beyond it most pairs of tokens occur never or once
+# Bytes. A machine that trains has that much memory; with larger tables most pairs of tokens occur never or once.
+LARGEST_ROWS = 8 << 30
 PAIR_SLICE = 1 << 18  # pairs counted at a time: measured fastest of 2^14 to 2^20 at K = 256
-VISIBLE = 1.5  # times the floor, for an operator norm that is not noise
+VISIBLE = 1.5  # an operator norm above this many times its floor is not noise
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What was measured. lags, pairs, op, op_floor: [m]; grams: [m, B, B], inner products of the blocks' C_b at a lag.
-    count_sec: what it took, without the reading."""
+    """The measured correlations.
+
+    lags, pairs, op, op_floor: [m]. grams: [m, B, B], inner products of the blocks' C_b at a lag. count_sec: seconds of
+    the counting, without the reading.
+    """
     lags: np.ndarray
     pairs: np.ndarray
     grams: np.ndarray
@@ -62,15 +69,16 @@ class Curve:
 def resampled_squares(grams, draws) -> np.ndarray:
     """F^2 [R, m] of R resamplings of the blocks. grams: [m, B, B]; draws: how often each block was drawn [R, B].
 
-    The mean is over ordered pairs of draws that are not the same original block: a block times itself has the noise
-    that this estimator exists to avoid.
+    The mean is over ordered pairs of draws of different original blocks. A block times itself is left out, because it
+    has the noise that this estimator exists to avoid.
     """
     across = grams * (1 - np.eye(grams.shape[1]))
-    return np.einsum("rb,mbc,rc->rm", draws, across, draws, optimize=True) / (draws.sum(1) ** 2 - (draws ** 2).sum(1))[:, None]
+    return np.einsum("rb,mbc,rc->rm", draws, across, draws,
+                     optimize=True) / (draws.sum(1) ** 2 - (draws ** 2).sum(1))[:, None]
 
 
 def lag_grid(largest: int) -> list[int]:
-    """Three lags an octave: all integers would let the large ones outweigh the others in a fit.
+    """Three lags an octave: with all integers the large lags would outweigh the others in a fit.
 
     >>> lag_grid(20)
     [1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20]
@@ -80,8 +88,10 @@ def lag_grid(largest: int) -> list[int]:
 
 
 def choose_lags(spool: Spool, max_lag: int, centering: str) -> tuple[list[int], tuple[str, ...]]:
-    """(lags, warnings). Beyond a quarter of the median document only the long documents would be left, another corpus;
-    beyond a fiftieth, the mean that document centring subtracts is itself correlation.
+    """(lags, warnings).
+
+    Lags end at a quarter of the median document: beyond it only the long documents have pairs, and these are another
+    corpus. With document centring they end at a fiftieth: beyond it, the mean that is subtracted is itself correlation.
 
     Raises Refusal: corpus_too_short, too_few_valid_lags.
     """
@@ -91,81 +101,14 @@ def choose_lags(spool: Spool, max_lag: int, centering: str) -> tuple[list[int], 
     usual = lag_grid(min(max_lag, int(median / 4)))
     lags = lag_grid(min(max_lag, int(median / 50))) if centering == "document" else usual
     if not lags:
-        raise Refusal("too_few_valid_lags", f"the median document has {median:g} tokens, too few for any lag with --centering="
-                      f"{centering}; use longer documents" + (", or --centering=block" if centering == "document" else ""))
+        raise Refusal("too_few_valid_lags",
+                      f"the median document has {median:g} tokens, too few for any lag with --centering={centering}; "
+                      "use longer documents" + (", or --centering=block" if centering == "document" else ""))
     if len(spool.tokens) < 200 * lags[-1]:
-        raise Refusal("corpus_too_short", f"{len(spool.tokens):,} tokens: expected at least 200 times the largest lag, {lags[-1]}; "
-                      f"use more text, or --max-lag={len(spool.tokens) // 200}")
+        raise Refusal("corpus_too_short",
+                      f"{len(spool.tokens):,} tokens: expected at least 200 times the largest lag, {lags[-1]}; use "
+                      f"more text, or --max-lag={len(spool.tokens) // 200}")
     return lags, ("short_documents_document_centering",) if len(lags) < len(usual) else ()
-
-
-# -----------------------------------------------------------------------------
-# Ranks and blocks
-
-@dataclass(frozen=True)
-class Ranked:
-    """A file of frequency ranks (uint16): 0..K-1 the frequent tokens, K any other, K+1 in the gaps after each piece.
-
-    A piece is a document, or the part of one that a block has. Gaps are as long as the largest lag, so that pairs across
-    the end of a piece can be counted without looking where they lie, and then thrown away with rank K+1. starts,
-    lengths: of the pieces in the file [P]; first: index of each block's first piece, and P [B+1].
-    """
-    path: Path
-    top_k: int
-    starts: np.ndarray
-    lengths: np.ndarray
-    first: np.ndarray
-    gap: int
-
-    @property
-    def width(self) -> int:
-        return self.top_k + 2
-
-    def block(self, b: int) -> slice:
-        last = self.first[b + 1] - 1
-        return slice(int(self.starts[self.first[b]]), int(self.starts[last] + self.lengths[last] + self.gap))
-
-
-def block_bounds(ends, blocks: int) -> np.ndarray:
-    """Where blocks start and end [B+1]: at the document end nearest to an equal share, and within the document where that is
-    more than a quarter of a block away."""
-    equal = np.arange(blocks + 1) * ends[-1] // blocks
-    after = np.minimum(np.searchsorted(ends, equal), len(ends) - 1)
-    before = np.maximum(after - 1, 0)
-    near = np.where(ends[after] - equal < equal - ends[before], ends[after], ends[before])
-    bounds = np.where(np.abs(near - equal) <= ends[-1] // (4 * blocks), near, equal)
-    bounds[0] = 0
-    return bounds
-
-
-def frequent_ranks(counts, top_k: int) -> np.ndarray:
-    """Rank by frequency of each id, ties by id; top_k for all that are not among the top_k or never occur. uint16 [V]."""
-    order = np.argsort(-counts, kind="stable")[:top_k]
-    order = order[counts[order] > 0]
-    ranks = np.full(len(counts), top_k, np.uint16)
-    ranks[order] = np.arange(len(order))
-    return ranks
-
-
-def write_ranked(spool: Spool, top_k: int, blocks: int, gap: int, path) -> Ranked:
-    bounds = block_bounds(spool.ends, blocks)
-    ends = np.union1d(spool.ends, bounds[1:])
-    starts = np.concatenate(([0], ends[:-1]))
-    ranks, void = frequent_ranks(spool.counts, top_k), np.full(gap, top_k + 1, np.uint16)
-    with open(path, "wb") as f:
-        for start, end in zip(starts, ends):
-            for at in range(start, end, SLICE):
-                f.write(ranks[spool.tokens[at:min(at + SLICE, end)]])
-            f.write(void)
-    return Ranked(Path(path), top_k, starts + gap * np.arange(len(starts)), ends - starts, np.searchsorted(starts, bounds), gap)
-
-
-def require_pairs(ranked: Ranked, lag: int):
-    """Raise Refusal too_few_valid_lags where a block has no pair at this lag: its documents are all shorter."""
-    pairs = np.add.reduceat(np.maximum(ranked.lengths - lag, 0), ranked.first[:-1])
-    if not pairs.all():
-        raise Refusal("too_few_valid_lags", f"block {pairs.argmin()} of {len(pairs)} has no two tokens {lag} apart in one document; "
-                      "lower --max-lag or --blocks")
 
 
 # -----------------------------------------------------------------------------
@@ -184,7 +127,10 @@ def pair_counts(tokens, lag: int, width: int) -> np.ndarray:
 
 
 def document_groups(ranked: Ranked, b: int):
-    """(first, last) pieces of a block, a few at a time, so that their counts stay small; the same ones for every lag."""
+    """(first, last) pieces of a block, a few at a time, so that their counts stay small.
+
+    The groups are the same for every lag, so sums come out the same.
+    """
     first, stop = ranked.first[b], ranked.first[b + 1]
     while first < stop:
         last = np.searchsorted(ranked.starts, ranked.starts[first] + PAIR_SLICE)
@@ -196,7 +142,8 @@ def document_groups(ranked: Ranked, b: int):
 def permuted_pairs(tokens, ranked: Ranked, b: int, lag: int) -> np.ndarray:
     """Mean number of pairs [K, K] at this lag over all orders of the tokens within each document of a block.
 
-    For a document of L tokens with counts c: (c c' - diag(c)) (L - lag) / (L (L - 1)), exactly.
+    For a document of L tokens with counts c it is exactly (c c' - diag(c)) (L - lag) / (L (L - 1)). Reason: in a random
+    order each of the L - lag places holds any of the L (L - 1) ordered pairs of different tokens with the same chance.
     """
     K, width = ranked.top_k, ranked.width
     total = np.zeros((K, K))
@@ -204,7 +151,8 @@ def permuted_pairs(tokens, ranked: Ranked, b: int, lag: int) -> np.ndarray:
         lengths = ranked.lengths[first:last]
         document = np.repeat(np.arange(last - first), lengths + ranked.gap)
         part = tokens[ranked.starts[first]:ranked.starts[first] + len(document)]
-        counts = np.bincount(document * width + part, minlength=width * (last - first)).reshape(-1, width)[:, :K].astype(float)
+        counts = np.bincount(document * width + part,
+                             minlength=width * (last - first)).reshape(-1, width)[:, :K].astype(float)
         weight = np.maximum(lengths - lag, 0) / np.maximum(lengths * (lengths - 1), 1)
         total += (counts * weight[:, None]).T @ counts
         total[np.diag_indices(K)] -= weight @ counts
@@ -224,7 +172,8 @@ def measure_lag(ranked: Ranked, centering: str, lag: int) -> tuple:
         marginals += p, q
     total = pairs.sum()
     pooled = (pairs @ rows / total).reshape(K, K)
-    floor = np.sqrt(marginals.max(axis=1)).sum() / total  # sqrt(p_max / N) + sqrt(q_max / N), in counts
+    # The operator norm of pure noise: sqrt(p_max / N) + sqrt(q_max / N). In counts p = marginal / total and N = total.
+    floor = np.sqrt(marginals.max(axis=1)).sum() / total
     return int(total), rows @ rows.T, float(np.sqrt(np.linalg.eigvalsh(pooled @ pooled.T)[-1])), float(floor)
 
 
@@ -238,19 +187,21 @@ def check(top_k: int, max_lag: int, blocks: int | None, centering: str, document
             raise ValueError(f"{name}={value}: expected {low} to {high}")
     blocks, K = blocks or BLOCKS_OF_MANY, min(top_k, vocab_size)
     if blocks * K * K * 8 > LARGEST_ROWS:
-        raise ValueError(f"--top-k={top_k}: {blocks} blocks x {K}^2 x 8 bytes are {blocks * K * K / (1 << 27):.1f} GiB of memory: expected "
-                         f"at most {LARGEST_ROWS >> 30}; give --top-k={math.isqrt(LARGEST_ROWS // (8 * blocks))} or less")
+        raise ValueError(f"--top-k={top_k}: {blocks} blocks x {K}^2 x 8 bytes are {blocks * K * K / (1 << 27):.1f} GiB "
+                         f"of memory: expected at most {LARGEST_ROWS >> 30}; give "
+                         f"--top-k={math.isqrt(LARGEST_ROWS // (8 * blocks))} or less")
     if centering not in CENTERINGS:
         raise ValueError(f"--centering={centering}: expected {' or '.join(CENTERINGS)}")
     if centering == "document" and not documents:
         raise ValueError("--centering=document: this source is one stream without documents; use --centering=block")
 
 
-def measure_spool(spool: Spool, top_k=TOP_K, max_lag=MAX_LAG, blocks=None, centering="block", workers=1, say=None) -> Curve:
-    """Measure C(n) at three lags an octave. blocks: None = 16, 32 from 10 million tokens. workers: processes, over lags. say: called
-    with a line of progress.
+def measure_spool(spool: Spool, top_k=TOP_K, max_lag=MAX_LAG, blocks=None, centering="block", workers=1,
+                  say=None) -> Curve:
+    """Measure C(n) at three lags an octave.
 
-    Raises Refusal: corpus_too_short, too_few_valid_lags; ValueError for options that cannot be.
+    blocks: None = 16, 32 from 10 million tokens. workers: processes, over lags. say: called with a line of progress.
+    Raises Refusal: corpus_too_short, too_few_valid_lags; ValueError for options that are out of range.
     """
     check(top_k, max_lag, blocks, centering, spool.documents, len(spool.counts))
     start, top_k = time.perf_counter(), min(top_k, len(spool.counts))
@@ -259,10 +210,12 @@ def measure_spool(spool: Spool, top_k=TOP_K, max_lag=MAX_LAG, blocks=None, cente
     path = Path(spool.tokens.filename).with_name("ranks")
     ranked = write_ranked(spool, top_k, blocks, lags[-1], path)
     require_pairs(ranked, lags[-1])
-    found = list(_each_lag(functools.partial(measure_lag, ranked, centering), lags, workers, say or (lambda text: None)))
+    found = list(_each_lag(functools.partial(measure_lag, ranked, centering), lags, workers,
+                           say or (lambda text: None)))
     pairs, grams, op, floor = map(np.array, zip(*found))
     mass = np.sort(spool.counts)[-top_k:].sum() / len(spool.tokens)
-    return Curve(np.array(lags), pairs, grams, op, floor, len(spool.tokens), top_k, float(mass), warnings, time.perf_counter() - start)
+    return Curve(np.array(lags), pairs, grams, op, floor, len(spool.tokens), top_k, float(mass), warnings,
+                 time.perf_counter() - start)
 
 
 def _each_lag(measure, lags, workers: int, say):

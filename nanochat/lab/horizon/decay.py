@@ -1,10 +1,10 @@
 """
-beta, the exponent of ||C(n)|| ~ n^-beta, from a measured curve: its interval, how far it can be seen, and whether
-there is a power law at all.
+beta, the exponent of ||C(n)|| ~ n^-beta, from a measured curve: its interval, its window, and whether the decay is a
+power law at all.
 
-The window of lags decides more than the noise does (arXiv:2602.07488 chooses its windows by hand), so beta is always
-given on several, and half their spread goes into the standard error. Fits are ordinary least squares in logarithms: in
-linear space the first lags would be all that counts.
+The window of lags matters more than the noise (arXiv:2602.07488 chooses its windows by hand). So beta is always given
+on several windows, and half their spread goes into the standard error. Fits are ordinary least squares in logarithms:
+in linear space the first lags would decide everything.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from nanochat.lab.horizon.correlation import Curve, resampled_squares
 from nanochat.lab.horizon.source import Refusal
 from nanochat.lab.verdict.stats import Z95
 
-WINDOWS = (16, 32, 64, 200)  # last lags of the windows that are always reported
+WINDOWS = (16, 32, 64, 200)  # last lags of the windows that every result reports
 FEWEST_LAGS, SHORTEST_REACH = 6, 10
 ROUNDS = 1000
-SIGNIFICANT = 3  # standard errors of F^2
+SIGNIFICANT = 3  # standard errors of F^2, for a lag to be valid
 BIC_WINS = 6
 LEAST_R2 = 0.8
 WIDE_SPREAD = 0.15
@@ -26,8 +26,10 @@ WIDE_SPREAD = 0.15
 
 @dataclass(frozen=True)
 class Window:
-    """A power law on the usable lags of lo..hi. reach: the last of them. None where there are fewer than three.
-    whole: the usable range covers the window, so that it counts in the spread."""
+    """A power law on the usable lags of lo..hi; None for its numbers where there are fewer than three.
+
+    reach: the last usable lag. whole: the usable range covers the window, so that the window counts in the spread.
+    """
     lo: int
     hi: int
     lags: int
@@ -49,7 +51,7 @@ class Hinge:
 
 @dataclass(frozen=True)
 class Decay:
-    """beta: of the headline window; se: bootstrap and window together. hinge: where it is better than one slope."""
+    """beta: of the headline window. se: bootstrap and spread of windows together. hinge: where two slopes beat one."""
     beta: float
     se: float
     headline: Window
@@ -68,8 +70,11 @@ class Decay:
 
 @dataclass(frozen=True)
 class Significance:
-    """resampled: F^2 of resampled blocks [rounds, m]; square_se: of F^2 [m]; valid: [m]; usable: the valid lags before the first
-    two in a row that are not."""
+    """Which lags stand above the noise.
+
+    resampled: F^2 of resampled blocks [rounds, m]. square_se: standard error of F^2 [m]. valid: F^2 is above
+    SIGNIFICANT standard errors [m]. usable: the valid lags before the first two in a row that are not valid.
+    """
     resampled: np.ndarray
     square_se: np.ndarray
     valid: np.ndarray
@@ -77,11 +82,12 @@ class Significance:
 
 
 def significance(curve: Curve, rounds=ROUNDS, seed=0) -> Significance:
-    """Resample blocks, one draw for all lags, because their errors go together.
+    """Resample blocks, with one draw for all lags, because the errors of lags go together.
 
-    B - 3 of B blocks are drawn: F^2 is a mean over pairs, and drawing all B gives (B - 2) / sqrt(B (B - 1)) of its error, 0.90 at 16
-    blocks. Drawing m instead widens that by sqrt(B / m), which is right for m = (B - 2)^2 / (B - 1), almost B - 3: 2 % wide at 16
-    blocks, 10 % at 8. Where F^2 is all noise, its error comes out twice too large, 2.3 times at 8, which errs towards "not valid".
+    B - 3 of B blocks are drawn. Reason: F^2 is a mean over pairs, and drawing all B gives (B - 2) / sqrt(B (B - 1)) of
+    its error, 0.90 at 16 blocks. Drawing m instead widens that by sqrt(B / m). It is right for m = (B - 2)^2 / (B - 1),
+    which is almost B - 3: 2 % wide at 16 blocks, 10 % at 8. Where F^2 is all noise, its error comes out twice too
+    large, 2.3 times at 8. That errs towards "not valid".
     """
     blocks = curve.grams.shape[1]
     draws = np.random.default_rng(seed).multinomial(blocks - 3, np.full(blocks, 1 / blocks), size=rounds)
@@ -92,7 +98,7 @@ def significance(curve: Curve, rounds=ROUNDS, seed=0) -> Significance:
 
 
 def before_two_invalid(valid) -> np.ndarray:
-    """The valid lags before the first two in a row that are not.
+    """The valid lags before the first two in a row that are not valid.
 
     >>> before_two_invalid([True, False, True, False, False, True]).tolist()
     [True, False, True, False, False, False]
@@ -103,7 +109,10 @@ def before_two_invalid(valid) -> np.ndarray:
 
 
 def horizon(curve: Curve) -> tuple[int | None, bool]:
-    """(n*, is it censored): the last lag whose operator norm is above the noise, and whether no larger lag was measured."""
+    """(n*, is it censored).
+
+    n* is the last lag whose operator norm is above the noise. It is censored where no larger lag was measured.
+    """
     visible = np.flatnonzero(curve.op_visible)
     return (int(curve.lags[visible[-1]]), bool(visible[-1] == len(curve.lags) - 1)) if len(visible) else (None, False)
 
@@ -117,12 +126,15 @@ def power_law(lags, norm) -> tuple[float, float, float]:
     slope, intercept = np.polyfit(x, y, 1)
     spread = np.sum((y - y.mean()) ** 2)
     rest = np.sum((y - intercept - slope * x) ** 2)
-    flat = spread <= 1e-12 * len(y)  # a constant to rounding: a line of slope 0 explains nothing
+    flat = spread <= 1e-12 * len(y)  # constant up to rounding: a line of slope 0 explains nothing
     return float(-slope), float(intercept), 0.0 if flat else float(1 - rest / spread)
 
 
 def resampled_betas(lags, squares) -> np.ndarray:
-    """beta of every resampled curve [R]; a lag whose F^2 came out negative is left out of that one. squares: [R, m]."""
+    """beta of every resampled curve [R]. squares: [R, m].
+
+    A lag whose F^2 came out negative in a resampling has no logarithm and is left out of that resampling.
+    """
     x, w = np.log(lags)[None, :], (squares > 0).astype(float)
     y = 0.5 * np.log(np.where(squares > 0, squares, 1.0))
     n, sx, sy = w.sum(1), (w * x).sum(1), (w * y).sum(1)
@@ -154,7 +166,8 @@ def _bic(y, columns, more: int = 0) -> tuple[float, np.ndarray]:
 def compare_shapes(lags, norm) -> tuple[float, float, float, Hinge | None]:
     """BIC of (power law, exponential, hinge), and the hinge with its knot on a lag, three or more from either end.
 
-    The hinge pays for four parameters: level, two slopes, knot. Infinite where there are too few lags for it.
+    BIC = n log(mean squared residual) + parameters x log n, lower is better. The hinge pays for four parameters: level,
+    two slopes, knot. Its BIC is infinite where there are too few lags for it.
     """
     x, y, one = np.log(lags), np.log(norm), np.ones(len(lags))
     power, exponential = _bic(y, [one, x])[0], _bic(y, [one, np.asarray(lags, float)])[0]
@@ -169,9 +182,12 @@ def compare_shapes(lags, norm) -> tuple[float, float, float, Hinge | None]:
 # -----------------------------------------------------------------------------
 # The answer
 
-def fit_decay(curve: Curve, max_seq_len: int | None = None, window: tuple[int, int] | None = None, rounds=ROUNDS, seed=0) -> Decay:
-    """beta of a curve. max_seq_len: the context T of the models in question; window: lags of the headline, instead of
-    1..min(n*, T/4), which is lengthened to the first usable lags where it has too few of them for a fit.
+def fit_decay(curve: Curve, max_seq_len: int | None = None, window: tuple[int, int] | None = None, rounds=ROUNDS,
+              seed=0) -> Decay:
+    """beta of a curve.
+
+    max_seq_len: the context T of the models in question. window: lags of the headline. Its default is 1..min(n*, T/4),
+    lengthened to the first usable lags where it has too few of them for a fit.
 
     Raises Refusal: no_signal, too_few_valid_lags, not_power_law, beta_nonpositive.
     """
@@ -196,14 +212,16 @@ def horizon_warnings(n_star: int | None, max_seq_len: int | None) -> tuple[str, 
 
 
 def window_spread(lags, norm, headline: Window, windows) -> float:
-    """Largest minus smallest beta over the admissible windows: the headline and the whole ones.
+    """Largest minus smallest beta over the admissible windows: the headline and the whole windows.
 
-    One whole window says nothing of a spread, and documents of 60 tokens leave none. Where there are fewer than two, the windows
-    that keep half of the usable range in log n are taken as well; where the range is 1..256, they are those from 1..16 on.
+    A single whole window has no spread, and documents of 60 tokens leave no whole window. Where there are fewer than
+    two, the windows that keep half of the usable range in log n are added; where the range is 1..256, these are the
+    windows from 1..16 on.
     """
     betas = [headline.beta, *(w.beta for w in windows if w.whole)]
     if sum(w.whole for w in windows) < 2:
-        betas += [power_law(lags[:k], norm[:k])[0] for k in range(3, len(lags) + 1) if lags[k - 1] ** 2 >= lags[-1] * lags[0]]
+        betas += [power_law(lags[:k], norm[:k])[0] for k in range(3, len(lags) + 1) if lags[k - 1] ** 2
+                  >= lags[-1] * lags[0]]
     return max(betas) - min(betas)
 
 
@@ -214,29 +232,35 @@ def _headline_end(usable_lags, n_star, max_seq_len) -> int:
 
 def _require_signal(lags, valid, usable):
     if not valid[0]:
-        raise Refusal("no_signal", f"at lag 1 the correlation is within {SIGNIFICANT} standard errors of zero: the tokens look "
+        raise Refusal("no_signal",
+                      f"at lag 1 the correlation is within {SIGNIFICANT} standard errors of zero: the tokens look "
                       "independent, or there are too few of them")
     reach = int(lags[usable][-1])
     if usable.sum() < FEWEST_LAGS or reach < SHORTEST_REACH:
-        raise Refusal("too_few_valid_lags", f"{usable.sum()} lags, up to {reach}, stand above the noise: expected at least {FEWEST_LAGS}, "
-                      f"up to {SHORTEST_REACH} or more; use more text, or longer documents")
+        raise Refusal("too_few_valid_lags",
+                      f"{usable.sum()} lags, up to {reach}, stand above the noise: expected at least {FEWEST_LAGS}, up "
+                      f"to {SHORTEST_REACH} or more; use more text, or longer documents")
 
 
 def _require_power_law(lags, norm, windows) -> Hinge | None:
-    """The hinge where it wins."""
+    """Raise Refusal not_power_law, or return the hinge where it wins."""
     power, exponential, hinged, hinge = compare_shapes(lags, norm)
     if exponential < power - BIC_WINS:
-        raise Refusal("not_power_law", f"an exponential describes the decay better than a power law (BIC {exponential:.1f} against "
+        raise Refusal("not_power_law",
+                      f"an exponential describes the decay better than a power law (BIC {exponential:.1f} against "
                       f"{power:.1f}): correlations of this corpus have a scale")
     r2 = max(w.r2 for w in windows if w.r2 is not None)
     if r2 < LEAST_R2:
-        raise Refusal("not_power_law", f"no window of lags is near a power law: the best R2 is {r2:.2f}, expected {LEAST_R2}")
+        raise Refusal("not_power_law",
+                      f"no window of lags is near a power law: the best R2 is {r2:.2f}, expected {LEAST_R2}")
     return hinge if hinged < power - BIC_WINS else None
 
 
 def _require_headline(headline: Window):
     name = f"{headline.lo}..{headline.hi}"
     if headline.beta is None:
-        raise Refusal("too_few_valid_lags", f"the window {name} has {headline.lags} usable lags; choose another --fit-window")
+        raise Refusal("too_few_valid_lags",
+                      f"the window {name} has {headline.lags} usable lags; choose another --fit-window")
     if headline.beta <= 0:
-        raise Refusal("beta_nonpositive", f"beta is {headline.beta:.3f} on lags {name}: correlations do not decay there")
+        raise Refusal("beta_nonpositive",
+                      f"beta is {headline.beta:.3f} on lags {name}: correlations do not decay there")

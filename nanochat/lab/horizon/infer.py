@@ -1,19 +1,24 @@
 """
 From an exponent and a few final losses to a data:param ratio, or to the reason why there is none.
 
-The answer holds one decision, by rules that are fixed here:
+Example: three runs lie on L = 0.7 + 30 D^-0.25. The target is the loss of that law at 250,000 tokens, and the model
+has 50,000 parameters, so the ratio is 5. An answer holds one of three decisions, by rules that are fixed here:
 
-- fallback, the default ratio: any error (no exponent, no control among the points, losses that do not fall, a target at or below
-  the floor, tokens that the corpus does not have, less than one optimizer step), or a horizon above UNREACHABLE times the default.
-- confirmation, the larger of CONFIRM_FACTOR x the inferred ratio and its quantile CONFIRM_QUANTILE: an answer, of which one of these
-  is true. The exponent is only a prior (the corpus' horizon n* is, or may be, above a quarter of the context); the losses contradict
-  it, or lie on its law only above a floor below 0, which no loss has; there are fewer than three horizons, so no error; the BAND is
-  wider than a factor of WIDE_BAND; D* is above FAR x the longest run or below the shortest one.
-- inferred: none of these.
+- fallback, the default ratio. Either there was an error: no exponent, no control among the points, losses that do not
+  fall, a target at or below the floor, tokens that the corpus does not have, less than one optimizer step. Or the
+  horizon is above UNREACHABLE times the default.
+- confirmation, the larger of CONFIRM_FACTOR x the inferred ratio and its quantile CONFIRM_QUANTILE. There is an answer,
+  but one of these doubts applies:
+  - The exponent is only a prior, because the corpus' horizon n* is, or may be, above a quarter of the context.
+  - The losses contradict the exponent, or lie on its law only above a floor below 0, which no loss has.
+  - There are fewer than three horizons, so no error is known.
+  - The BAND is wider than a factor of WIDE_BAND.
+  - D* is above FAR x the longest run, or below the shortest run.
+- inferred, the inferred ratio: none of these.
 
 >>> points = [Point(t, 0.7 + 30.0 * t ** -0.25, seed=1) for t in (50_000, 100_000, 200_000)]
->>> asked = Question(points, 0.7 + 30.0 * 250_000 ** -0.25, Exponent(0.25, (0.24, 0.26)), 50_000, 4.0, distinct_tokens=1e6)
->>> answer = infer(asked)
+>>> target, exponent = 0.7 + 30.0 * 250_000 ** -0.25, Exponent(0.25, (0.24, 0.26))
+>>> answer = infer(Question(points, target, exponent, 50_000, 4.0, distinct_tokens=1e6))
 >>> answer["decision"], round(answer["inferred_target_param_data_ratio"], 6)
 ('inferred', 5.0)
 """
@@ -29,13 +34,13 @@ from nanochat.lab.verdict.stats import t_above
 from nanochat.schedule import scale_run
 
 INFERRED, CONFIRMATION, FALLBACK = ("inferred", "confirmation", "fallback")
-CONTROL_WITHIN = 0.02  # of the default horizon: a point that near is the control, or one optimizer step, where that is more
+CONTROL_WITHIN = 0.02  # share of the default horizon, or one optimizer step if larger: a point that near is the control
 CONFIRM_FACTOR, CONFIRM_QUANTILE = 1.05, 0.75
 BAND = (0.1, 0.9)
 WIDE_BAND = 1.5
 FAR = 4.0  # times the longest run
 UNREACHABLE = 10.0  # times the default horizon
-DISAGREES = 0.05  # chance that the losses and the corpus' exponent seem to differ where they do not
+DISAGREES = 0.05  # chance of a false alarm: the losses seem to contradict the corpus' exponent where they do not
 NO_CONTROL = "no_control"
 
 
@@ -50,8 +55,11 @@ class Exponent:
 
 @dataclass(frozen=True)
 class Question:
-    """target and the points' losses are in one unit. distinct_tokens: a training split's, None where repeats are allowed.
-    loss_sd: of one run, where no horizon has two seeds (None: not known). entropy_floor: no model's loss is below it."""
+    """target and the points' losses are in one unit.
+
+    distinct_tokens: of the training split, None where repeats are allowed. loss_sd: of one run, for the case that no
+    horizon has two seeds (None: not known). entropy_floor: a loss that no model can go below.
+    """
     points: list[Point]
     target: float
     exponent: Exponent
@@ -65,12 +73,17 @@ class Question:
 
 
 def infer(q: Question) -> dict:
-    """What the points say, and the decision; a value that could not be had is None. Raises ValueError for points that are none."""
+    """The law through the points, and the decision. A value that could not be computed is None.
+
+    Raises ValueError for points that cannot be the ends of runs.
+    """
     answer = dict.fromkeys((
-        "loss_sd", "loss_sd_degrees_of_freedom", "l_inf", "l_inf_se", "a", "a_se", "alpha_free", "alpha_disagreement_se", "target_tokens",
-        "target_tokens_q10", "target_tokens_q50", "target_tokens_q75", "target_tokens_q90", "fraction_unsolvable", "extrapolation_factor",
+        "loss_sd", "loss_sd_degrees_of_freedom", "l_inf", "l_inf_se", "a", "a_se", "alpha_free",
+        "alpha_disagreement_se", "target_tokens", "target_tokens_q10", "target_tokens_q50", "target_tokens_q75",
+        "target_tokens_q90", "fraction_unsolvable", "extrapolation_factor",
         "inferred_target_param_data_ratio", "confirmation_ratio", "error"))
-    answer |= {"decision": FALLBACK, "chosen_ratio": q.default_ratio, "reasons": [], "warnings": [], "num_draws": DRAWS, "seed": q.seed}
+    answer |= {"decision": FALLBACK, "chosen_ratio": q.default_ratio, "reasons": [], "warnings": [], "num_draws": DRAWS,
+               "seed": q.seed}
     try:
         _refuse(q)
         _measure(q, answer)
@@ -89,10 +102,11 @@ def is_control(point: Point, default_tokens: float) -> bool:
 
 
 def _refuse(q: Question):
-    """Before anything is fitted."""
+    """The refusals that need no fit."""
     default_tokens = q.default_ratio * q.num_scaling_params
     if not any(is_control(point, default_tokens) for point in q.points):
-        raise Refusal(NO_CONTROL, f"no point of about {default_tokens:.4g} tokens, the default ratio {q.default_ratio:g} x "
+        raise Refusal(NO_CONTROL,
+                      f"no point of about {default_tokens:.4g} tokens, the default ratio {q.default_ratio:g} x "
                       f"{q.num_scaling_params} parameters: the control arm is always one of the calibration runs")
     if q.exponent.alpha is None:
         raise Refusal(*q.exponent.error)
@@ -100,18 +114,21 @@ def _refuse(q: Question):
     longest = max(point.tokens for point in q.points)
     if q.distinct_tokens is not None and longest > q.distinct_tokens:
         raise _repeated(f"a calibration run of {longest:.4g} tokens", q.distinct_tokens)
-    if q.entropy_floor is not None and (q.target >= q.entropy_floor if q.higher_is_better else q.target <= q.entropy_floor):
-        raise Refusal("target_below_floor", f"the target {q.target:g} is not above the entropy of the text, {q.entropy_floor:.4g} "
-                      "in the same unit")
+    if q.entropy_floor is not None and (q.target >= q.entropy_floor if q.higher_is_better
+                                        else q.target <= q.entropy_floor):
+        raise Refusal("target_below_floor",
+                      f"the target {q.target:g} is not above the entropy of the text, {q.entropy_floor:.4g} in the "
+                      "same unit")
 
 
 def _repeated(what: str, distinct_tokens: float) -> Refusal:
-    return Refusal("repeated_data", f"{what} would read some of the {distinct_tokens:.4g} distinct tokens twice, and the theory counts "
+    return Refusal("repeated_data",
+                   f"{what} would read some of the {distinct_tokens:.4g} distinct tokens twice, and the theory counts "
                    "distinct ones; use a larger corpus or a higher target, or force it with --allow-repeated-data")
 
 
 def _measure(q: Question, answer: dict):
-    """Fit, D*, its spread. Losses are turned so that lower is better, and back."""
+    """Fit, D*, its spread. Losses are turned so that lower is better, and turned back in the answer."""
     sign = -1.0 if q.higher_is_better else 1.0
     alpha, ci95, target = q.exponent.alpha, q.exponent.ci95, sign * q.target
     losses = pool([replace(point, loss=sign * point.loss) for point in q.points], q.loss_sd)
@@ -125,23 +142,26 @@ def _measure(q: Question, answer: dict):
         answer["alpha_free"], answer["alpha_disagreement_se"] = found
     tokens = law.tokens_to(target)
     if not math.isfinite(tokens):
-        raise Refusal("target_below_floor", f"the target {q.target:g} is not above the losses' own floor, {sign * law.floor:.5g}: "
-                      "no number of tokens reaches it with this model")
+        raise Refusal("target_below_floor",
+                      f"the target {q.target:g} is not above the losses' own floor, {sign * law.floor:.5g}: no number "
+                      "of tokens reaches it with this model")
     answer |= {"target_tokens": tokens, "inferred_target_param_data_ratio": tokens / q.num_scaling_params,
                "extrapolation_factor": tokens / losses.tokens[-1]}
     if law.loss(losses.tokens[-1]) <= target:
         answer["warnings"].append("target_already_met: the longest run is at the target, and D* is interpolated")
     drawn = draw_tokens(losses, alpha, ci95, target, np.random.default_rng(q.seed)) if enough else None
     if enough:
-        answer |= {f"target_tokens_q{round(100 * at)}": _finite(quantile(drawn, at)) for at in (BAND[0], 0.5, CONFIRM_QUANTILE, BAND[1])}
+        answer |= {f"target_tokens_q{round(100 * at)}": _finite(quantile(drawn, at))
+                   for at in (BAND[0], 0.5, CONFIRM_QUANTILE, BAND[1])}
         answer["fraction_unsolvable"] = float(np.isinf(drawn).mean())
     answer["confirmation_ratio"] = _confirmation_tokens(answer, enough) / q.num_scaling_params
 
 
 def _confirmation_tokens(answer: dict, enough: bool) -> float:
     if enough and answer["target_tokens_q75"] is None:
-        raise Refusal("target_below_floor", f"in {answer['fraction_unsolvable']:.0%} of the draws the floor is at or above the target, so "
-                      "no horizon can be recommended; use a higher target, longer runs or more seeds")
+        raise Refusal("target_below_floor",
+                      f"in {answer['fraction_unsolvable']:.0%} of the draws the floor is at or above the target, so no "
+                      "horizon can be recommended; use a higher target, longer runs or more seeds")
     return max(CONFIRM_FACTOR * answer["target_tokens"], answer["target_tokens_q75"] or 0.0)
 
 
@@ -155,23 +175,27 @@ def _decide(q: Question, answer: dict):
     if answer["target_tokens"] > UNREACHABLE * default_tokens:
         answer["warnings"].append("likely_unreachable")
     decision = CONFIRMATION if doubts else INFERRED
-    longest = answer["confirmation_ratio"] * n  # both arms are run: the longer one decides what data there must be
+    longest = answer["confirmation_ratio"] * n  # both arms are run, and the longer arm needs the more data
     if q.distinct_tokens is not None and longest > q.distinct_tokens:
         raise _repeated(f"the confirmation run of {longest:.4g} tokens", q.distinct_tokens)
     ratio = answer["confirmation_ratio" if doubts else "inferred_target_param_data_ratio"]
     if ratio > UNREACHABLE * q.default_ratio:
-        raise Refusal("likely_unreachable", f"the target needs a ratio of {ratio:.4g}, more than {UNREACHABLE:g} x the default "
+        raise Refusal("likely_unreachable",
+                      f"the target needs a ratio of {ratio:.4g}, more than {UNREACHABLE:g} x the default "
                       f"{q.default_ratio:g}; use a larger model or a higher target")
     answer |= {"decision": decision, "chosen_ratio": ratio, "reasons": doubts}
 
 
 def disagrees(df: float | None) -> float:
-    """Standard errors between two exponents from which they differ; df: of the measured spread of a loss, None where it is assumed."""
+    """The number of standard errors from which on two exponents differ.
+
+    df: degrees of freedom of the measured spread of a loss, None where the spread is assumed.
+    """
     return t_above(DISAGREES / 2, df or math.inf)
 
 
 def _doubts(q: Question, answer: dict) -> list[str]:
-    """Why the answer needs a margin, in words; [] where it carries itself."""
+    """Why the answer needs a margin, in words; [] where there is no doubt."""
     shortest, tokens = min(point.tokens for point in q.points), answer["target_tokens"]
     low, high, away = answer["target_tokens_q10"], answer["target_tokens_q90"], answer["alpha_disagreement_se"]
     doubts = []
@@ -183,8 +207,8 @@ def _doubts(q: Question, answer: dict) -> list[str]:
     if away is not None and abs(away) > disagrees(answer["loss_sd_degrees_of_freedom"]):
         doubts.append(f"the losses ask for another exponent than the corpus', {away:+.1f} standard errors from it")
     if answer["l_inf"] < 0 and not q.higher_is_better:
-        doubts.append(f"the floor of the fitted law is {answer['l_inf']:.3g}, below 0, where no loss is: the exponent is too small for "
-                      "these runs, and only an interpolation can be trusted")
+        doubts.append(f"the floor of the fitted law is {answer['l_inf']:.3g}, below 0, where no loss is: the exponent "
+                      "is too small for these runs, and only an interpolation can be trusted")
     if answer["extrapolation_factor"] > FAR:
         doubts.append(f"extrapolation: D* is {answer['extrapolation_factor']:.2f} x the longest run")
     if tokens < shortest:
@@ -193,11 +217,14 @@ def _doubts(q: Question, answer: dict) -> list[str]:
 
 
 # -----------------------------------------------------------------------------
-# What a ratio means for the trainer
+# The settings of the trainer at a ratio
 
 def settings(config, ratio: float, num_scaling_params: int, ref_scaling_params: int, ratio_ref: float) -> dict:
-    """Batch, steps, rate, decay and tau of a TrainConfig at this ratio, from the function that the trainer itself uses: with the
-    laws' reference pinned at ratio_ref, and as they would be without. Raises ValueError for a horizon that cannot be run."""
+    """Batch, steps, rate, decay and tau of a TrainConfig at this ratio, from the function that the trainer itself uses.
+
+    They are given twice: with the laws' reference pinned at ratio_ref, and without. Raises ValueError for a horizon
+    that cannot be run.
+    """
     if ratio * num_scaling_params < 1:
         raise ValueError(f"a data:param ratio of {ratio:.3g} is less than one token")
     horizon = replace(config, num_iterations=-1, target_flops=-1.0, target_param_data_ratio=ratio)
@@ -209,17 +236,17 @@ def settings(config, ratio: float, num_scaling_params: int, ref_scaling_params: 
 
 
 def with_arms(answer: dict, default_ratio: float, **setting_of) -> dict:
-    """The answer and its "arms", {"control", "inferred", "confirmation": settings}; without an answer there is only the control.
+    """The answer and its "arms", {"control", "inferred", "confirmation": settings}; a fallback has the control only.
 
-    A ratio of which the trainer makes no run, less than one optimizer step, becomes a fallback. Raises ValueError where that is
-    the default ratio's.
+    A ratio that is less than one optimizer step becomes a fallback. Raises ValueError where that is the default ratio.
     """
     control = {"control": settings(ratio=default_ratio, **setting_of)}
     if answer["decision"] == FALLBACK:
         return answer | {"arms": control}
     ratios = {INFERRED: answer["inferred_target_param_data_ratio"], CONFIRMATION: answer["confirmation_ratio"]}
     try:
-        return answer | {"arms": control | {name: settings(ratio=ratio, **setting_of) for name, ratio in ratios.items()}}
+        return answer | {"arms": control
+                         | {name: settings(ratio=ratio, **setting_of) for name, ratio in ratios.items()}}
     except ValueError as e:
         refusal = Refusal("no_such_run", f"{answer['target_tokens']:.4g} tokens to the target are no run: {e}")
         return answer | _fallen_back(refusal) | {"decision": FALLBACK, "chosen_ratio": default_ratio, "arms": control}

@@ -1,13 +1,14 @@
 """
 Interpolated modified Kneser-Ney over token ids, held out: the loss of every context length in one pass over the orders.
 
-p_n(w|c) = max(0, k(cw) - D(k(cw))) / k(c.) + (sum of the discounts taken off c) / k(c.) * p_{n-1}(w|c minus its first token), Chen
-and Goodman 1998, with three discounts an order from its counts of counts. k is the raw count at the longest context and the number
-of different tokens to the left below it, so the lower orders serve every longer model and L_0..L_n come from one recursion.
+p_n(w|c) = max(0, k(cw) - D(k(cw))) / k(c.) + (sum of the discounts taken off c) / k(c.) * p_{n-1}(w|c minus its first
+token), Chen and Goodman 1998. Each order has three discounts, from its counts of counts. k is the raw count at the
+longest context. Below it, k is the number of different tokens to the left. So the lower orders serve every longer
+model, and L_0..L_n come from one recursion.
 
-N-grams have exact ids, made order by order as ranks of (id of the n-gram one shorter, token): a hash that merges contexts would
-give a loss of no model. Ids go by first occurrence, so the n-grams of a prefix of the text are the first so many ids, and a ladder
-of prefixes costs no more sorting than its longest.
+N-grams have exact ids, made order by order as ranks of (id of the n-gram one shorter, token). A hash instead would
+merge contexts, and its loss would be that of no model. Ids go by first occurrence. So the n-grams of a prefix of the
+text are the first so many ids, and a ladder of prefixes costs no more sorting than its longest prefix.
 """
 
 from collections.abc import Iterator
@@ -15,13 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-UNKNOWN_DISCOUNT = 0.5  # where counts of counts are missing: few kinds of tokens, each seen often, and then it hardly matters
+# Used where counts of counts are missing: there are few kinds of tokens, each seen often, and the value hardly matters.
+UNKNOWN_DISCOUNT = 0.5
 LEAST_DISCOUNT = 1e-3  # a token never seen must keep some probability
 
 
 class Grams(NamedTuple):
-    """All n-grams of one length m in a text of N tokens. ids [N] int32: the one that ends here, -1 where its piece began too late.
-    first [different n-grams]: where each ends first, ascending, because ids go by it."""
+    """All n-grams of one length m in a text of N tokens.
+
+    ids [N] int32: of the n-gram that ends here, -1 where its piece began too late. first [different n-grams]: where
+    each ends first, ascending, because ids go by it.
+    """
     ids: np.ndarray
     first: np.ndarray
 
@@ -33,8 +38,8 @@ def empty_context(num_tokens: int) -> Grams:
 def extend(grams: Grams, tokens: np.ndarray, depth: np.ndarray, m: int) -> Grams:
     """The n-grams of length m from those of length m - 1.
 
-    tokens [N]: ids. depth [N]: tokens before this one in its piece; an n-gram of length m ends only where depth >= m - 1.
-    An n-gram whose context occurs once occurs once too, so only the others are sorted.
+    tokens [N]: ids. depth [N]: tokens before this one in its piece; an n-gram of length m ends only where
+    depth >= m - 1. If the context of an n-gram occurs once, so does the n-gram. So only the others are sorted.
     """
     at = np.flatnonzero(depth >= m - 1)
     context = grams.ids[at - 1]
@@ -63,9 +68,10 @@ def most_tokens(vocab_size: int) -> int:
 
 
 def grouped(context: np.ndarray, token: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(order, starts): indices sorted so that equal pairs stand together, ascending in each group, and where each group starts.
+    """(order, starts): indices sorted so that equal pairs stand together, and where each group starts.
 
-    Pair and index are packed into one 64-bit word, because NumPy sorts words ten times faster than it finds a sorting order.
+    Indices ascend in each group. Pair and index are packed into one 64-bit word, because NumPy sorts words ten times
+    faster than it finds a sorting order.
     """
     low = int(len(token) - 1).bit_length()
     middle = int(token.max()).bit_length()
@@ -83,7 +89,12 @@ def grouped(context: np.ndarray, token: np.ndarray) -> tuple[np.ndarray, np.ndar
 # Probabilities
 
 def discounts(count: np.ndarray) -> np.ndarray:
-    """[0, D1, D2, D3+] of an order, from how many n-grams have count 1, 2, 3 and 4. Chen and Goodman 1998, equation 26."""
+    """[0, D1, D2, D3+] of an order, from the numbers of n-grams with count 1, 2, 3 and 4. Chen and Goodman 1998,
+    equation 26.
+
+    An n-gram that occurs k times in training text occurs about k - D times in other text of that size. The discounts
+    take D off, and the n-grams that were never seen share what was taken off.
+    """
     n = np.bincount(np.minimum(count, 5), minlength=6)[:5].astype(np.float64)
     if not n[1] or not n[2]:
         return np.array([0.0] + 3 * [UNKNOWN_DISCOUNT])
@@ -95,8 +106,8 @@ def discounts(count: np.ndarray) -> np.ndarray:
 def interpolate(count, context_of, num_contexts, gram, context, lower):
     """p [held-out positions]: one order of the recursion.
 
-    count, context_of [n-grams of the training text]: k and the id of the context. gram, context [held-out positions]: ids, where
-    those >= len(count) and >= num_contexts were never seen. lower: p of the context one shorter.
+    count, context_of [n-grams of the training text]: k and the id of the context. gram, context [held-out positions]:
+    ids; those >= len(count) and >= num_contexts were never seen. lower: p of the context one shorter.
     """
     d = discounts(count)
     off = d[np.minimum(count, 3)]
@@ -112,7 +123,7 @@ def interpolate(count, context_of, num_contexts, gram, context, lower):
 
 
 class Counts(NamedTuple):
-    """What a rung (a prefix of the text) holds of the n-grams of one length."""
+    """The counts of the n-grams of one length on a rung, which is a prefix of the text."""
     raw: np.ndarray
     context_of: np.ndarray
     num_contexts: int
@@ -134,9 +145,9 @@ def left_neighbours(longer: Grams, grams: Grams, num_tokens: int) -> np.ndarray:
 def held_out(tokens, depth, rungs, held, max_context: int, vocab_size: int) -> Iterator[tuple[int, int, np.ndarray]]:
     """Yield (context n, index of the rung, p [held]) for n = 0..max_context and every rung.
 
-    tokens [N]: training text, then held-out text. depth [N]: tokens before each in its piece, no context is longer.
-    rungs: increasing numbers of training tokens, each a prefix of `tokens` that ends with a piece. held: positions to predict,
-    at or after rungs[-1], each with depth >= max_context.
+    tokens [N]: training text, then held-out text. depth [N]: tokens before each in its piece; no context is longer.
+    rungs: increasing numbers of training tokens, each a prefix of `tokens` that ends with a piece. held: positions to
+    predict, at or after rungs[-1], each with depth >= max_context.
     """
     contexts = empty_context(len(tokens))
     grams = extend(contexts, tokens, depth, 1)

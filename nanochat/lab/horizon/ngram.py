@@ -1,14 +1,19 @@
 """
 The entropy curve of a corpus without a model: held-out Kneser-Ney losses L_n(P), carried to P = infinity.
 
-L_n(P) = H_n + A_n P^-d_n over a ladder of doubling P. The text is cut into pieces, and the pieces are shuffled: a prefix of a
-corpus of books is one author, and what follows is another, so its losses over P are no power law. The held-out part is
-the same for every rung and every n, and each of its targets has the longest context, so that rungs and contexts are compared on
-equal text. H_n is accepted, from n = 1 on, while three things hold: the ladder falls fast enough to be carried on, its first rung
-hardly matters, and a fair share of what the n-th token is worth has been measured and not carried on. Without the third, contexts
-that the corpus is too small to know pass with the exponent of shorter ones, as a floor H_inf that is not there. A corpus that is
-too small for its vocabulary has few accepted n, and then fit_gamma refuses it. Nine contexts in ten are carried too far down, the
-longer ones more, so that gamma comes out high: by 0.05 on average over 40 ladders of sources with known H_n, inside its interval.
+L_n(P) = H_n + A_n P^-d_n over a ladder of doubling P. The text is cut into pieces, and the pieces are shuffled. Reason:
+a prefix of a corpus of books is one author, the text after it is another, and losses over such prefixes are no power
+law. The held-out part is the same for every rung and every n, and each of its targets has the longest context. So rungs
+and contexts are compared on equal text.
+
+H_n is accepted, from n = 1 on, while three things hold. The ladder falls fast enough to be carried on. Its first rung
+hardly matters. A fair share of the worth of the n-th token has been measured, not only carried on. The third rule is
+for contexts that the corpus is too small to know: without it they pass with the exponent of shorter contexts, as a
+floor H_inf that is not there. A corpus that is too small for its vocabulary has few accepted n, and then fit_gamma
+refuses it.
+
+Nine contexts in ten are carried too far down, the longer ones more, so gamma comes out high: by 0.05 on average over 40
+ladders of sources with known H_n, inside its interval.
 
     fit_gamma(ngram_curve(source))
 """
@@ -24,20 +29,22 @@ from nanochat.lab.horizon.source import Refusal, TokenSource
 from nanochat.lab.horizon.spool import checked
 
 MAX_CONTEXT = 10
-PIECE = 256  # tokens; small against the first rung, large against the context that its start lacks
+PIECE = 256  # tokens; small against the first rung, large against the context that the start of a piece lacks
 RUNGS = 6
 HELD_SHARE, MOST_HELD = 0.1, 2**20
 BLOCKS = 32
 LEAST_TOKENS = 200_000
 MOST_TOKENS = 2**24  # memory: about 120 bytes a token
 LEAST_DELTA, MOST_SHIFT = 0.25, 0.03
-LEAST_MEASURED = 1 / 3  # of what the n-th token of context is worth at P = infinity, the share that it is worth at the last rung
+LEAST_MEASURED = 1 / 3  # least worth of the n-th token at the last rung, as a share of its worth at P = infinity
 DELTA_RANGE = (0.02, 3.0)
-CARRIED_ERROR = 0.5  # of the way from L_n to H_n: rms of 113 contexts of sources with known H_n; nine in ten were carried too far
+# Error of H_n as a share of the way from L_n to H_n: the rms over 113 contexts of sources with known H_n. Nine in ten
+# of them were carried too far.
+CARRIED_ERROR = 0.5
 
 
 class Ladder(NamedTuple):
-    """tokens, depth [N] and held as kneser_ney.held_out takes them; rungs [RUNGS]: P of each, in tokens."""
+    """tokens, depth [N] and held as in kneser_ney.held_out; rungs [RUNGS]: P of each, in tokens."""
     tokens: np.ndarray
     depth: np.ndarray
     rungs: np.ndarray
@@ -77,7 +84,8 @@ def sample_pieces(source: TokenSource, max_tokens: int, seed: int) -> tuple[np.n
         at += len(array)
     ends = np.cumsum(sizes[chosen])
     if len(ends) == 0 or ends[-1] < LEAST_TOKENS:
-        raise Refusal("corpus_too_short", f"{0 if len(ends) == 0 else ends[-1]} tokens: expected at least {LEAST_TOKENS} for a ladder")
+        raise Refusal("corpus_too_short",
+                      f"{0 if len(ends) == 0 else ends[-1]} tokens: expected at least {LEAST_TOKENS} for a ladder")
     return np.concatenate(kept), ends
 
 
@@ -95,7 +103,10 @@ def piece_ends(lengths: np.ndarray) -> np.ndarray:
 
 
 def make_ladder(tokens: np.ndarray, ends: np.ndarray, seed: int, max_context: int = MAX_CONTEXT) -> Ladder:
-    """Training pieces in random order, then the held-out pieces in the order of the corpus; each rung doubles the one before."""
+    """Training pieces in random order, then the held-out pieces in the order of the corpus.
+
+    Each rung has twice the tokens of the rung before.
+    """
     starts, sizes = np.append(0, ends[:-1]), np.diff(ends, prepend=0)
     order = np.random.default_rng([seed, 1]).permutation(len(ends))
     num_held = int(np.searchsorted(np.cumsum(sizes[order]), min(MOST_HELD, HELD_SHARE * ends[-1]))) + 1
@@ -107,14 +118,20 @@ def make_ladder(tokens: np.ndarray, ends: np.ndarray, seed: int, max_context: in
     rungs = train_ends[np.searchsorted(train_ends, train_ends[-1] / 2.0 ** np.arange(RUNGS - 1, -1, -1))]
     held = train_ends[-1] + np.flatnonzero(depth[train_ends[-1]:] >= max_context)
     if len(held) < BLOCKS:
-        raise Refusal("corpus_too_short", f"{len(held)} held-out tokens have {max_context} tokens of context in their document: expected "
+        raise Refusal("corpus_too_short",
+                      f"{len(held)} held-out tokens have {max_context} tokens of context in their document: expected "
                       f"{BLOCKS} or more; longer documents, or one stream, are needed")
     depth = np.minimum(depth, max_context).astype(np.uint8)
-    return Ladder(tokens[np.repeat(starts[order], sizes) + np.arange(len(tokens)) - np.repeat(new_ends - sizes, sizes)], depth, rungs, held)
+    return Ladder(tokens[np.repeat(starts[order], sizes) + np.arange(len(tokens)) - np.repeat(new_ends - sizes, sizes)],
+                  depth, rungs, held)
 
 
-def ladder_losses(ladder: Ladder, vocab_size: int, max_context: int = MAX_CONTEXT, blocks: int = BLOCKS, say=None) -> np.ndarray:
-    """Mean loss in nats [rungs, contexts, blocks]; a block is a contiguous part of the held-out text, all of one size but for one token."""
+def ladder_losses(ladder: Ladder, vocab_size: int, max_context: int = MAX_CONTEXT, blocks: int = BLOCKS,
+                  say=None) -> np.ndarray:
+    """Mean loss in nats [rungs, contexts, blocks].
+
+    A block is a contiguous part of the held-out text; sizes of blocks differ by a token at most.
+    """
     count = len(ladder.held)
     starts = np.arange(blocks) * count // blocks
     sizes = np.diff(starts, append=count)
@@ -122,7 +139,8 @@ def ladder_losses(ladder: Ladder, vocab_size: int, max_context: int = MAX_CONTEX
     for n, r, p in held_out(ladder.tokens, ladder.depth, ladder.rungs, ladder.held, max_context, vocab_size):
         losses[r, n] = np.add.reduceat(-np.log(p), starts) / sizes
         if say and r == len(ladder.rungs) - 1:
-            say(f"{n} tokens of context: {losses[r, n].mean():.4f} nats, {losses[0, n].mean():.4f} at {ladder.rungs[0]:,} tokens")
+            say(f"{n} tokens of context: {losses[r, n].mean():.4f} nats, {losses[0, n].mean():.4f} at "
+                f"{ladder.rungs[0]:,} tokens")
     return losses
 
 
@@ -130,7 +148,11 @@ def ladder_losses(ladder: Ladder, vocab_size: int, max_context: int = MAX_CONTEX
 # P = infinity
 
 def extrapolated_curve(rungs: np.ndarray, losses: np.ndarray) -> EntropyCurve:
-    """The curve of losses [rungs, contexts, blocks]: H_n, d_n and what makes H_n acceptable; see the top of this file."""
+    """The curve of losses [rungs, contexts, blocks]: H_n, d_n, and the rules that accept H_n; see the top of this file.
+
+    H_n is not a mean over blocks, so its block values are jackknife pseudo-values. Block b has
+    H_n + (B - 1) (mean of the H_n without one block - H_n without b), and their spread is that of H_n's error.
+    """
     _, contexts, blocks = losses.shape
     mean, last = losses.mean(axis=-1), losses[-1]
     se = last.std(axis=-1, ddof=1) / np.sqrt(blocks)
@@ -156,15 +178,17 @@ def extrapolated_curve(rungs: np.ndarray, losses: np.ndarray) -> EntropyCurve:
 
 
 def is_flat(losses: np.ndarray) -> bool:
-    """Whether the last rung [rungs, blocks] is no better than the first beyond twice the error of that: nothing is left to learn."""
+    """True where the last rung [rungs, blocks] is no better than the first by more than twice the error: nothing is
+    left to learn."""
     gain = losses[0] - losses[-1]
     return bool(abs(gain.mean()) < 2 * gain.std(ddof=1) / np.sqrt(len(gain)))
 
 
 def to_infinity(rungs: np.ndarray, loss: np.ndarray, flat: bool = False) -> tuple[float, float]:
-    """(H, d) of the least-squares fit loss = H + A rungs^-d, d within DELTA_RANGE; (loss of the last rung, nan) where the ladder is flat.
+    """(H, d) of the least-squares fit loss = H + A rungs^-d, with d within DELTA_RANGE.
 
-    H is -inf where the loss rises with the tokens, which no such law does.
+    For a flat ladder it is (loss of the last rung, nan). H is -inf where the loss rises with the tokens, which the law
+    cannot describe.
     """
     if flat:
         return float(loss[-1]), np.nan
@@ -175,7 +199,8 @@ def to_infinity(rungs: np.ndarray, loss: np.ndarray, flat: bool = False) -> tupl
         h = loss.mean() - slope * power.mean()
         return h, slope, float(np.sum((loss - h - slope * power) ** 2))
 
-    best = minimize_scalar(lambda log_d: solve(np.exp(log_d))[2], bounds=np.log(DELTA_RANGE), method="bounded", options={"xatol": 1e-7})
+    best = minimize_scalar(lambda log_d: solve(np.exp(log_d))[2], bounds=np.log(DELTA_RANGE), method="bounded",
+                           options={"xatol": 1e-7})
     d = float(np.exp(best.x))
     h, slope, _ = solve(d)
     return (float(h) if slope > 0 else -np.inf), d

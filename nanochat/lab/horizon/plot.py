@@ -1,6 +1,7 @@
 """
-The picture of a corpus' two statistics: correlations over the lag, and losses over the context, both in logarithms, where
-a power law is a line. What was fitted is drawn over the window of the fit and nowhere else.
+The picture of a corpus' two statistics: correlations over the lag, and losses over the context.
+
+Both axes are logarithmic, so that a power law is a line. A fitted line is drawn over the window of its fit only.
 """
 
 import numpy as np
@@ -17,10 +18,11 @@ INFERENCE_SIZE_IN = (8, 5)
 
 
 def draw_stats(path, facts: dict):
-    """facts: what stats.collect returns; its curve was measured. The losses are drawn where there are some."""
+    """facts: the result of stats.collect, with a measured curve. The losses are drawn where there are any."""
     has_losses = any(row["context"] > 0 for row in facts["h_curve_nats"] or [])
     with plots.plt.rc_context(plots.STYLE):
-        fig, axes = plots.plt.subplots(1, 1 + has_losses, figsize=SIZE_IN if has_losses else (8, 5.5), layout="constrained", squeeze=False)
+        fig, axes = plots.plt.subplots(1, 1 + has_losses, figsize=SIZE_IN if has_losses else (8, 5.5),
+                                       layout="constrained", squeeze=False)
         _correlations(axes[0, 0], facts)
         if has_losses:
             _losses(axes[0, 1], facts)
@@ -54,7 +56,8 @@ def _correlations(ax, facts):
     ax.xaxis.set_major_formatter("{x:g}")
     lag, fro, se, op, floor, valid = _columns(facts["curve"], "lag", "fro", "fro_se", "op", "op_floor", "valid")
     below = np.minimum(Z95 * se, 0.9 * fro)  # a bar that reaches zero has no end on this axis
-    for is_valid, fill, text in ((1, MEASURED, "Frobenius norm across blocks, 95 %"), (0, "white", "the same, within 3 se of zero")):
+    for is_valid, fill, text in ((1, MEASURED, "Frobenius norm across blocks, 95 %"),
+                                 (0, "white", "the same, within 3 se of zero")):
         keep = (valid == is_valid) & np.isfinite(fro)
         if keep.any():
             bars = [below[keep], Z95 * se[keep]]
@@ -78,17 +81,19 @@ def _decay_lines(ax, facts):
     if not window:
         return
     n, beta = np.array([window["lo"], window["reach"]], dtype=float), window["beta"]
-    ax.plot(n, np.exp(window["intercept"]) * n ** -beta, color=FIT, lw=2.4, zorder=5, label=f"n^-{beta:.2f}, lags {_name(window)}")
+    ax.plot(n, np.exp(window["intercept"]) * n ** -beta, color=FIT, lw=2.4, zorder=5,
+            label=f"n^-{beta:.2f}, lags {_name(window)}")
 
 
 def _uprights(ax, facts):
     """n*, a quarter of the context, and the knot of the hinge."""
     marks = [(facts["n_star_tokens"], "n* {:g}" + " or more" * bool(facts["n_star_censored"]), OTHER),
-             (facts["max_seq_len"] and facts["max_seq_len"] / 4, "T/4 {:g}", QUIET), (facts["n_break"], "break {:g}", FIT)]
+             (facts["max_seq_len"] and facts["max_seq_len"] / 4, "T/4 {:g}", QUIET),
+             (facts["n_break"], "break {:g}", FIT)]
     for i, (at, text, color) in enumerate(mark for mark in marks if mark[0]):
         ax.axvline(at, color=color, lw=1, ls=(0, (4, 3)))
-        ax.text(at, 0.995 - 0.045 * i, " " + text.format(at), color=color, fontsize=9, va="top", transform=ax.get_xaxis_transform(),
-                bbox=dict(facecolor="white", edgecolor="none", pad=1))
+        ax.text(at, 0.995 - 0.045 * i, " " + text.format(at), color=color, fontsize=9, va="top",
+                transform=ax.get_xaxis_transform(), bbox=dict(facecolor="white", edgecolor="none", pad=1))
 
 
 def _windows(ax, facts):
@@ -97,8 +102,9 @@ def _windows(ax, facts):
     if facts["n_break"]:
         rows.append(f"hinge at {facts['n_break']}: {facts['beta_short']:.2f}, then {facts['beta_long']:.2f}")
     if rows:
-        ax.text(0.99, 0.02, "\n".join(["beta by lags, bootstrap only", *rows]), transform=ax.transAxes, ha="right", va="bottom", fontsize=9,
-                family="monospace", color=QUIET, bbox=dict(facecolor="white", edgecolor="none", alpha=0.9))
+        ax.text(0.99, 0.02, "\n".join(["beta by lags, bootstrap only", *rows]), transform=ax.transAxes, ha="right",
+                va="bottom", fontsize=9, family="monospace", color=QUIET,
+                bbox=dict(facecolor="white", edgecolor="none", alpha=0.9))
 
 
 def _name(window) -> str:
@@ -124,7 +130,8 @@ def _losses(ax, facts):
     above = np.nan_to_num(Z95 * se)
     below = np.minimum(above, 0.9 * np.maximum(loss - h_inf, 0))
     ax.errorbar(n, loss - h_inf, yerr=[below, above], fmt="o", color=MEASURED, ms=5, lw=1.2,
-                label="held-out loss of the largest corpus" if facts["gamma_source"] == "ngram" else "validation loss by position")
+                label="held-out loss of the largest corpus" if facts["gamma_source"] == "ngram"
+                else "validation loss by position")
     if ngram:
         ax.plot(n, extrapolated - h_inf, "D", color=OTHER, ms=6, label="carried to an infinite corpus")
     if facts["gamma"] is not None:
@@ -165,7 +172,7 @@ def _level_ticks(ax):
 # An inference: final losses over tokens, the law through them, and where it meets the target
 
 def draw_inference(path, facts: dict):
-    """facts: what scripts.lane_b_infer_ratio writes. Without a law only the runs and the target are drawn."""
+    """facts: the result of scripts.lane_b_infer_ratio. Without a law only the runs and the target are drawn."""
     tokens = np.array([point["tokens"] for point in facts["points"]])
     name, unit = facts["target_metric_name"], facts["target_metric_unit"]
     ends = [tokens.min(), tokens.max(), *(facts[key] for key in ("target_tokens", "target_tokens_q90") if facts[key])]
@@ -177,10 +184,13 @@ def draw_inference(path, facts: dict):
             ax.plot(grid, facts["l_inf"] + facts["a"] * grid ** -facts["alpha_d"], color=LAW, lw=2,
                     label=f"L = {facts['l_inf']:.4g} + A D^-{facts['alpha_d']:.3g}")
         if facts["target_tokens"] is not None:
-            ax.plot(facts["target_tokens"], facts["target_metric_threshold"], "D", color=TARGET, ms=10, mec="white", label="D*")
+            ax.plot(facts["target_tokens"], facts["target_metric_threshold"], "D", color=TARGET, ms=10, mec="white",
+                    label="D*")
         if facts["target_tokens_q10"] and facts["target_tokens_q90"]:
-            ax.axvspan(facts["target_tokens_q10"], facts["target_tokens_q90"], color=TARGET, alpha=0.15, lw=0, label="80 % of the draws")
-        ax.plot(tokens, [point["loss"] for point in facts["points"]], "o", color=RUNS, ms=7, mec="white", label="complete runs")
+            ax.axvspan(facts["target_tokens_q10"], facts["target_tokens_q90"], color=TARGET, alpha=0.15, lw=0,
+                       label="80 % of the draws")
+        ax.plot(tokens, [point["loss"] for point in facts["points"]], "o", color=RUNS, ms=7, mec="white",
+                label="complete runs")
         ax.set(xscale="log", xlabel="training tokens", ylabel=f"{name} at the end" + (f" ({unit})" if unit else ""),
                title=f"{facts['decision']}: ratio {facts['chosen_ratio']:.4g}")
         ax.legend(frameon=False)

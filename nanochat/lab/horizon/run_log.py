@@ -1,5 +1,6 @@
 """
-The ledger of Lane B: one row a run that an inference led to, and one for its control, appended and never changed.
+The ledger of Lane B: a row for each run that an inference led to, and a row for its control, appended and never
+changed.
 
 The columns are ideas/lane_b_inference_schema.csv. What was predicted comes from the file of scripts.lane_b_infer_ratio,
 what was measured from the run's record, and nothing is written where the two are not about the same thing. chosen_ratio
@@ -29,7 +30,7 @@ def schema() -> list[str]:
 
 
 def check_inference(facts: dict):
-    """Raise ValueError for a file that is no whole inference, or whose target a record has no curve of."""
+    """Raise ValueError for a file that lacks a part of an inference, or whose target no record has a curve of."""
     missing = [name for name in ("arms", "ratio_ref", "direction", *FROM_INFERENCE.values()) if name not in facts]
     if facts.get("schema_version") != INFERENCE_VERSION or missing:
         lacks = f", {', '.join(missing)} missing" if missing else ""
@@ -41,7 +42,7 @@ def check_inference(facts: dict):
 
 
 def row_of(record: dict, metrics_rows: list[dict], facts: dict, notes: str = "") -> dict:
-    """The row of a run, failed ones too. Raises ValueError where record and inference contradict each other."""
+    """The row of a run, failed runs too. Raises ValueError where record and inference contradict each other."""
     check_inference(facts)
     arm = _arm_of(record, facts)
     target = {"metric": facts["target_metric_name"], "threshold": facts["target_metric_threshold"]}
@@ -54,7 +55,7 @@ def row_of(record: dict, metrics_rows: list[dict], facts: dict, notes: str = "")
 
 
 def _arm_of(record: dict, facts: dict) -> str:
-    """Which of the inference's arms the run is."""
+    """The arm of the inference that the run is."""
     config, done = record.get("config") or {}, record.get("resolved") or {}
     said = [("num_scaling_params", done.get("num_scaling_params"), facts["num_scaling_params"]),
             ("ratio_ref", config.get("ratio_ref"), facts["ratio_ref"])]
@@ -76,7 +77,8 @@ def _arm_of(record: dict, facts: dict) -> str:
 
 
 def identity(row) -> tuple[str, str]:
-    """A run id may be used again, by another clone or a fresh start: its start tells the runs apart."""
+    """(run id, start). A run id may be used again, by another clone or a fresh start: the start tells the runs
+    apart."""
     return row["run_id"], row["timestamp_utc"]
 
 
@@ -87,7 +89,7 @@ def logged(path) -> list[tuple]:
 
 
 def append(path, rows: list[dict]):
-    """Append them, all or, where one has been logged before or the file has another header, none."""
+    """Append all rows, or none where a run has been logged before or the file has another header."""
     def refuse(present):
         seen = {identity(row) for row in present}
         for row in rows:

@@ -1,7 +1,7 @@
 """
-What Lane B reads: token arrays that a script hands over, and the named reasons for which it gives no number.
+The input of Lane B, token arrays that a script hands over, and the named reasons for which it gives no number.
 
-A source is read several times (frequencies first, then pairs), so it is a function that starts a new pass, not an
+A source is read several times (frequencies first, then pairs). So it is a function that starts a new pass, not an
 iterator; nothing here holds the whole corpus.
 """
 
@@ -14,7 +14,7 @@ BAD_INPUT = "bad_input"  # the code of an error whose reason has no name of its 
 
 
 class Refusal(ValueError):
-    """The inputs do not carry the answer. code: the reason's name, as it stands in the JSON."""
+    """The inputs do not determine the answer. code: the reason's name, as it stands in the JSON."""
 
     def __init__(self, code: str, message: str):
         super().__init__(f"{code}: {message}")
@@ -25,8 +25,8 @@ class Refusal(ValueError):
 class TokenSource:
     """A corpus as integer arrays of token ids.
 
-    read: starts a pass and yields 1-D arrays. documents: each array is one document, and no pair or context crosses its end;
-    otherwise the arrays are pieces of one stream, and where it was cut means nothing.
+    read: starts a pass and yields 1-D arrays. documents: each array is one document, and no pair or context crosses its
+    end. Otherwise the arrays are pieces of one stream, and the places of the cuts mean nothing.
     """
     read: Callable[[], Iterator[np.ndarray]]
     vocab_size: int

@@ -1,8 +1,8 @@
 """
 A corpus on disk: the tokens of a source one after another, how often each id occurs, where documents end.
 
-A source may be text that is tokenized as it is read, which is dearer than everything that follows, so it is read
-once. What stays in memory is the frequencies (V integers) and 8 bytes a document.
+A source may be text that is tokenized as it is read, which takes longer than everything after it. So the source is read
+once. The frequencies (V integers) and 8 bytes a document stay in memory.
 """
 
 import tempfile
@@ -17,13 +17,15 @@ import numpy as np
 from nanochat.lab.horizon.source import Refusal, TokenSource
 
 SLICE = 1 << 20  # tokens in memory at a time
-MOST_IDS = 1 << 24  # of a vocabulary, whose frequencies are in memory; a larger id is no token's
+MOST_IDS = 1 << 24  # of a vocabulary, whose frequencies are in memory; a larger id comes from a broken file
 
 
 @dataclass(frozen=True)
 class Spool:
-    """tokens: all ids [N], a memory map. ends: where each document ends in it [D], the last is N; one for a stream without
-    documents. counts: how often each id occurs [V]."""
+    """tokens: all ids [N], a memory map. counts: how often each id occurs [V].
+
+    ends: where each document ends in tokens [D], the last is N; a single end for a stream without documents.
+    """
     tokens: np.ndarray
     ends: np.ndarray
     counts: np.ndarray
@@ -50,19 +52,22 @@ def checked(tokens, vocab_size: int) -> np.ndarray:
         raise ValueError(f"tokens of shape {tokens.shape} and type {tokens.dtype}: expected one dimension of integers")
     if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
         bad = int(tokens.max()) if tokens.max() >= vocab_size else int(tokens.min())
-        raise Refusal("ids_out_of_range", f"token id {bad}: expected 0 to {vocab_size - 1}, the vocabulary of the tokenizer; "
-                      "these tokens were made with another one")
+        raise Refusal("ids_out_of_range",
+                      f"token id {bad}: expected 0 to {vocab_size - 1}, the vocabulary of the tokenizer; these tokens "
+                      "were made with another one")
     return tokens
 
 
 @contextmanager
 def spooled(source: TokenSource):
-    """Read the source once, in one pass, and hand out its Spool; the temporary files (in TMPDIR) go when the block ends.
+    """Read the source once, in one pass, and hand out its Spool.
 
-    Raises Refusal: empty_stream, ids_out_of_range. Empty documents are left out.
+    The temporary files (in TMPDIR) go when the block ends. Empty documents are left out. Raises Refusal: empty_stream,
+    ids_out_of_range.
     """
     if source.vocab_size > MOST_IDS:
-        raise Refusal("ids_out_of_range", f"a vocabulary of {source.vocab_size}: expected at most {MOST_IDS}; is one id broken?")
+        raise Refusal("ids_out_of_range",
+                      f"a vocabulary of {source.vocab_size}: expected at most {MOST_IDS}; is one id broken?")
     with tempfile.TemporaryDirectory(prefix="lane_b-", ignore_cleanup_errors=True) as folder:
         path, dtype = Path(folder) / "tokens", np.dtype(np.uint16 if source.vocab_size <= 1 << 16 else np.uint32)
         ends, total = array("q"), 0

@@ -1,6 +1,10 @@
 """
-The two statistics of a corpus and the exponent that follows from them, as one JSON object: alpha_D = gamma / (2 beta)
-(arXiv:2602.07488), the exponent of the data-limited loss where the context is long against the horizon n*.
+The two statistics of a corpus and the exponent that follows from them, as one JSON object.
+
+alpha_D = gamma / (2 beta) (arXiv:2602.07488) is the exponent of the data-limited loss where the context is long against
+the horizon n*. Reason: P tokens of text have noise ~ P^-1/2 in a correlation, so the correlation at lag n, ~ n^-beta,
+is seen up to n ~ P^(1 / (2 beta)). A model that uses contexts up to that n has a loss of H_inf + A n^-gamma, which is
+H_inf + A P^-(gamma / (2 beta)).
 
 A refusal is a result: every key stands in the JSON, null where it was not measured, and `error` says why.
 """
@@ -20,22 +24,24 @@ from nanochat.lab.horizon.source import BAD_INPUT, Refusal, TokenSource
 from nanochat.lab.horizon.spool import spooled
 
 SCHEMA_VERSION = 1
-KEYS = """schema_version error beta beta_ci95 beta_window beta_windows beta_short beta_long n_break curve gamma gamma_ci95 gamma_source
-    gamma_window h_curve_nats h_inf_nats h_inf_ci95_nats h_inf_identified n_star_tokens n_star_censored alpha_d alpha_d_ci95 num_tokens
-    num_docs bytes_per_token vocab_size top_k top_k_mass centering blocks max_seq_len tokenizer_id dataset_id seed elapsed_sec
-    tokens_per_sec token_lags_per_sec warnings""".split()
+KEYS = """schema_version error beta beta_ci95 beta_window beta_windows beta_short beta_long n_break curve gamma
+    gamma_ci95 gamma_source gamma_window h_curve_nats h_inf_nats h_inf_ci95_nats h_inf_identified n_star_tokens
+    n_star_censored alpha_d alpha_d_ci95 num_tokens num_docs bytes_per_token vocab_size top_k top_k_mass centering
+    blocks max_seq_len tokenizer_id dataset_id seed elapsed_sec tokens_per_sec token_lags_per_sec warnings""".split()
 WARNINGS = {
     "broken_power_law": "two slopes describe the decay better than one: beta depends on the lags that are fitted",
     "window_sensitive": f"beta differs by more than {decay.WIDE_SPREAD} between windows of lags; its interval says so",
     "horizon_exceeds_context": "correlations reach beyond a quarter of the context, where alpha_D is only a prior",
-    "short_documents_document_centering": "centring by document is biased at lags that are long for these documents: they are left out",
-    "split_special_token": "special tokens stand in the text and are split into ordinary ones, which correlate: replace or drop them",
+    "short_documents_document_centering": "centring by document is biased at lags that are long for these documents: "
+                                          "they are left out",
+    "split_special_token": "special tokens stand in the text and are split into ordinary ones, which correlate: "
+                           "replace or drop them",
     "gamma_window_sensitive": "gamma depends on the contexts that are fitted; its interval says so"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command asks for. max_seq_len: the context T of the models that alpha_D is for, where there are any."""
+    """The options of the command. max_seq_len: the context T of the models that alpha_D is for, where there are any."""
     top_k: int = correlation.TOP_K
     max_lag: int = correlation.MAX_LAG
     blocks: int | None = None
@@ -49,22 +55,27 @@ class Options:
 
 @dataclass(frozen=True)
 class Gamma:
-    """Where gamma comes from: source is its name, curve makes the losses by context of a corpus, fit makes gamma of them; see
-    entropy.py. Either may raise Refusal."""
+    """The way to gamma: source is its name, curve makes the losses by context of a corpus, fit makes gamma of the
+    losses.
+
+    See entropy.py and gamma.py. curve and fit may raise Refusal.
+    """
     source: str
     curve: Callable
     fit: Callable
 
 
-def collect(source: TokenSource, options: Options, gamma: Gamma | None = None, token_bytes=None, say=lambda text: None) -> dict:
-    """The JSON of scripts.lane_b_stats, all of it but the ids of tokenizer and dataset. A Refusal becomes its `error`.
+def collect(source: TokenSource, options: Options, gamma: Gamma | None = None, token_bytes=None,
+            say=lambda text: None) -> dict:
+    """The JSON of scripts.lane_b_stats, except the ids of tokenizer and dataset. A Refusal becomes its `error`.
 
-    token_bytes: bytes of each id [V], for bytes_per_token. Raises ValueError for options that cannot be.
+    token_bytes: bytes of each id [V], for bytes_per_token. Raises ValueError for options that are out of range.
     """
     start = time.perf_counter()
-    correlation.check(options.top_k, options.max_lag, options.blocks, options.centering, source.documents, source.vocab_size)
-    facts = dict.fromkeys(KEYS) | dict(schema_version=SCHEMA_VERSION, warnings=[], vocab_size=source.vocab_size, seed=options.seed,
-                                       centering=options.centering, max_seq_len=options.max_seq_len)
+    correlation.check(options.top_k, options.max_lag, options.blocks, options.centering, source.documents,
+                      source.vocab_size)
+    facts = dict.fromkeys(KEYS) | dict(schema_version=SCHEMA_VERSION, warnings=[], vocab_size=source.vocab_size,
+                                       seed=options.seed, centering=options.centering, max_seq_len=options.max_seq_len)
     with _refusals(facts, say), spooled(source) as spool:
         facts |= dict(num_tokens=len(spool.tokens), num_docs=len(spool.ends) if spool.documents else None)
         if token_bytes is not None:
@@ -75,19 +86,21 @@ def collect(source: TokenSource, options: Options, gamma: Gamma | None = None, t
             with _refusals(facts, say):
                 _add_gamma(facts, spool, gamma)
     if facts["beta"] and facts["gamma"]:
-        facts["alpha_d"], facts["alpha_d_ci95"] = exponent(facts["gamma"], facts["gamma_ci95"], facts["beta"], facts["beta_ci95"])
+        facts["alpha_d"], facts["alpha_d_ci95"] = exponent(
+            facts["gamma"], facts["gamma_ci95"], facts["beta"], facts["beta_ci95"])
     elapsed = time.perf_counter() - start
     return facts | dict(elapsed_sec=elapsed, tokens_per_sec=(facts["num_tokens"] or 0) / elapsed)
 
 
 def nothing_measured(error: Exception) -> dict:
     """The JSON where the command itself could not be carried out."""
-    return dict.fromkeys(KEYS) | dict(schema_version=SCHEMA_VERSION, warnings=[], error=dict(code=BAD_INPUT, message=str(error)))
+    return dict.fromkeys(KEYS) | dict(schema_version=SCHEMA_VERSION, warnings=[],
+                                      error=dict(code=BAD_INPUT, message=str(error)))
 
 
 @contextmanager
 def _refusals(facts: dict, say):
-    """The first refusal is the error of the result; a later one is said, and named among its warnings."""
+    """The first refusal becomes the error of the result. A later one is printed, and its name added to the warnings."""
     try:
         yield
     except Refusal as e:
@@ -99,12 +112,13 @@ def _refusals(facts: dict, say):
 
 
 def _add_beta(facts: dict, spool, options: Options, say):
-    curve = measure_spool(spool, options.top_k, options.max_lag, options.blocks, options.centering, options.workers, say)
+    curve = measure_spool(spool, options.top_k, options.max_lag, options.blocks, options.centering, options.workers,
+                          say)
     facts["warnings"] += curve.warnings
     n_star, censored = horizon(curve)
     facts["warnings"] += horizon_warnings(n_star, options.max_seq_len)
-    facts |= dict(curve=curve_rows(curve, options), top_k=curve.top_k, top_k_mass=curve.top_k_mass, blocks=curve.grams.shape[1],
-                  n_star_tokens=n_star, n_star_censored=censored,
+    facts |= dict(curve=curve_rows(curve, options), top_k=curve.top_k, top_k_mass=curve.top_k_mass,
+                  blocks=curve.grams.shape[1], n_star_tokens=n_star, n_star_censored=censored,
                   token_lags_per_sec=curve.num_tokens * len(curve.lags) / curve.count_sec)
     found = fit_decay(curve, options.max_seq_len, options.window, options.rounds, options.seed)
     facts["warnings"] += [name for name in found.warnings if name not in facts["warnings"]]
@@ -115,12 +129,16 @@ def _add_beta(facts: dict, spool, options: Options, say):
 
 
 def curve_rows(curve: Curve, options: Options) -> list[dict]:
-    """A row a lag; fro is null where F^2 came out negative, and its error goes with it: both are of the square's root."""
+    """A row a lag. fro is null where F^2 came out negative, and so is its error.
+
+    The error of a square root is the error of the square / (2 root), which needs a positive square.
+    """
     noise = significance(curve, options.rounds, options.seed)
     rows = []
     for i, square in enumerate(curve.squares):
         fro = math.sqrt(square) if square > 0 else None
-        rows.append(dict(lag=int(curve.lags[i]), pairs=int(curve.pairs[i]), fro=fro, fro_se=noise.square_se[i] / (2 * fro) if fro else None,
+        rows.append(dict(lag=int(curve.lags[i]), pairs=int(curve.pairs[i]), fro=fro,
+                         fro_se=noise.square_se[i] / (2 * fro) if fro else None,
                          op=float(curve.op[i]), op_floor=float(curve.op_floor[i]), valid=bool(noise.valid[i])))
     return rows
 
@@ -130,8 +148,9 @@ def _add_gamma(facts: dict, spool, gamma: Gamma):
     losses = gamma.curve(spool.source())
     facts["h_curve_nats"] = loss_rows(losses)
     found = gamma.fit(losses)
-    facts |= dict(gamma=found.gamma, gamma_ci95=list(found.ci95), gamma_window=list(found.window), h_inf_nats=found.h_inf_nats,
-                  h_inf_ci95_nats=found.h_inf_ci95 and list(found.h_inf_ci95), h_inf_identified=found.h_inf_identified)
+    facts |= dict(gamma=found.gamma, gamma_ci95=list(found.ci95), gamma_window=list(found.window),
+                  h_inf_nats=found.h_inf_nats, h_inf_ci95_nats=found.h_inf_ci95 and list(found.h_inf_ci95),
+                  h_inf_identified=found.h_inf_identified)
     facts["warnings"] += found.warnings
 
 
@@ -139,13 +158,17 @@ def loss_rows(losses) -> list[dict]:
     """A row a context of an entropy.EntropyCurve; null where there is no extrapolation."""
     def at(values, i):
         return None if values is None or math.isnan(values[i]) else float(values[i])
-    return [dict(context=int(context), loss=at(losses.loss, i), se=at(losses.se, i), h_extrapolated=at(losses.h_extrapolated, i),
-                 delta=at(losses.delta, i)) for i, context in enumerate(losses.context)]
+    return [dict(context=int(context), loss=at(losses.loss, i), se=at(losses.se, i),
+                 h_extrapolated=at(losses.h_extrapolated, i), delta=at(losses.delta, i))
+            for i, context in enumerate(losses.context)]
 
 
 def exponent(gamma: float, gamma_ci95, beta: float, beta_ci95) -> tuple[float, list[float]]:
-    """(alpha_D, its 95 % interval). Relative errors add in quadrature, and the interval is symmetric in the logarithm: a
-    ratio of two positive numbers stays positive. Errors of the two are taken as independent, a half width as 1.96 of them.
+    """(alpha_D, its 95 % interval).
+
+    Relative errors of a quotient add in quadrature. The interval is symmetric in the logarithm, because a ratio of two
+    positive numbers stays positive. The errors of gamma and beta are taken as independent, and a half width as 1.96 of
+    them.
 
     >>> alpha, (low, high) = exponent(0.5, (0.5, 0.5), 1.0, (0.8, 1.2))
     >>> round(low, 3), alpha, round(high, 3)
