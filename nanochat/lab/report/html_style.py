@@ -1,5 +1,5 @@
 """
-The style of a report page. Colours are variables, so that charts and tables follow a light screen, a dark one, and paper.
+The style of a report page. Colours are variables, so that charts and tables suit a light screen, a dark one, and paper.
 
 c0 is the colour of the control, c1 to c6 are those of the candidates. They are from Okabe & Ito (2008), as in plots.py;
 on a dark screen they have lighter colours of the same hues.

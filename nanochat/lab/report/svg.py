@@ -123,7 +123,7 @@ def gain_chart(label: str, rows: list[dict], margin: float | None) -> str:
     """One strip for each candidate: dots are seeds, the diamond is their mean, the bar is the interval of the mean.
 
     Right of 0 the candidate is better. rows: {"name", "color" (index of the arm), "gains" [(seed, d), ...], "mean",
-    "lo", "hi", "value" (in words)}; a mean of None was not measured, a hi of None is unbounded. margin: the loss that a
+    "lo", "hi", "value" (in words)}; a mean of None was not measured, a bound of None is open. margin: the loss that a
     floor allows, drawn as a line at -margin; with None or 0 only the line at zero is drawn.
     """
     height = TOP + ROW_HEIGHT * len(rows) + BOTTOM

@@ -26,12 +26,12 @@ MEASURES = ("false_promotion", "power_0.5", "power_1", "power_2", "power_3",
             "seeds_-1", "seeds_0", "seeds_0.5", "seeds_1", "seeds_2", "seeds_3")
 
 # How far a number may be from its target, in percentage points and in seeds.
-# 5 % in 10,000 protocols has a standard error of sqrt(0.05 * 0.95 / 10000) = 0.22 points: 5.65 is three of them above 5.
+# 5 % in 10,000 protocols has a standard error of sqrt(0.05 * 0.95 / 10000) = 0.22 points; 5.65 is three more than 5.
 MOST_FALSE = 5.65  # where the noise is as the procedure assumes
 SOUND_TABLES = ("8.1", "8.2", "8.5")
 FALSE_WITHIN, POWER_WITHIN, SEEDS_WITHIN = 0.7, 2.0, 0.2
-# A chance far above 5 % has a larger standard error, and luck alone passes FALSE_WITHIN. There, this many of them count.
-ERRORS_WITHIN = 4
+# A chance far above 5 % has a larger standard error, so luck alone may miss by more than FALSE_WITHIN.
+ERRORS_WITHIN = 4  # standard errors that are allowed instead
 
 # The noise of a cell: as the procedure assumes (EQUAL), or against an assumption.
 EQUAL, OUTLIERS, UNLUCKY = "equal", "5% outliers", "unlucky bank"
@@ -80,7 +80,7 @@ def _cell(row) -> Cell:
 def draw(cell: Cell, protocols: int, rng) -> tuple[np.ndarray, np.ndarray | None]:
     """(d [P, K, N], s_b [P, 1]) of P = `protocols` without any gain.
 
-    d: control - candidate, of K candidates on N seeds. s_b: the sd of each protocol's bank; None in a cell without banks.
+    d: control - candidate, of K candidates on N seeds. s_b: sd of each protocol's bank; None in a cell without banks.
     """
     N = cell.looks[-1]
     seed, noise = rng.standard_normal((N, 1, protocols)), _noise(rng, (N, cell.K + 1, protocols), cell.data)
@@ -177,7 +177,7 @@ def check(cell: Cell, found: dict, protocols: int) -> list[dict]:
 
 
 def is_sound(cell) -> bool:
-    """Whether 5 % is promised in this cell: its noise is as the procedure assumes, and its rule is the chosen one."""
+    """Whether 5 % is promised in this cell: its noise is as assumed, and the rule of its table is ours."""
     return cell.table in SOUND_TABLES and cell.data == EQUAL
 
 

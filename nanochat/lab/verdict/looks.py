@@ -1,13 +1,23 @@
 """
-Looking while seeds are added: the level of each look, the replay of the declared looks, and when to stop spending.
+Several looks at a protocol while seeds are added: the level of each look, the replay of the looks, and futility.
 
-A fixed protocol tests once, at alpha/m. With looks, the level of the look at n pairs is a_n(m) = c(alpha/m) n/N:
-nominal levels that rise with n, tested by t at each look (Pocock 1977, Biometrika 64:191; Kim & DeMets 1987,
-Biometrika 74:149). c(x) is the x-quantile of the least p_n N/n over the looks, in simulated protocols of a
-candidate that gains nothing, judged by stats.moderated_t itself, without its spread guard: the guard can only raise
-p, so leaving it out keeps the levels on the safe side. Simulating c removes the small-sample error of tables for
-known variance (6.2 % at nu = 0, 5.5 % at nu = 4, where 5 was asked). A candidate that was promoted
-stays promoted, m falls, later looks use the new m (closed testing: Tang & Geller 1999, Biometrics 55:1188).
+A protocol of two candidates may be looked at after 2, 3, ... 12 pairs. Testing every time at 5 % would promote a
+candidate that gains nothing far more often than 5 %, so each look gets a smaller level of its own. The numbers of pairs
+are declared before the first run. With N pairs at the last look and m candidates not yet promoted, the level at n pairs
+
+    a_n(m) = c(alpha/m) n/N
+
+rises with n, because late looks, with more pairs, have more power to use it (Pocock 1977, Biometrika 64:191; Kim &
+DeMets 1987, Biometrika 74:149). A protocol without looks tests once, at alpha/m.
+
+c comes from simulated protocols of a candidate that gains nothing. Such a candidate is promoted if p_n <= c n/N at some
+look, that is, if the least p_n N/n over the looks is at most c. So c(x) is the x-quantile of that least value: a share x
+of these protocols promotes. p_n is from stats.moderated_t itself, without its spread guard. The guard can only raise p,
+so leaving it out errs on the safe side. Tables for a known variance would give 6.2 % at nu = 0 and 5.5 % at nu = 4 where
+5 % was asked; the simulation has no such error.
+
+A candidate that was promoted stays promoted. m then falls, and later looks use the new m (closed testing: Tang &
+Geller 1999, Biometrics 55:1188).
 
 >>> level(5, looks=[5], nu=0, alpha=0.05)
 0.05
@@ -21,22 +31,23 @@ from scipy.special import ndtr, ndtri
 
 from nanochat.lab.verdict.stats import ALPHA, MIN_PAIRS_WITHOUT_BANK, moderated_t, step_down
 
-MAX_SEEDS = 12  # of `UNTIL=decided`, where nothing else is declared
-PATHS, CHUNK = 400_000, 20_000  # null protocols behind c; so many at a time that they stay in the cache
-SEED = 20261121  # of the null protocols: the same looks and nu have the same levels everywhere
-FUTILE = 0.10  # chance to pass at N below which seeds are no longer spent
-FUTILE_FROM = 3  # pairs
+MAX_SEEDS = 12  # the last look of `UNTIL=decided`, unless another is declared
+PATHS, CHUNK = 400_000, 20_000  # simulated protocols behind c, and how many at a time fit into the processor's cache
+SEED = 20261121  # of the simulated protocols: the same looks and nu have the same levels everywhere
+FUTILE = 0.10  # a candidate is futile when its chance to pass at N is below this
+FUTILE_FROM = 3  # pairs; with fewer, no candidate is futile
 
 
 def declared_looks(nu: int, most: int = MAX_SEEDS) -> list[int]:
-    """The looks of `UNTIL=decided`: after every seed, from 2 pairs with a bank of nu degrees of freedom, from 5 without.
+    """The looks of `UNTIL=decided`: after every seed, beginning at 2 pairs with a bank, and at 5 without (nu = 0).
 
     >>> declared_looks(nu=0, most=7)
     [5, 6, 7]
     """
     first = 2 if nu else MIN_PAIRS_WITHOUT_BANK
     if most < first:
-        raise ValueError(f"at most {most} seeds: the first look {'with a bank' if nu else 'without a bank'} needs {first}")
+        raise ValueError(f"at most {most} seeds: "
+                         f"the first look {'with a bank' if nu else 'without a bank'} needs {first}")
     return list(range(first, most + 1))
 
 
@@ -44,23 +55,24 @@ def declared_looks(nu: int, most: int = MAX_SEEDS) -> list[int]:
 # Levels
 
 def level(n: int, looks, nu: int, alpha: float = ALPHA) -> float:
-    """a_n: the level of the look at n pairs. nu: degrees of freedom of the bank, 0 for the `own` source.
+    """a_n: the level of the look at n pairs; exactly alpha where there is only one look.
 
-    Raises ValueError for a look that was not declared. With one look exactly alpha.
+    nu: degrees of freedom of the bank, 0 for the `own` source. Raises ValueError for a look that was not declared.
     """
     looks = tuple(looks)
     if n not in looks:
-        raise ValueError(f"a look at n={n} was not declared: the looks are {', '.join(map(str, looks))}; use a new label")
+        raise ValueError(f"a look at n={n} was not declared: "
+                         f"the looks are {', '.join(map(str, looks))}; use a new label")
     return alpha if len(looks) == 1 else _quantile(looks, nu, alpha) * n / looks[-1]
 
 
 def levels(n: int, looks, nu: int, alpha: float, K: int) -> np.ndarray:
-    """level(n) at alpha/m for m = 0 to K, as stats.step_down reads them; m = 0 repeats m = 1."""
+    """level(n) at alpha/m for m = 0 to K, as stats.step_down reads them; the entry for m = 0 repeats m = 1."""
     return np.array([level(n, looks, nu, alpha / max(m, 1)) for m in range(K + 1)])
 
 
 def _quantile(looks, nu, x) -> float:
-    """c(x): at most the share x of the null protocols has a minimum of c or less."""
+    """c(x): at most the share x of the simulated protocols has a least p_n N/n of c or less."""
     if not 0 < x < 1:
         raise ValueError(f"level {x}: expected a number between 0 and 1")
     return float(_scaled_minima(looks, nu)[max(0, int(x * PATHS) - 1)])
@@ -68,7 +80,7 @@ def _quantile(looks, nu, x) -> float:
 
 @lru_cache(maxsize=64)
 def _scaled_minima(looks: tuple[int, ...], nu: int) -> np.ndarray:
-    """Sorted min over the looks of p_n N/n, one for each null protocol: any alpha is one element of it."""
+    """The least p_n N/n over the looks of each simulated protocol, sorted: c of any alpha is one element of it."""
     if looks[0] < 2 or any(b <= a for a, b in zip(looks, looks[1:])):
         raise ValueError(f"looks {', '.join(map(str, looks))}: expected rising numbers of pairs, from 2 on")
     rng = np.random.default_rng([SEED, nu, *looks])
@@ -76,8 +88,9 @@ def _scaled_minima(looks: tuple[int, ...], nu: int) -> np.ndarray:
 
 
 def _null_minima(rng, looks, nu):
-    d = rng.standard_normal((looks[-1], CHUNK)).T  # [CHUNK, N], seeds first in memory: sums over them are faster so
-    s_b = np.sqrt(rng.chisquare(nu, CHUNK) / nu / 2) if nu else None  # sd of one run; a difference has variance 1
+    d = rng.standard_normal((looks[-1], CHUNK)).T  # [CHUNK, N], seeds first in memory: sums are faster then
+    # A difference of two runs has variance 1 here, so one run has 1/2. nu s_b^2 / (1/2) is chi-square.
+    s_b = np.sqrt(rng.chisquare(nu, CHUNK) / nu / 2) if nu else None
     return np.min([moderated_t(d[:, :n], s_b, nu, guard=False).p * (looks[-1] / n) for n in looks], axis=0)
 
 
@@ -85,20 +98,19 @@ def _null_minima(rng, looks, nu):
 # Replay
 
 class Replay(NamedTuple):
-    """Each [..., K]. n of the look that promoted, n of the look at which it became futile (0 = not); the level that it
-    passed at, or was last judged at; its chance to pass at N as of its last look."""
-    promoted_at: np.ndarray
-    futile_at: np.ndarray
-    level: np.ndarray
-    chance: np.ndarray
+    """The result of each candidate; all arrays are [..., K]."""
+    promoted_at: np.ndarray  # n of the look that promoted it, 0 = none did
+    futile_at: np.ndarray  # n of the first look at which it was futile, 0 = none
+    level: np.ndarray  # the level it passed at, or was last judged at
+    chance: np.ndarray  # its chance to pass at N, as of its last look
 
 
 def replay(p, looks, nu: int, alpha: float = ALPHA, primary=None, stop_futile: bool = False) -> Replay:
-    """The decision of p [..., looks so far, K], the largest p over a candidate's gates at each declared look.
+    """Decide all looks so far, in their order. p [..., looks so far, K]: the largest p over a candidate's gates.
 
-    A candidate without a p at a look (nan: it got no more seeds) does not pass there and still counts in m.
-    primary: the p of the primary gate alone, which futility reads; default p. stop_futile: a futile candidate gets
-    no more seeds. Levels ignore that rule, so leaving it out, or overruling it, never costs error rate.
+    A candidate that gets no more seeds has a p of nan at later looks. It does not pass there, and still counts in m.
+    primary: p of the primary gate alone, from which futility is judged; by default p. stop_futile: a futile candidate
+    gets no more seeds. The levels do not count on that rule, so switching it off never raises the error rate.
     """
     p = np.asarray(p, dtype=np.float64)
     primary = p if primary is None else np.asarray(primary, dtype=np.float64)
@@ -120,18 +132,21 @@ def replay(p, looks, nu: int, alpha: float = ALPHA, primary=None, stop_futile: b
 # Futility
 
 def chance_to_pass(p, n: int, N: int, level_at_N):
-    """Chance that the look at N passes, if today's score were one standard error kinder and the rest of the seeds kept it up.
+    """Chance that the look at N passes, for a candidate whose true gain is one standard error above the gain seen so far.
 
-    p, level_at_N: numbers or arrays. At n = N it is 0 or 1, by today's p as it is.
+    Such a gain is a kind guess, so a candidate is seldom given up too soon. p, level_at_N: numbers or arrays. At n = N
+    the chance is 0 or 1, from p as it is.
     """
     z, z_N = -ndtri(p), -ndtri(level_at_N)
     if n >= N:
         return np.where(np.less_equal(p, level_at_N), 1.0, 0.0)[()]
+    # Sums of unit steps: z + 1 at n is a sum of (z + 1) sqrt(n), a drift of (z + 1) / sqrt(n) a step. With that drift
+    # the sum at N has mean (z + 1) N / sqrt(n) and variance N - n; divided by sqrt(N), it is compared with z_N.
     return ndtr(((z + 1) * np.sqrt(N / n) - z_N) / np.sqrt(1 - n / N))
 
 
 def futile(p: float, n: int, N: int, level_at_N: float) -> bool:
-    """Whether seeds are better spent elsewhere: it stops a candidate, and never decides for one."""
+    """Whether the chance to pass is too small to spend more seeds on. Futility never promotes a candidate."""
     return bool(_is_futile(chance_to_pass(p, n, N, level_at_N), n, N))
 
 

@@ -1,15 +1,17 @@
 """
-The statistics of a verdict: a one-sided t test on paired differences, Holm over candidates, what a plan can show.
+The statistics of a verdict: a one-sided t test on paired differences, Holm over candidates, the smallest gain of a plan.
 
 d_i = control - candidate on the gate's metric, one per seed: POSITIVE means that the candidate is better.
-The variance of a difference is steadied by the banked noise of the control, where there is a bank
-(moderated t: Smyth 2004, doi 10.2202/1544-6115.1027): each degree of freedom votes once.
+With two or three seeds the spread s_d of the differences is poorly known. Where there is a bank, its spread s_b of one
+control run helps (moderated t: Smyth 2004, doi 10.2202/1544-6115.1027). Two independent runs differ with variance
+2 s_b^2, and the two estimates of v are averaged, each weighted by its degrees of freedom:
 
     v = (nu 2 s_b^2 + (n-1) s_d^2) / (nu + n-1),   T = (mean(d) + margin) / sqrt(v/n),   df = nu + n-1
 
 "Better on every seed" is not used: with two seeds it promotes a change that does nothing one time in four.
 moderated_t and step_down take any number of protocols at once; compare and holm are the same code for one. So the
-simulation (simulation/made_up_runs.py) measures the functions that decide, not a copy. More than one look: verdict/looks.py.
+simulation (simulation/made_up_runs.py) measures the functions that decide, not a copy. More than one look:
+verdict/looks.py.
 
 >>> round(compare([0.0043, 0.0027], s_b=0.0013, nu=9).p, 6)
 0.009724
@@ -19,22 +21,25 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import chdtri, fdtri, ndtri, stdtr, stdtrit  # scipy.stats has the same, a hundred times slower on numbers
+
+# scipy.stats has the same functions, a hundred times slower on single numbers.
+from scipy.special import chdtri, fdtri, ndtri, stdtr, stdtrit
 
 ALPHA = 0.05  # one-sided, for a whole label
-MIN_PAIRS_WITHOUT_BANK = 5  # below, a paired t has no power worth having, and its spread is a guess
-GUARD_QUANTILE = 0.95  # a spread above this quantile of F is more than the bank can explain
+MIN_PAIRS_WITHOUT_BANK = 5  # with fewer, a paired t has next to no power, and its spread is a guess
+# If the candidate is as noisy as the control, s_d^2 / (2 s_b^2) follows F. Above this quantile it is held to be noisier.
+GUARD_QUANTILE = 0.95
 POWER = 0.80  # of the smallest detectable gain
 Z95 = 1.959963984540054  # half a 95 % interval of a normal, in standard deviations
 SOURCES = ("bank", "own", "none")  # of the noise, chosen before the first run
-MOST_SIGN_FLIPS = 20  # pairs; the patterns double with each
+MOST_SIGN_FLIPS = 20  # pairs; each further pair doubles the number of sign patterns
 
 
 # -----------------------------------------------------------------------------
 # One gate
 
 class Tested(NamedTuple):
-    """moderated_t of many protocols: arrays over the leading axes of d. v nan: no noise known, p 1."""
+    """moderated_t of many protocols: arrays over the leading axes of d. Where no noise is known, v is nan and p is 1."""
     mean: np.ndarray
     v: np.ndarray  # variance of one difference
     df: np.ndarray
@@ -54,10 +59,10 @@ def moderated_t(d, s_b=None, nu: int = 0, margin: float = 0.0, censored: bool = 
 
 
 def difference_variance(d, s_b, nu, censored=False, guard=True):
-    """(variance of one difference, its degrees of freedom, whether the guard fired); variance nan where no noise is known.
+    """(variance of one difference, its degrees of freedom, whether the guard fired); variance nan: no noise is known.
 
-    censored: some d are only lower bounds (the control missed the target), so their spread is none of the noise's.
-    guard: where the spread is more than the bank can explain, it alone counts.
+    censored: some d are only lower bounds (the control missed the target), so their spread is no measure of the noise
+    and the bank alone counts. guard: where d spreads more than the bank can explain, the spread of d alone counts.
     """
     n = d.shape[-1]
     s_d2 = np.var(d, axis=-1, ddof=1)
@@ -98,8 +103,8 @@ def compare(d, s_b: float | None = None, nu: int = 0, margin: float = 0.0, alpha
 
     source: "own" leaves the bank aside (paired t, from 5 pairs on); choose it before the run (planned_source).
     censored: some d are lower bounds; then the bank alone gives the noise, and without one nothing can be told.
-    The interval [lo, hi] is two one-sided bounds, each at level alpha: "p <= alpha" is "lo >= -margin".
-    Raises ValueError for what can never give a verdict; see _checked.
+    The interval [lo, hi] is two one-sided bounds, each at level alpha, so "p <= alpha" is the same as "lo >= -margin".
+    Raises ValueError for differences that can never give a verdict: fewer than 2, not finite, or all equal.
     """
     if source not in SOURCES:
         raise ValueError(f"noise source {source!r}: expected one of {', '.join(SOURCES)}")
@@ -130,7 +135,8 @@ def _checked(d, s_b, nu) -> np.ndarray:
     if not np.isfinite(d).all():
         raise ValueError(f"a difference is not a finite number: {d.tolist()}; a diverged run has a status, not a value")
     if nu > 0 and not (s_b is not None and np.isfinite(s_b) and s_b > 0):
-        raise ValueError(f"the bank has spread {s_b}: its runs are duplicates of each other; bank runs of different seeds")
+        raise ValueError(f"the bank has spread {s_b}: its runs are duplicates of each other; "
+                         "bank runs of different seeds")
     if nu == 0 and d.any() and np.ptp(d) <= 1e-9 * np.abs(d).max():
         raise ValueError(f"all {len(d)} differences equal {d[0]:.6g}: the metric is rounded or copied, not measured")
     return d
@@ -147,7 +153,8 @@ def sign_flip(d, margin: float = 0.0) -> float | None:
     sums = np.zeros(1)
     for x in d:
         sums = np.concatenate([sums + x, sums - x])
-    return float(np.mean(sums >= d.sum() - 1e-12 * np.abs(d).sum()))  # the same sum in another order is not below itself
+    # The same sum, added in another order, may come out a rounding error smaller; it must still count as equal.
+    return float(np.mean(sums >= d.sum() - 1e-12 * np.abs(d).sum()))
 
 
 # -----------------------------------------------------------------------------
@@ -156,7 +163,8 @@ def sign_flip(d, margin: float = 0.0) -> float | None:
 def holm(p_values, alpha: float = ALPHA) -> list[tuple[bool, float]]:
     """(passes, level it was judged at) for each p, in the order given. Holm 1979, Scand. J. Stat. 6:65.
 
-    Smallest p first against alpha/m, m = those not yet passed; the first failure stops everything.
+    The smallest p is judged first, at alpha/m, where m counts the candidates not yet passed. The first failure ends it:
+    all larger p fail too. Dividing by m keeps the chance of any false promotion, over all candidates, at alpha.
 
     >>> [ok for ok, _ in holm([0.001, 0.02, 0.03, 0.2])]
     [True, False, False, False]
@@ -173,7 +181,8 @@ def holm_levels(alpha: float, K: int) -> np.ndarray:
 def step_down(p, levels, promoted=None) -> tuple[np.ndarray, np.ndarray]:
     """(passes now, level it was judged at) for p [..., K]; levels[m] is the level with m candidates not yet promoted.
 
-    promoted [..., K]: those of earlier looks, which are out of it. A p that is nan never passes, and still counts in m.
+    promoted [..., K]: candidates that passed at earlier looks; they are not judged again and do not count in m.
+    A p that is nan never passes, and still counts in m.
     """
     p = np.asarray(p, dtype=np.float64)
     left = np.ones(p.shape, dtype=bool) if promoted is None else ~promoted
@@ -187,10 +196,10 @@ def step_down(p, levels, promoted=None) -> tuple[np.ndarray, np.ndarray]:
 
 
 # -----------------------------------------------------------------------------
-# What a plan can show, and how well the noise is known
+# The smallest gain that a plan can show, and how well the noise is known
 
 def smallest_gain(n, s: float, nu: int = 0, alpha: float = ALPHA):
-    """Smallest true gain that n pairs show with 80 % power; s = sd of one run. n: a number or an array, as the result.
+    """Smallest true gain that n pairs show with 80 % power; s = sd of one run. n and the result: a number or an array.
 
     Infinite below 5 pairs without a bank.
     """
@@ -200,10 +209,12 @@ def smallest_gain(n, s: float, nu: int = 0, alpha: float = ALPHA):
 def planned_effect(n, s: float, nu: int = 0, alpha: float = ALPHA, r: float = 0.0):
     """smallest_gain where the pairs of earlier protocols are correlated by at least r; nu = 0 is the `own` source.
 
-    The bank knows nothing of r: its part of the spread stays, so pairs that agree gain less from it.
+    The bank is of single runs and does not shrink with r. So the more alike the pairs are, the less the bank helps.
     """
     n = np.asarray(n)
     df = nu + n - 1
+    # A gain shows with 80 % power if it is t(alpha) estimated standard errors + t(20 %) true ones. The variance of a
+    # difference is 2 s^2 (1 - r) in truth; v averages it (n-1 degrees of freedom) with the bank's 2 s^2 (nu of them).
     critical = -stdtrit(df, alpha) * np.sqrt((nu + (n - 1) * (1 - r)) / df)
     gain = (critical - stdtrit(df, 1 - POWER) * np.sqrt(1 - r)) * s * np.sqrt(2 / n)
     gain = np.where(n >= (MIN_PAIRS_WITHOUT_BANK if nu == 0 else 2), gain, np.inf)
@@ -213,7 +224,7 @@ def planned_effect(n, s: float, nu: int = 0, alpha: float = ALPHA, r: float = 0.
 def planned_source(n: int, nu: int, r: float = 0.0, alpha: float = ALPHA) -> str:
     """The noise source with the smaller planned effect. r: lower bound of the pair correlation of EARLIER protocols.
 
-    Free of charge, because both hold the error rate for any r >= 0. "none": no bank, and fewer than 5 pairs.
+    The choice costs no error rate: both sources hold it for any r >= 0. "none": no bank, and fewer than 5 pairs.
 
     >>> planned_source(5, nu=9, r=0.0), planned_source(5, nu=9, r=0.8), planned_source(3, nu=0)
     ('bank', 'own', 'none')
@@ -226,9 +237,10 @@ def planned_source(n: int, nu: int, r: float = 0.0, alpha: float = ALPHA) -> str
 
 
 def correlation_bound(r: float, n: int, confidence: float = 0.90) -> float:
-    """Lower bound of a correlation seen in n pairs, at least 0 (Fisher's z, 1921); 0 below 4 pairs, which show nothing."""
+    """Lower bound of a correlation seen in n pairs, at least 0 (Fisher's z, 1921); 0 for fewer than 4 pairs."""
     if n < 4 or r >= 1:
         return 0.0 if n < 4 else 1.0
+    # artanh(r) is nearly normal, with a standard deviation of 1 / sqrt(n - 3) whatever the true correlation.
     return max(0.0, float(np.tanh(np.arctanh(r) - ndtri(confidence) / np.sqrt(n - 3))))
 
 
@@ -240,8 +252,11 @@ def seeds_needed(gain: float, s: float, nu: int = 0, alpha: float = ALPHA, most:
 
 
 def sigma_interval(s: float, nu: int, confidence: float = 0.90) -> tuple[float, float]:
-    """Where the sd of one run lies, when nu degrees of freedom gave s (chi-square, equal tails)."""
+    """Interval of the true sd of one run, from an estimate s with nu degrees of freedom (chi-square, equal tails).
+
+    Raises ValueError for nu < 1.
+    """
     if nu < 1:
         raise ValueError(f"nu={nu}: a spread needs at least 2 banked runs; run make noise SEEDS=8")
-    tail = (1 - confidence) / 2
+    tail = (1 - confidence) / 2  # nu s^2 / sigma^2 is chi-square with nu degrees of freedom
     return s * float(np.sqrt(nu / chdtri(nu, tail))), s * float(np.sqrt(nu / chdtri(nu, 1 - tail)))
