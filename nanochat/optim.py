@@ -59,11 +59,11 @@ def make_group(kind: str, params: list, lr: float, **hyper) -> dict:
     return dict(kind=kind, params=params, lr=lr, **{**row_of(KINDS, kind, "kind").defaults, **hyper})
 
 
+# Seven parameters: one for each flag of the trainer that a group is made from.
 def param_groups(model, unembedding_lr, embedding_lr, matrix_lr, scalar_lr, weight_decay,
                  matrix_optimizer="muon") -> list[dict]:
     """Every parameter of the model in exactly one group, in upstream's order; groups without parameters are left
-    out. matrix_optimizer: the kind that steps the matrices, a row of KINDS. The rates are parameters of their own,
-    as the trainer's flags are."""
+    out. matrix_optimizer: the kind that steps the matrices, a row of KINDS."""
     rates = dict(unembedding_lr=unembedding_lr, embedding_lr=embedding_lr, scalar_lr=scalar_lr)
     by_width = (model.config.n_embd / 768) ** -0.5
     roles, named, groups = roles_of(model), dict(model.named_parameters()), []

@@ -43,6 +43,7 @@ def budget_position(step: int, num_iterations: int, spent_sec: float, wall_budge
     return step if wall_budget_sec <= 0 else max(step, num_iterations * min(1.0, spent_sec / wall_budget_sec))
 
 
+# Seven parameters: where the run is, and one for each flag of the schedule.
 def lr_multiplier(step: int, num_iterations: int, warmup_steps: int, warmdown_ratio: float, final_lr_frac: float,
                   warmdown_shape: str = "linear", position: float | None = None) -> float:
     """Linear warm-up, constant, warmdown to final_lr_frac at position == num_iterations."""

@@ -8,7 +8,7 @@ out targets of no bytes, as everywhere (nanochat/loss_eval.py). Documents are re
 has fewer tokens than --split-tokens, its documents are read more than once.
 
 --per-position FILE also writes the mean loss by position over the validation split, with the means of blocks of text.
-lab/horizon/entropy.py takes gamma from it. The text is read in chunks that start at seeded random offsets. A chunk lies
+lab/horizon/gamma.py takes gamma from it. The text is read in chunks that start at seeded random offsets. A chunk lies
 inside one document, because tokens before the end of a document are no context for the next document. The model gets
 BOS and then the chunk, so that position n + 1 has n tokens of context. BOS starts every row that the model was trained
 on, and says nothing about the text.

@@ -196,6 +196,7 @@ def check(top_k: int, max_lag: int, blocks: int | None, centering: str, document
         raise ValueError("--centering=document: this source is one stream without documents; use --centering=block")
 
 
+# Seven parameters: the options of scripts.lane_b_stats that this measurement has.
 def measure_spool(spool: Spool, top_k=TOP_K, max_lag=MAX_LAG, blocks=None, centering="block", workers=1,
                   say=None) -> Curve:
     """Measure C(n) at three lags an octave.

@@ -106,6 +106,7 @@ def _curves(arms, drawn, shown, x, to_x, to_y) -> list[str]:
     return thin + thick
 
 
+# Seven parameters: the points, how they are placed, and how the line looks.
 def _polyline(points, x, to_x, to_y, cls, dash, title) -> str:
     at = [(to_x(point[x]), to_y(point[2])) for point in points]
     if len(at) == 1:

@@ -97,6 +97,7 @@ class Comparison:
     source: str
 
 
+# Seven parameters: the data, and all that a declaration fixes about one test.
 def compare(d, s_b: float | None = None, nu: int = 0, margin: float = 0.0, alpha: float = ALPHA,
             source: str = "bank", censored: bool = False) -> Comparison:
     """Is mean(d) > -margin? s_b: sd of ONE banked control run, with nu degrees of freedom (0 = no bank).
