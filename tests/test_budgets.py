@@ -1,5 +1,5 @@
 """
-The wall budget and the evaluations near a target: the end of a run, its schedule at that point, and resuming in between.
+The wall budget and the evaluations near a target: the end of a run, its schedule by then, and resuming in between.
 Most tests use a made-up clock on which every step takes half a second.
 
 python -m pytest tests/test_budgets.py -q

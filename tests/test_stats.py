@@ -183,7 +183,7 @@ def test_many_protocols_at_once_give_what_each_gives_alone():
 
 
 def test_moderated_variance_is_the_pooled_variance_of_all_runs():
-    """With rho = 0 the bank's runs and the differences are two samples of one noise, so v is scipy's pooled variance."""
+    """With rho = 0 the bank's runs and the differences are two samples of one noise: v is scipy's pooled variance."""
     bank, d = np.array([0.3, -1.1, 0.7, 0.2, -0.4]), np.array([0.9, 1.4, 0.2, 0.8])
     as_differences = math.sqrt(2) * bank  # a difference of two runs spreads sqrt(2) times as much as a run
     pooled = reference.ttest_ind_from_stats(d.mean(), d.std(ddof=1), 4, 0, as_differences.std(ddof=1), 5,
