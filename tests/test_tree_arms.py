@@ -53,12 +53,13 @@ def test_unknown_flag_is_refused_by_name_before_anything_runs():
 
 
 def test_a_part_of_the_model_that_the_trees_trainer_lacks():
-    """At its default it is not passed on. Otherwise it is refused, in either spelling, also a switch that is turned off."""
+    """At its default it is not passed on. Otherwise it is refused, in either spelling, --no-smear too."""
     plain, = arms_of("control: tree=tree")
     assert not [word for word in plain.argv if "smear" in word or "residual" in word or "mlp" in word]
     same, = arms_of("control: tree=tree", common=[*COMMON, "--smear", "--mlp=relu_squared", "--no-symplectic-gate"])
     assert same.argv == plain.argv
-    for flags, named in (("--no-smear", "--smear"), ("--mlp=other", "--mlp"), ("--residual=symplectic", "--symplectic-gate")):
+    for flags, named in (("--no-smear", "--smear"), ("--mlp=other", "--mlp"),
+                         ("--residual=symplectic", "--symplectic-gate")):
         with pytest.raises(ValueError,
                            match=f"arm control: its trainer has no flag {named}, and the arms are to run with"):
             arms_of("control: tree=tree", common=[*COMMON, flags])

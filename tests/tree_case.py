@@ -130,7 +130,7 @@ def insert(path, before, text):
 
 
 def make_patch(repo, path, *edits, base="") -> Path:
-    """A patch file of `edits` (file, before, text), as in insert, against the committed files. The repo is left unchanged."""
+    """A patch file of `edits` (file, before, text), as in insert, to the committed files. The repo stays unchanged."""
     for name, before, text in edits:
         insert(repo / name, before, text)
     write(path, base + git(repo, "diff", "-U1"))
