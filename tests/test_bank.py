@@ -44,7 +44,8 @@ def test_interval_of_sigma_is_scipys_and_covers_as_often_as_it_says():
 def test_measure_is_the_sd_of_each_metric_logs_for_ratios():
     rows = [row(seed) for seed in (1, 2, 4, 8)]
     noise = measure(rows, PROFILE)
-    assert set(noise["metrics"]) == {"val_bpb", "final_train_loss", "tok_per_sec", "wall_time"} and noise["source"] == "bank"
+    assert (set(noise["metrics"]) == {"val_bpb", "final_train_loss", "tok_per_sec", "wall_time"}
+            and noise["source"] == "bank")
     bpb, speed = noise["metrics"]["val_bpb"], noise["metrics"]["tok_per_sec"]
     assert bpb["s_b"] == pytest.approx(np.std([2.601, 2.602, 2.604, 2.608], ddof=1)) and (bpb["n"], bpb["nu"]) == (4, 3)
     assert speed["s_b"] == pytest.approx(np.std(np.log([2001, 2002, 2004, 2008]), ddof=1))
@@ -79,7 +80,8 @@ def test_target_is_reached_by_the_whole_bank_and_gives_it_times():
     timed = with_target(rows, curves, "val_bpb", threshold)
     expected = [16 + 16 * (2.8 - threshold) / (0.2 + 0.01 * seed) for seed in (1, 2, 3)]
     assert [r["time_to_target_sec_measured"] for r in timed] == pytest.approx(expected)
-    assert measure(timed, PROFILE)["metrics"]["time_to_target"]["s_b"] == pytest.approx(np.std(np.log(expected), ddof=1))
+    assert measure(timed, PROFILE)["metrics"]["time_to_target"]["s_b"] == pytest.approx(
+        np.std(np.log(expected), ddof=1))
     with pytest.raises(ValueError, match="seed 2 missed it"):
         banked_target([row(1), row(2, min_val_bpb=2.7), row(3)], PROFILE)
 
@@ -138,7 +140,8 @@ def test_text_has_sigma_with_its_interval_and_the_gains_of_stats():
     assert f"{entry['s_b']:.3g} [{entry['lo']:.3g}, {entry['hi']:.3g}]" in text and "log tok_per_sec_median" in text
     for n in (2, 3, 5, 8):
         assert f"{smallest_gain(n, entry['s_b'], 7):.3g}" in text
-    assert "loaded" not in text and "machine was loaded: seeds 1" in describe(noise, [rows[0] | {"overloaded": True}, *rows[1:]])
+    assert "loaded" not in text and "machine was loaded: seeds 1" in describe(
+        noise, [rows[0] | {"overloaded": True}, *rows[1:]])
     assert "make noise SEEDS=8" in describe(measure([], PROFILE), [])
 
 
@@ -196,7 +199,8 @@ def test_eight_means_eight_and_ten_trains_two_more(ledger, capsys):
 def test_failed_seed_gets_a_row_and_is_run_again(ledger, monkeypatch, capsys):
     monkeypatch.setenv("FAKE_PLAN", '{"nc_noise_d4_control_s900002": "crash", "nc_noise_d4_control_s900003": "silent"}')
     assert noise_script(ledger, "--run", "--seeds=4") == 1
-    assert {r["seed"]: r["status"] for r in read(ledger)} == {900001: "ok", 900002: "crash", 900003: "crash", 900004: "ok"}
+    assert {r["seed"]: r["status"] for r in read(ledger)} == {
+        900001: "ok", 900002: "crash", 900003: "crash", 900004: "ok"}
     monkeypatch.delenv("FAKE_PLAN")
     assert noise_script(ledger, "--run", "--seeds=4") == 0
     assert [r["seed"] for r in read(ledger, status="ok")] == [900001, 900004, 900002, 900003]
@@ -212,8 +216,10 @@ def test_other_flags_are_a_bank_of_their_own(ledger, capsys):
 
 
 def test_interrupted_bank_names_the_command_that_goes_on(ledger):
-    args = script.build_parser().parse_args(["--run", "--seeds=3", "--profile=smoke-cpu", "--flags=--num-iterations=30"])
-    assert script.make_protocol(args).command() == "python -m scripts.noise --run --seeds=3 --profile=smoke-cpu --flags=--num-iterations=30"
+    args = script.build_parser().parse_args(
+        ["--run", "--seeds=3", "--profile=smoke-cpu", "--flags=--num-iterations=30"])
+    assert script.make_protocol(args).command() == (
+        "python -m scripts.noise --run --seeds=3 --profile=smoke-cpu --flags=--num-iterations=30")
 
 
 def test_profile_is_chosen_by_label_or_hash_or_is_the_newest(ledger, capsys):
@@ -224,7 +230,8 @@ def test_profile_is_chosen_by_label_or_hash_or_is_the_newest(ledger, capsys):
     assert noise_script(ledger, f"--profile-hash={deep[:6]}") == 0 and f"profile {deep[:8]}" in capsys.readouterr().out
     assert noise_script(ledger, "--label=t") == 0 and "no noise banked" in capsys.readouterr().out
     assert noise_script(ledger, "--label=u") == 2 and "no row of the ledger" in capsys.readouterr().err
-    assert noise_script(ledger, "--profile-hash=xyz") == 2 and "0 profiles in the ledger begin so" in capsys.readouterr().err
+    assert (noise_script(ledger, "--profile-hash=xyz") == 2
+            and "0 profiles in the ledger begin so" in capsys.readouterr().err)
 
 
 def test_empty_ledger_says_how_to_fill_it(ledger, capsys):

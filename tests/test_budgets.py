@@ -1,6 +1,6 @@
 """
-The wall budget and the evaluations near a target: when a run ends, how far its schedule is then, and resuming in between.
-The clock of most tests is a made-up one that says half a second for every step.
+The wall budget and the evaluations near a target: the end of a run, its schedule by then, and resuming in between.
+Most tests use a made-up clock on which every step takes half a second.
 
 python -m pytest tests/test_budgets.py -q
 """
@@ -46,7 +46,8 @@ def base(made, base_dir):
 def half_second_clock(monkeypatch):
     """A step reads the clock when it begins and when it ends, with nothing in between: each takes half a second."""
     ticks = iter(range(10 ** 9))
-    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: next(ticks) / 2, monotonic=time.monotonic))
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: next(ticks) / 2,
+                                                         monotonic=time.monotonic))
 
 
 @pytest.fixture
@@ -59,7 +60,8 @@ def steps_of(base, tag):
 
 
 def evals_of(base, tag):
-    return {row["step"]: row["val/bpb"] for row in read_metrics(base / "records" / tag / "metrics.jsonl") if "val/bpb" in row}
+    return {row["step"]: row["val/bpb"] for row in read_metrics(base / "records" / tag / "metrics.jsonl")
+            if "val/bpb" in row}
 
 
 def cut_at(monkeypatch, stop):
@@ -80,16 +82,19 @@ def cut_at(monkeypatch, stop):
 def test_a_wall_budget_ends_the_run_with_a_whole_warmdown(base, half_seconds):
     facts = run("--model-tag=a", *LONG, "--wall-budget-sec=6", "--final-lr-frac=0")
     results, resolved, rows = facts["results"], facts["resolved"], steps_of(base, "a")
-    assert facts["status"] == "ok" and results["bound"] == "wall" and results["steps"] == len(rows) == 23  # 11 untimed and 12 x 0.5 s
+    # 11 untimed steps and 12 x 0.5 s
+    assert facts["status"] == "ok" and results["bound"] == "wall" and results["steps"] == len(rows) == 23
     assert facts["clocks"]["total_training_time"] == 6.0
     for row in rows:
         step = row["step"]
         done = max(step / 32, max(0, step - 11) * 0.5 / 6)
         expected = (step + 1) / 2 if step < 2 else min(1.0, (1 - done) * 32 / round(0.65 * 32))
         assert row["train/lrm"] == pytest.approx(expected, rel=1e-9), step
-    assert rows[-1]["train/lrm"] < 0.13, "11 of 12 timed steps are done: the last one is taken at the foot of the warmdown"
+    assert rows[-1]["train/lrm"] < 0.13, ("11 of 12 timed steps are done: "
+                                          "the last one is taken at the foot of the warmdown")
     assert list(evals_of(base, "a")) == [0, 15, 23] and manifest_steps(base / "base_checkpoints" / "a") == [23]
-    assert (resolved["num_iterations"], resolved["total_tokens"], resolved["horizon"]) == (23, 23 * 128, "wall_budget_sec")
+    assert (resolved["num_iterations"], resolved["total_tokens"], resolved["horizon"]) == (
+        23, 23 * 128, "wall_budget_sec")
     assert resolved["tau"] == pytest.approx(128 / (resolved["matrix_lr"] * resolved["weight_decay"] * 23 * 128))
     assert read_record(base, "a") == facts
 
@@ -110,17 +115,19 @@ def test_on_the_real_clock_the_budget_is_passed_by_less_than_a_step(base):
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [8, 12, 18])
 def test_a_resumed_run_goes_on_where_its_budget_was(base, half_seconds, monkeypatch, stop):
-    """With steps that take equal times to the last bit; a real machine's differ, and so does then the schedule."""
+    """All steps take the same time here. On a real machine the times differ, and with them the schedule."""
     run("--model-tag=whole", *LONG, "--wall-budget-sec=6")
     go_on = cut_at(monkeypatch, stop)
     facts = run("--model-tag=cut", *LONG, "--wall-budget-sec=6")
-    assert facts["status"] == "interrupted" and facts["results"]["bound"] is None and facts["resolved"]["num_iterations"] == 32
+    assert (facts["status"] == "interrupted" and facts["results"]["bound"] is None
+            and facts["resolved"]["num_iterations"] == 32)
     go_on()
     facts = run("--model-tag=cut", *LONG, "--wall-budget-sec=6", "--resume")
     assert facts["resumed_from_step"] == stop + 1 and facts["results"]["bound"] == "wall"
     assert metrics(base, "cut") == metrics(base, "whole")
     again = run("--model-tag=cut", *LONG, "--wall-budget-sec=6", "--resume")
-    assert again["results"]["steps"] == 23 and again["results"]["bound"] == "wall" and metrics(base, "cut") == metrics(base, "whole")
+    assert (again["results"]["steps"] == 23 and again["results"]["bound"] == "wall"
+            and metrics(base, "cut") == metrics(base, "whole"))
 
 
 def test_the_budget_cannot_be_changed_half_way(base):
@@ -133,12 +140,16 @@ def test_the_budget_cannot_be_changed_half_way(base):
 # Near the target
 
 def watched(base):
-    """The whole curve, and flags of a run that comes near at its second regular validation and reaches the target after its third."""
+    """(curve, crossing, flags): the curve with a validation at every step, and a run with validations near its target.
+
+    The run comes near the target at its second regular validation and reaches it, at step `crossing`, after its third.
+    """
     curve = evals_of(base, "every")
     crossing = next(s for s in range(11, 20) if s % 5 and curve[s] < min(curve[i] for i in range(s)))
     near = max(curve[5], curve[10]) - curve[crossing] + 1e-6
     assert curve[0] > curve[crossing] + near, "far from it at the start"
-    return curve, crossing, [*NEAR, f"--target-bpb={curve[crossing]}", "--eval-near-target=1", f"--eval-near-bpb={near}"]
+    return curve, crossing, [*NEAR, f"--target-bpb={curve[crossing]}", "--eval-near-target=1",
+                             f"--eval-near-bpb={near}"]
 
 
 def test_evals_get_denser_near_the_target_and_only_until_it_is_reached(base):
@@ -157,7 +168,8 @@ def test_watching_changes_no_weight_and_takes_none_of_the_clock(base, half_secon
     facts = run("--model-tag=a", *flags)
     plain = read_record(base, "plain")
     assert facts["clocks"]["total_training_time"] == plain["clocks"]["total_training_time"] == 9 * 0.5
-    assert [row for row in metrics(base, "a") if "train/loss" in row] == [row for row in metrics(base, "plain") if "train/loss" in row]
+    assert ([row for row in metrics(base, "a") if "train/loss" in row]
+            == [row for row in metrics(base, "plain") if "train/loss" in row])
     (model_a, optim_a, meta_a), (model_b, optim_b, meta_b) = checkpoint(base, "a", 20), checkpoint(base, "plain", 20)
     assert_same(model_a, model_b)
     assert_same(optim_a["state"], optim_b["state"])
@@ -166,7 +178,10 @@ def test_watching_changes_no_weight_and_takes_none_of_the_clock(base, half_secon
 
 @pytest.mark.slow
 def test_a_resumed_run_makes_the_same_evals(base):
-    """Also at the step that reached the target: saved after that validation, its state alone would say there is no need for one."""
+    """Also from a checkpoint of the step that reached the target.
+
+    It was saved after that validation. By its state alone, a resumed run would hold the validation to be unnecessary.
+    """
     _, crossing, flags = watched(base)
     run("--model-tag=a", *flags, "--save-every=1")
     whole = metrics(base, "a")

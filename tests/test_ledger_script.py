@@ -46,7 +46,8 @@ def test_table_is_newest_last_and_an_empty_cell_is_empty(ledger, capsys):
         append(ledger, row(seed))
     assert script(ledger, "--last=2", "--columns", "row", "seed", "time_to_target_sec_measured", "git_commit") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in lines[2:4]] == [["2", "2", "cccccccc"], ["3", "3", "cccccccc"]] and lines[4].startswith("2 rows in")
+    assert ([line.split() for line in lines[2:4]] == [["2", "2", "cccccccc"], ["3", "3", "cccccccc"]]
+            and lines[4].startswith("2 rows in"))
 
 
 def test_conditions_are_all_met(ledger, capsys):
@@ -71,7 +72,8 @@ def test_all_columns_can_be_shown(ledger, capsys):
     (["--where", "seed=two"], "expected a whole number"), (["--columns", "sed"], "did you mean seed?"),
     (["--last=0"], "expected 1 or more"), (["--run"], "--run goes with --rerun"),
     (["--rerun=1"], "expected a row from 1 to 0"), (["--import", "nobody"], "no such path"),
-    (["--import", "x", "--label=noise"], "never by picking runs"), (["--import", "x", "--arm=a b"], "expected letters")])
+    (["--import", "x", "--label=noise"], "never by picking runs"),
+    (["--import", "x", "--arm=a b"], "expected letters")])
 def test_bad_input_is_refused_by_name(ledger, capsys, argv, message):
     assert script(ledger, *argv) == 2
     assert message in capsys.readouterr().err
@@ -108,19 +110,23 @@ def test_ambiguous_id_and_unfinished_run_are_refused(ledger, base_dir, capsys):
         store(base_dir / home / "r", record(1, run_id="r", status="running"))
     assert script(ledger, "--import", "r") == 2 and "2 runs have this id" in capsys.readouterr().err
     assert script(ledger, "--import", str(base_dir / "records/r")) == 2 and "has not ended" in capsys.readouterr().err
-    assert script(ledger, "--import", str(base_dir)) == 2 and "expected a folder with run.json" in capsys.readouterr().err
+    assert (script(ledger, "--import", str(base_dir)) == 2
+            and "expected a folder with run.json" in capsys.readouterr().err)
 
 
 def test_upstream_checkpoint_is_imported_as_far_as_its_metas_go(ledger, base_dir):
     folder = base_dir / "base_checkpoints/d4"
     for step, bpb in ((0, 3.0), (20, 2.8), (40, 2.6)):
         write_json(folder / f"meta_{step:06d}.json", {
-            "step": step, "val_bpb": bpb, "user_config": {"depth": 4, "max_seq_len": 256, "device_batch_size": 8, "num_iterations": 40},
+            "step": step, "val_bpb": bpb,
+            "user_config": {"depth": 4, "max_seq_len": 256, "device_batch_size": 8, "num_iterations": 40},
             "total_batch_size": 2048,
-            "loop_state": {"min_val_bpb": bpb, "smooth_train_loss": 6.0 * (1 - 0.9 ** step), "total_training_time": 2.0 * step}})
+            "loop_state": {"min_val_bpb": bpb, "smooth_train_loss": 6.0 * (1 - 0.9 ** step),
+                           "total_training_time": 2.0 * step}})
     assert script(ledger, "--import", "d4", "--label=up", "--arm=control") == 0
     [made] = read(ledger)
-    assert (made["run_id"], made["status"], made["val_bpb"], made["depth"], made["trained_tokens"]) == ("d4", "ok", 2.6, 4, 81920)
+    assert (made["run_id"], made["status"], made["val_bpb"], made["depth"], made["trained_tokens"]) == (
+        "d4", "ok", 2.6, 4, 81920)
     assert made["final_train_loss"] == pytest.approx(6.0) and made["training_sec"] == 80.0
     assert made["seed"] is None and made["command"] is None and made["tok_per_sec_median"] is None
     assert script(ledger, "--import", "d4") == 2
@@ -135,8 +141,9 @@ options = dict(word.partition("=")[::2] for word in sys.argv[1:])
 folder = pathlib.Path(os.environ["NANOCHAT_BASE_DIR"]) / "records" / options["--model-tag"]
 folder.mkdir(parents=True, exist_ok=True)
 bpb = {bpb} + 0.001 * int(options["--seed"])
-(folder / "run.json").write_text(json.dumps(dict(status="ok", results=dict(val_bpb=bpb), argv=sys.argv[1:], cwd=os.getcwd(),
-                                                 threads=int(os.environ["OMP_NUM_THREADS"]), pid=os.getpid())))
+(folder / "run.json").write_text(json.dumps(dict(
+    status="ok", results=dict(val_bpb=bpb), argv=sys.argv[1:], cwd=os.getcwd(),
+    threads=int(os.environ["OMP_NUM_THREADS"]), pid=os.getpid())))
 """
 
 
@@ -152,7 +159,8 @@ def repo(tmp_path, monkeypatch):
         (folder / "scripts/base_train.py").write_text(TRAINER.format(bpb=bpb))
         for args in (["init", "-q"], ["add", "."], ["-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "m"]):
             subprocess.run(["git", *args], cwd=folder, check=True)
-        commits.append(subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True).stdout.strip())
+        commits.append(subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True,
+                                      check=True).stdout.strip())
     monkeypatch.setattr(rerun, "tree_hash", lambda root: "f" * 64)  # of the made-up rows
     return folder, commits
 
@@ -173,7 +181,8 @@ def test_row_is_run_at_its_commit_outside_the_tree_and_reproduces(ledger, repo):
     assert same and lines[-1] == "reproduced: val_bpb 2.603 to the last bit"
     assert made.home == (ledger.parent / "base/lab/smoke-cpu").resolve()  # the profile's home, where its data is
     worktrees = subprocess.run(["git", "worktree", "list"], cwd=folder, capture_output=True, text=True).stdout
-    assert len(worktrees.splitlines()) == 1 and (folder / "scripts/base_train.py").read_text() == TRAINER.format(bpb=2.5)
+    assert (len(worktrees.splitlines()) == 1
+            and (folder / "scripts/base_train.py").read_text() == TRAINER.format(bpb=2.5))
 
 
 def test_other_code_does_not_reproduce_and_says_by_how_much(ledger, repo):
@@ -185,8 +194,10 @@ def test_other_code_does_not_reproduce_and_says_by_how_much(ledger, repo):
 
 
 def test_options_of_the_first_run_only_are_dropped():
-    command = "python -m scripts.base_train --depth=4 --model-tag x --resume --seed=3 --resume_from_step=9 --model_tag=y"
-    assert Rerun(row(3) | {"command": command}, Path("base")).argv() == ["--depth=4", "--seed=3", "--model-tag=nc_t_d4_control_s3_rerun"]
+    command = ("python -m scripts.base_train --depth=4 --model-tag x --resume --seed=3 "
+               "--resume_from_step=9 --model_tag=y")
+    assert Rerun(row(3) | {"command": command}, Path("base")).argv() == [
+        "--depth=4", "--seed=3", "--model-tag=nc_t_d4_control_s3_rerun"]
 
 
 def test_failed_rerun_does_not_reproduce():
@@ -198,12 +209,14 @@ def test_failed_rerun_does_not_reproduce():
 def test_rerun_prints_commit_base_dir_and_command(ledger, base_dir, capsys):
     append(ledger, row(3) | {"dirty": True})
     assert script(ledger, "--rerun=1") == 0
-    assert capsys.readouterr().out.splitlines() == [f"git checkout {'c' * 40}  # and changes that were not committed",
-                                                    f"export NANOCHAT_BASE_DIR={(base_dir / 'lab/smoke-cpu').resolve()}",
-                                                    to_paste(row(3)["command"])]
+    assert capsys.readouterr().out.splitlines() == [
+        f"git checkout {'c' * 40}  # and changes that were not committed",
+        f"export NANOCHAT_BASE_DIR={(base_dir / 'lab/smoke-cpu').resolve()}",
+        to_paste(row(3)["command"])]
 
 
-@pytest.mark.parametrize("cells, message", [({"command": None}, "row 1 has no command"), ({"git_commit": None}, "row 1 has no commit")])
+@pytest.mark.parametrize("cells, message", [
+    ({"command": None}, "row 1 has no command"), ({"git_commit": None}, "row 1 has no commit")])
 def test_row_that_cannot_be_had_again_says_why(ledger, capsys, cells, message):
     append(ledger, row(3) | cells)
     assert script(ledger, "--rerun=1") == 2 and message in capsys.readouterr().err
@@ -216,7 +229,8 @@ def test_patched_row_is_refused_with_the_command_of_its_protocol(ledger, base_di
     append(ledger, made)
     assert script(ledger, "--rerun=1", "--run") == 2
     err = capsys.readouterr().err
-    assert "row 1 ran with a patch, and a row keeps the hash of a patch (abcdef01), not its text" in err and "is not of this run" in err
+    assert ("row 1 ran with a patch, and a row keeps the hash of a patch (abcdef01), not its text" in err
+            and "is not of this run" in err)
     command = "python -m scripts.protocol --label=t '--arm=gate: patch=x.patch'"
     for config_hash, known in (("of a later run", False), (made["config_hash"], True)):
         run = {"run_id": made["run_id"], "config_hash": config_hash}

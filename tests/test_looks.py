@@ -24,7 +24,8 @@ def near(value, within=0.02):
 @pytest.mark.parametrize("n, looks, nu, alpha, expected", [  # case 7
     (2, LOOKS, 9, .05, near(0.00363)), (5, LOOKS, 9, .05, near(0.00909)), (12, LOOKS, 9, .05, near(0.0218)),
     (12, LOOKS, 9, .0125, near(0.00455)), (12, LOOKS, 9, .005, near(0.00163, 0.05)), (12, LOOKS, 4, .05, near(0.0209)),
-    (12, LOOKS, 19, .05, near(0.0223)), (12, OWN_LOOKS, 0, .05, near(0.0227)), (5, [5], 0, .05, 0.05), (5, [5], 9, .0125, 0.0125)])
+    (12, LOOKS, 19, .05, near(0.0223)), (12, OWN_LOOKS, 0, .05, near(0.0227)), (5, [5], 0, .05, 0.05),
+    (5, [5], 9, .0125, 0.0125)])
 def test_level_of_a_look_has_the_published_value(n, looks, nu, alpha, expected):
     assert level(n, looks, nu, alpha) == expected
 
@@ -49,7 +50,7 @@ def test_levels_rise_with_n_and_fall_with_the_candidates():
 
 
 def test_peeking_at_every_declared_look_holds_five_percent():
-    """Another seed, another shape of the same noise: two runs and a bank of runs instead of their distribution."""
+    """Another seed than the levels, and the noise drawn run by run: two arms and a bank, not their distributions."""
     rng = np.random.default_rng(8)
     P = 20_000
     d = rng.normal(size=(12, P)).T - rng.normal(size=(12, P)).T
@@ -61,7 +62,7 @@ def test_peeking_at_every_declared_look_holds_five_percent():
 
 
 def test_intervals_of_all_looks_hold_together_nine_times_in_ten():
-    """Repeated intervals: each look's two bounds at that look's level; 0 is the truth."""
+    """Repeated intervals: two bounds at each look, both at that look's level. The true gain is 0."""
     rng = np.random.default_rng(11)
     P = 10_000
     d, s_b = rng.normal(size=(12, P)).T, np.sqrt(rng.chisquare(9, P) / 9 / 2)
@@ -70,7 +71,8 @@ def test_intervals_of_all_looks_hold_together_nine_times_in_ten():
         t = moderated_t(d[:, :n], s_b, 9)
         half = reference.t.isf(level(n, LOOKS, 9), t.df) * np.sqrt(t.v / n)
         held &= abs(t.mean) <= half
-        assert ((t.p <= level(n, LOOKS, 9)) == (t.mean - half >= 0)).all()  # promoted is: the lower bound clears the margin
+        # A candidate is promoted exactly where its lower bound clears the margin.
+        assert ((t.p <= level(n, LOOKS, 9)) == (t.mean - half >= 0)).all()
     assert held.mean() == pytest.approx(0.904, abs=0.012)
 
 
@@ -116,7 +118,8 @@ def test_one_look_is_holm():
     assert list(zip((found.promoted_at > 0).tolist(), found.level.tolist())) == holm(p)
 
 
-@pytest.mark.parametrize("p, n, chance, stop", [(.5, 4, 0.398002, False), (.95, 4, 8.92018e-05, True), (.6, 8, 0.0373977, True)])
+@pytest.mark.parametrize("p, n, chance, stop", [
+    (.5, 4, 0.398002, False), (.95, 4, 8.92018e-05, True), (.6, 8, 0.0373977, True)])
 def test_futility_has_the_published_chances(p, n, chance, stop):  # case 13
     assert chance_to_pass(p, n, 12, 0.026) == pytest.approx(chance, rel=1e-4)
     assert futile(p, n, 12, 0.026) is stop
@@ -124,14 +127,16 @@ def test_futility_has_the_published_chances(p, n, chance, stop):  # case 13
 
 def test_futility_never_stops_at_two_pairs_nor_at_the_last_look():
     assert not futile(.5, 2, 12, 0.026) and not futile(.9999, 2, 12, 0.026) and futile(.9999, 3, 12, 0.026)
-    assert chance_to_pass(.02, 12, 12, .026) == 1 and chance_to_pass(.03, 12, 12, .026) == 0 and not futile(.9, 12, 12, .026)
+    assert (chance_to_pass(.02, 12, 12, .026) == 1 and chance_to_pass(.03, 12, 12, .026) == 0
+            and not futile(.9, 12, 12, .026))
 
 
 def test_chance_to_pass_is_what_a_walk_does_that_is_one_standard_error_kinder():
     rng = np.random.default_rng(10)
     p, n, N, a = 0.5, 4, 12, 0.026
     kinder = reference.norm.isf(p) + 1
-    seen, drift = kinder * math.sqrt(n), kinder / math.sqrt(n)  # of a sum of unit steps: today, and for each step to come
+    # A sum of steps of unit variance: its value after n steps, and the mean of each step to come.
+    seen, drift = kinder * math.sqrt(n), kinder / math.sqrt(n)
     ends = seen + rng.normal(drift, 1, size=(100_000, N - n)).sum(axis=1)
     assert chance_to_pass(p, n, N, a) == pytest.approx((ends / math.sqrt(N) > reference.norm.isf(a)).mean(), abs=0.006)
 
@@ -140,7 +145,8 @@ def test_futility_in_a_replay_stops_the_seeds_of_a_candidate_and_nothing_else():
     p = [[.5, .4], [.9, .3], [.95, .002], [1e-9, .001]]
     found = replay(p, LOOKS, nu=9, stop_futile=True)
     assert found.futile_at.tolist() == [3, 0] and found.promoted_at[0] == 0
-    assert found.promoted_at[1] == 4 and found.level[1] == level(4, LOOKS, 9, 0.025)  # the stopped one still counts in m
+    # The candidate that was stopped still counts in m.
+    assert found.promoted_at[1] == 4 and found.level[1] == level(4, LOOKS, 9, 0.025)
     free = replay(p, LOOKS, nu=9)
     assert free.futile_at.tolist() == [3, 0] and free.promoted_at.tolist() == [5, 4]
     primary = [[.5, .4], [.2, .3], [.2, .002], [.2, .001]]

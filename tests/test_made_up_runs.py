@@ -17,16 +17,18 @@ from scripts import simulate_gates
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = {cell.name: cell for cell in read_targets(ROOT / "ideas/simulation_targets.csv")}
-FEW = ["8.1 equal rho=0 nu=9 K=1 n=2 chosen", "8.1 equal rho=0 nu=4 K=4 n=3 chosen", "8.1 equal rho=0 nu=0 K=10 n=5 chosen",
+FEW = ["8.1 equal rho=0 nu=9 K=1 n=2 chosen", "8.1 equal rho=0 nu=4 K=4 n=3 chosen",
+       "8.1 equal rho=0 nu=0 K=10 n=5 chosen",
        "8.2 equal rho=0.5 nu=9 K=4 n=5 chosen", "8.2 equal rho=0.9 nu=0 K=1 n=5 chosen",
        "8.3 candidate variance x2 rho=0 nu=19 K=4 n=2 chosen",
-       "8.3 5% outliers rho=0 nu=9 K=1 n=3 chosen", "8.4 equal rho=0 nu=9 K=4 n=2 all seeds", "8.5 equal rho=0 nu=9 K=1 n=2-12 chosen",
+       "8.3 5% outliers rho=0 nu=9 K=1 n=3 chosen", "8.4 equal rho=0 nu=9 K=4 n=2 all seeds",
+       "8.5 equal rho=0 nu=9 K=1 n=2-12 chosen",
        "8.5 equal rho=0 nu=9 K=1 n=2-12 with futility", "bank unlucky bank rho=0 nu=9 K=1 n=2 chosen"]
 
 
 def outside(cell, protocols):
-    return [(cell.name, row["measure"], row["found"], row["target"]) for row in check(cell, measure(cell, protocols), protocols)
-            if not row["inside"]]
+    return [(cell.name, row["measure"], row["found"], row["target"])
+            for row in check(cell, measure(cell, protocols), protocols) if not row["inside"]]
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -51,7 +53,8 @@ def test_a_cell_gives_the_same_numbers_each_time():
 
 
 def test_records_have_the_spread_and_the_correlation_that_the_cell_says():
-    equal, noisy = CELLS["8.2 equal rho=0.5 nu=9 K=4 n=8 chosen"], CELLS["8.3 candidate variance x4 rho=0 nu=9 K=4 n=8 chosen"]
+    equal, noisy = (CELLS["8.2 equal rho=0.5 nu=9 K=4 n=8 chosen"],
+                    CELLS["8.3 candidate variance x4 rho=0 nu=9 K=4 n=8 chosen"])
     d, s_b = draw(equal, 20_000, np.random.default_rng(0))
     assert d.shape == (20_000, 4, 8) and s_b.shape == (20_000, 1)
     assert d.var() == pytest.approx(2 * (1 - 0.5), rel=0.02) and np.mean(s_b ** 2) == pytest.approx(1, rel=0.02)
@@ -75,7 +78,8 @@ def test_simulation_decides_as_the_verdict_of_one_protocol_does():
 def test_floors_need_no_correction_over_gates(K, n):
     """Half the candidates gain nothing; the others gain much, exactly at the edge of a floor: none may be promoted."""
     rng, P = np.random.default_rng(12), 10_000
-    primary, floor = rng.normal(size=(2, P, K, n)) - rng.normal(size=(2, P, 1, n))  # each gate's candidates share a control
+    # For each gate, the candidates share a control.
+    primary, floor = rng.normal(size=(2, P, K, n)) - rng.normal(size=(2, P, 1, n))
     banks = rng.normal(size=(2, 10, P, 1)).std(axis=1, ddof=1)
     primary[:, K // 2:] += 10
     floor[:, :K // 2] += 10
@@ -88,7 +92,8 @@ def test_check_says_what_is_outside():
     cell = CELLS["8.1 equal rho=0 nu=9 K=1 n=2 chosen"]
     exact = dict(cell.targets)
     assert all(row["inside"] for row in check(cell, exact, 10_000))
-    for name, value in (("false_promotion", MOST_FALSE + 0.01), ("false_promotion", 4.1), ("power_1", exact["power_1"] - 2.1)):
+    for name, value in (("false_promotion", MOST_FALSE + 0.01), ("false_promotion", 4.1),
+                        ("power_1", exact["power_1"] - 2.1)):
         bad = [row["measure"] for row in check(cell, exact | {name: value}, 10_000) if not row["inside"]]
         assert bad == [name]
 
@@ -97,10 +102,12 @@ def test_script_prints_draws_writes_and_says_by_its_exit_code_what_is_outside(tm
     monkeypatch.chdir(tmp_path)
     assert simulate_gates.main(["--table=bank", "--output_json=out/found.json"]) == 0
     rows = json.loads(Path("out/found.json").read_text())["rows"]
-    assert [(row["nu"], row["target"]) for row in rows] == [(4, 11), (9, 9), (19, 8)] and all(row["inside"] for row in rows)
+    assert ([(row["nu"], row["target"]) for row in rows] == [(4, 11), (9, 9), (19, 8)]
+            and all(row["inside"] for row in rows))
     assert Path("results/simulate_gates.png").read_bytes().startswith(b"\x89PNG")
     assert "bank: a bank that came out low by luck" in capsys.readouterr().out
-    wrong = (ROOT / "ideas/simulation_targets.csv").read_text().replace("unlucky bank,0,4,1,2,chosen,11", "unlucky bank,0,4,1,2,chosen,19")
+    wrong = (ROOT / "ideas/simulation_targets.csv").read_text().replace("unlucky bank,0,4,1,2,chosen,11",
+                                                                        "unlucky bank,0,4,1,2,chosen,19")
     Path("wrong.csv").write_text(wrong)
     monkeypatch.setattr(simulate_gates, "TARGETS", Path("wrong.csv"))
     assert simulate_gates.main(["--table=bank"]) == 1

@@ -68,7 +68,8 @@ class Sign:
 KINDS["sign"] = Sign
 """, None, None),
 }
-OPTION = """    quiet_divisor: float = option(2.0, "what quiet attention is divided by", model=True, check=positive, before=2.0)
+OPTION = """\
+    quiet_divisor: float = option(2.0, "what quiet attention is divided by", model=True, check=positive, before=2.0)
 """
 REGISTRY_TESTS = ("test_gpt.py", "test_blocks.py", "test_optim.py", "test_config.py", "test_config_record.py",
                   "test_options.py", "test_structure.py")

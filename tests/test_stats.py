@@ -72,7 +72,8 @@ def test_holm_promotes_what_the_published_examples_promote(p, promoted):  # case
 
 
 def test_holm_levels_rise_only_after_a_success():
-    assert [level for _, level in holm((.010, .0166, .024, .2), 0.05)] == [close(.0125), close(.05 / 3), close(.025), .05]
+    assert [level for _, level in holm((.010, .0166, .024, .2), 0.05)] == [
+        close(.0125), close(.05 / 3), close(.025), .05]
     assert {level for _, level in holm((.013, .014, .015, .016), 0.05)} == {.0125}
 
 
@@ -112,7 +113,8 @@ def test_missed_targets_take_their_noise_from_the_bank_alone():  # case 9
     gate = compare(d, s_b=0.01, nu=9, censored=True)
     assert (gate.mean, gate.se, gate.df, gate.p) == (close(0.0281774), close(0.00816497), 9, close(0.00363154))
     assert (gate.lo, gate.hi, gate.source) == (close(0.0132101), close(0.0431447), "bank-only")
-    for told in (compare(d, censored=True), compare(d, s_b=0.01, nu=9, source="own", censored=True), compare([*d, *d], censored=True)):
+    for told in (compare(d, censored=True), compare(d, s_b=0.01, nu=9, source="own", censored=True),
+                 compare([*d, *d], censored=True)):
         assert (told.p, told.source, told.lo) == (1, "none", -math.inf)
 
 
@@ -134,7 +136,7 @@ def test_smallest_gain_and_seeds_needed_match_the_published_plan():  # case 11
     assert smallest_gain(4, 0.0013) == math.inf
 
 
-def test_verdict_of_wall_time_with_a_floor_has_the_published_figures():  # the numbers of case 12; its words are the gates'
+def test_verdict_of_wall_time_with_a_floor_has_the_published_figures():  # case 12, without the words of the gates
     d = np.log([100, 101, 99.5]) - np.log([95, 95.5, 94.8])
     gate = compare(d, s_b=0.01, nu=9)
     assert (gate.mean, gate.se, gate.df, gate.p) == (close(0.0518919), close(0.00744569), 11, close(1.18111e-05))
@@ -149,7 +151,8 @@ def test_throughput_may_fall_by_less_than_its_margin():  # case 14
     d = np.log([57000, 56900, 57200]) - np.log([52000, 51800, 52100])
     margin = -math.log(0.90)
     faster, slower = (compare(sign * d, s_b=0.004, nu=9, margin=margin) for sign in (1, -1))
-    assert (faster.mean, slower.mean, slower.se, slower.df) == (close(0.0930339), close(-0.0930339), close(0.00296642), 11)
+    assert (faster.mean, slower.mean, slower.se, slower.df) == (
+        close(0.0930339), close(-0.0930339), close(0.00296642), 11)
     assert faster.p < slower.p == close(0.000800906) and slower.lo > -margin
     assert math.exp(slower.mean) == pytest.approx(0.911, abs=5e-4)
 
@@ -180,10 +183,11 @@ def test_many_protocols_at_once_give_what_each_gives_alone():
 
 
 def test_moderated_variance_is_the_pooled_variance_of_all_runs():
-    """With rho = 0 the bank's runs and the differences are two samples of one noise: scipy's pooled t has the same p."""
+    """With rho = 0 the bank's runs and the differences are two samples of one noise: v is scipy's pooled variance."""
     bank, d = np.array([0.3, -1.1, 0.7, 0.2, -0.4]), np.array([0.9, 1.4, 0.2, 0.8])
-    as_differences = math.sqrt(2) * bank  # of the spread that a difference has
-    pooled = reference.ttest_ind_from_stats(d.mean(), d.std(ddof=1), 4, 0, as_differences.std(ddof=1), 5, alternative="greater")
+    as_differences = math.sqrt(2) * bank  # a difference of two runs spreads sqrt(2) times as much as a run
+    pooled = reference.ttest_ind_from_stats(d.mean(), d.std(ddof=1), 4, 0, as_differences.std(ddof=1), 5,
+                                            alternative="greater")
     gate = compare(d, s_b=bank.std(ddof=1), nu=4)
     v = (gate.se ** 2) * 4
     assert gate.source == "bank" and pooled.statistic == pytest.approx(d.mean() / math.sqrt(v * (1 / 4 + 1 / 5)))
@@ -194,7 +198,8 @@ def test_sign_flip_equals_scipys_permutation_test():
     rng = np.random.default_rng(4)
     for n, margin in ((5, 0.0), (8, 0.3)):
         d = rng.normal(0.4, size=n)
-        expected = reference.permutation_test((d + margin,), np.mean, permutation_type="samples", n_resamples=np.inf, alternative="greater")
+        expected = reference.permutation_test((d + margin,), np.mean, permutation_type="samples", n_resamples=np.inf,
+                                              alternative="greater")
         assert sign_flip(d, margin) == pytest.approx(expected.pvalue, rel=1e-12)
     assert sign_flip([0.1, 0.2, 0.3]) == 1 / 8 and sign_flip([0.0] * 5) == 1
     assert sign_flip(np.ones(21)) is None
@@ -215,7 +220,8 @@ def test_noise_source_is_planned_by_the_smaller_effect():
         df = nu + n - 1
         bank = (t(a, df) * math.sqrt((nu + (n - 1) * (1 - r)) / df) + t(.2, df) * math.sqrt(1 - r)) * math.sqrt(2 / n)
         own = (t(a, n - 1) + t(.2, n - 1)) * math.sqrt(2 * (1 - r) / n)
-        assert (planned_effect(n, 1, nu, a, r), planned_effect(n, 1, 0, a, r)) == (pytest.approx(bank), pytest.approx(own))
+        assert (planned_effect(n, 1, nu, a, r), planned_effect(n, 1, 0, a, r)) == (
+            pytest.approx(bank), pytest.approx(own))
         assert planned_source(n, nu, r, a) == ("bank" if bank <= own else "own")
     assert planned_source(4, 9, r=0.99) == "bank" and planned_source(4, 0) == "none" and planned_source(5, 0) == "own"
     assert planned_source(5, 9, r=-0.5) == planned_source(5, 9, r=0.0) == "bank"

@@ -39,7 +39,8 @@ def test_crossing_of_straight_line_is_exact_whatever_the_grid():
 
 
 def test_crossing_of_smooth_curve_nears_the_closed_form_as_the_grid_narrows():
-    errors = [abs(crossing(curve_of(lambda t: 2 + math.exp(-t / 30), np.arange(0, 101, grid)), 2.2) - 30 * math.log(5)) for grid in (10, 1)]
+    errors = [abs(crossing(curve_of(lambda t: 2 + math.exp(-t / 30), np.arange(0, 101, grid)), 2.2)
+                  - 30 * math.log(5)) for grid in (10, 1)]
     assert errors[1] < errors[0] / 50
 
 
@@ -61,8 +62,10 @@ def test_curve_without_clock_has_steps_only():
 
 
 @pytest.mark.parametrize("curve, message", [
-    ([(0, 0.0, 3.0), (10, 8.0, math.nan)], "not a finite number"), ([(0, 0.0, 3.0), (10, 8.0, math.inf)], "not a finite number"),
-    ([(0, 0.0, 3.0), (10, 8.0, 2.8), (20, 7.0, 2.5)], "clock runs backwards"), ([(10, 0.0, 3.0), (10, 8.0, 2.8)], "clock runs backwards")])
+    ([(0, 0.0, 3.0), (10, 8.0, math.nan)], "not a finite number"),
+    ([(0, 0.0, 3.0), (10, 8.0, math.inf)], "not a finite number"),
+    ([(0, 0.0, 3.0), (10, 8.0, 2.8), (20, 7.0, 2.5)], "clock runs backwards"),
+    ([(10, 0.0, 3.0), (10, 8.0, 2.8)], "clock runs backwards")])
 def test_broken_curve_is_refused(curve, message):
     for f in (crossing, crossing_step, extrapolate):
         with pytest.raises(ValueError, match=message):
@@ -141,7 +144,8 @@ def test_times_that_are_none_are_refused(times):
 def test_threshold_is_the_worst_final_plus_one_sigma_and_every_banked_run_reached_it():
     finals = [2.61, 2.64, 2.62]
     threshold = threshold_from_bank(finals)
-    assert threshold == pytest.approx(2.64 + math.sqrt(((2.61 - 2.6233333) ** 2 + (2.64 - 2.6233333) ** 2 + (2.62 - 2.6233333) ** 2) / 2))
+    assert threshold == pytest.approx(2.64 + math.sqrt(
+        ((2.61 - 2.6233333) ** 2 + (2.64 - 2.6233333) ** 2 + (2.62 - 2.6233333) ** 2) / 2))
     refuse_missed(threshold, dict(enumerate(finals)))
     with pytest.raises(ValueError, match="seed 1 missed it"):
         refuse_missed(2.63, dict(enumerate(finals)))

@@ -28,7 +28,8 @@ def place(tmp_path, monkeypatch):
 
 def test_tree_without_a_seed_gets_one_seed_and_the_hint():
     assert make("control: tree=tree", seeds=[42]).cells
-    with pytest.raises(ValueError, match="arm control: the trainer of .* has no --seed.*nanochat_seed.patch to EVERY arm"):
+    with pytest.raises(ValueError,
+                       match="arm control: the trainer of .* has no --seed.*nanochat_seed.patch to EVERY arm"):
         make("control: tree=tree", seeds=[1, 2])
     with pytest.raises(ValueError, match="arm better"):
         make(CONTROL, "better: tree=tree patch=better.patch", seeds=[1, 2])
@@ -37,11 +38,14 @@ def test_tree_without_a_seed_gets_one_seed_and_the_hint():
 def test_unknown_flag_is_refused_by_name_before_anything_runs():
     with pytest.raises(ValueError, match="arm better: its trainer has no flag --expert; did you mean --experts"):
         make(CONTROL, BETTER + " flags=--expert=2")
-    with pytest.raises(ValueError, match="arm better: its trainer has no flag --symplectic-gate"):  # ours has it, theirs does not
+    # Our trainer has the flag, theirs does not.
+    with pytest.raises(ValueError, match="arm better: its trainer has no flag --symplectic-gate"):
         make(CONTROL, BETTER + " flags=--symplectic-gate")
-    with pytest.raises(ValueError, match="arm better: the trainer of .* refuses its flags: .*--experts: invalid int value: 'many'"):
+    with pytest.raises(ValueError, match="arm better: the trainer of .* refuses its flags: "
+                                         ".*--experts: invalid int value: 'many'"):
         make(CONTROL, BETTER + " flags=--experts=many")
-    with pytest.raises(ValueError, match="arm control: its trainer has no flag --model-dim, and the arms are to run with --model-dim=128"):
+    with pytest.raises(ValueError, match="arm control: its trainer has no flag --model-dim, "
+                                         "and the arms are to run with --model-dim=128"):
         make(CONTROL, common=[*COMMON, "--model-dim=128"])
     with pytest.raises(ValueError, match="arm better: --seed=3 is set by the protocol"):
         make(CONTROL, BETTER + " flags=--seed=3")
@@ -49,20 +53,24 @@ def test_unknown_flag_is_refused_by_name_before_anything_runs():
 
 
 def test_a_part_of_the_model_that_the_trees_trainer_lacks():
-    """At its default it is not passed on; otherwise it is refused, a switch that is on by default too, in either spelling."""
+    """At its default it is not passed on. Otherwise it is refused, in either spelling, --no-smear too."""
     plain, = arms_of("control: tree=tree")
     assert not [word for word in plain.argv if "smear" in word or "residual" in word or "mlp" in word]
     same, = arms_of("control: tree=tree", common=[*COMMON, "--smear", "--mlp=relu_squared", "--no-symplectic-gate"])
     assert same.argv == plain.argv
-    for flags, named in (("--no-smear", "--smear"), ("--mlp=other", "--mlp"), ("--residual=symplectic", "--symplectic-gate")):
-        with pytest.raises(ValueError, match=f"arm control: its trainer has no flag {named}, and the arms are to run with"):
+    for flags, named in (("--no-smear", "--smear"), ("--mlp=other", "--mlp"),
+                         ("--residual=symplectic", "--symplectic-gate")):
+        with pytest.raises(ValueError,
+                           match=f"arm control: its trainer has no flag {named}, and the arms are to run with"):
             arms_of("control: tree=tree", common=[*COMMON, flags])
 
 
 @pytest.mark.parametrize("text, message", [
-    ("x: tree=nowhere", "arm x: tree=nowhere: no scripts/base_train.py"), ("x: tree=tree patch=no.patch", "arm x: patch .*cannot be read"),
+    ("x: tree=nowhere", "arm x: tree=nowhere: no scripts/base_train.py"),
+    ("x: tree=tree patch=no.patch", "arm x: patch .*cannot be read"),
     ("x: tree=tree tree=tree", "arm x: .* one tree"), ("x: tree=tree plus=1", "arm x: .*'plus=1' is not understood"),
-    ("x: tree=tree patch=seed.patch patch=seed.patch", "arm x: .*applied once"), ("control: --depth=4", "the control is the profile"),
+    ("x: tree=tree patch=seed.patch patch=seed.patch", "arm x: .*applied once"),
+    ("control: --depth=4", "the control is the profile"),
     ("no colon", "expected 'NAME:"), ("x: tree=tree flags=depth=4", "arm x: 'depth=4' is not a flag"),
     ("a b: tree=tree", "expected a name")])
 def test_text_that_means_nothing_is_refused(text, message):
@@ -110,7 +118,8 @@ def test_patched_arm_needs_a_clean_tree_and_a_plain_one_runs_what_is_there():
     made = make("control: tree=tree", seeds=[42])
     assert made.cells[0].config_hash != clean and run(made) == 0
     record = read_record(made.home, made.cells[0].tag)
-    assert record["dirty"] is True and record["results"]["val_bpb"] == pytest.approx(1.8) and record["patch_hash"] is None
+    assert (record["dirty"] is True and record["results"]["val_bpb"] == pytest.approx(1.8)
+            and record["patch_hash"] is None)
 
 
 def test_hash_of_a_cell_is_options_commit_patches_and_data():
@@ -125,8 +134,8 @@ def test_hash_of_a_cell_is_options_commit_patches_and_data():
 
 
 def test_a_profile_that_an_arm_changes_is_seen_and_so_is_the_order_of_documents():
-    control, seeded, plain, deep = make_all_arms([], ["a: tree=tree patch=seed.patch", "b: tree=tree", "c: tree=tree flags=--depth=8"],
-                                                 COMMON, "base")
+    control, seeded, plain, deep = make_all_arms(
+        [], ["a: tree=tree patch=seed.patch", "b: tree=tree", "c: tree=tree flags=--depth=8"], COMMON, "base")
     assert profile_changes(control, seeded) == []  # both shuffle by seed
     assert profile_changes(control, plain) == ["--data-order seed -> file"]
     assert "--depth 4 -> 8" in profile_changes(control, deep)
@@ -144,13 +153,14 @@ def test_equal_options_on_other_code_are_no_a_a():
 def test_command_of_the_protocol_names_trees_again():
     made = make(CONTROL, BETTER, "plain: flags=--weight-decay=0.1")
     words = made.command().replace("'", "")
-    assert f"--arm={CONTROL}" in words and f"--arm={BETTER}" in words and "--candidate=plain: --weight-decay=0.1" in words
+    assert (f"--arm={CONTROL}" in words and f"--arm={BETTER}" in words
+            and "--candidate=plain: --weight-decay=0.1" in words)
 
 
 def test_protocol_command_takes_arms(tmp_path):
-    """The real command, as far as its refusals: what comes later needs a corpus."""
+    """The real command, as far as its refusals: the steps after them need a corpus."""
     arm = f"x: tree={tmp_path / 'tree'} flags=--no"
-    done = subprocess.run([sys.executable, "-m", "scripts.protocol", "--profile=smoke-cpu", "--arm", arm], cwd=REPO_ROOT,
-                          capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "scripts.protocol", "--profile=smoke-cpu", "--arm", arm],
+                          cwd=REPO_ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "arm x: its trainer has no flag --no" in done.stderr, done.stderr
 

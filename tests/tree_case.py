@@ -1,10 +1,14 @@
 """
-A made-up nanochat in a git repository of its own, for test_patches.py and test_tree_arms.py: its trainer has upstream's flags
-and leaves upstream's files, in milliseconds and without torch. TREE_PLAN in the environment is JSON, {run tag: how}:
+A made-up nanochat in a git repository of its own, for test_patches.py and test_tree_arms.py. Its trainer has
+upstream's flags and leaves upstream's files, in milliseconds and without torch. TREE_PLAN in the environment is
+JSON, {run tag: how}:
 
-    ok | a checkpoint at every --save-every      wait  | after the first one, trains until it is told to stop
-    nan | the loss is no number in the end       crash | exit code 1 after the first checkpoint      die | the same, killed
-    torn | as die, and its last optimizer file is cut off
+    ok    | a checkpoint at every --save-every
+    nan   | the loss is not a number at the last step
+    wait  | after the first checkpoint, the trainer runs until it is told to stop
+    crash | exit code 1 after the second checkpoint
+    die   | the trainer is killed after the second checkpoint
+    torn  | as die, and the last optimizer file is cut off
 """
 
 import json
@@ -35,10 +39,10 @@ from nanochat.model import LOSS
 parser = argparse.ArgumentParser(description="Pretrain: --not-a-flag, as in\\n  --not-one-either")
 parser.add_argument("--device-type", type=str, default="", help="cuda|cpu|mps (as in --nor-this)")
 parser.add_argument("--fp8", action="store_true")
-for name, default in (("depth", 20), ("aspect-ratio", 64), ("head-dim", 128), ("max-seq-len", 2048), ("num-iterations", -1),
-                      ("device-batch-size", 32), ("total-batch-size", -1), ("warmup-steps", 40), ("eval-every", 250),
-                      ("eval-tokens", 1), ("core-metric-every", 2000), ("sample-every", 2000), ("save-every", -1),
-                      ("resume-from-step", -1)):
+for name, default in (("depth", 20), ("aspect-ratio", 64), ("head-dim", 128), ("max-seq-len", 2048),
+                      ("num-iterations", -1), ("device-batch-size", 32), ("total-batch-size", -1), ("warmup-steps", 40),
+                      ("eval-every", 250), ("eval-tokens", 1), ("core-metric-every", 2000), ("sample-every", 2000),
+                      ("save-every", -1), ("resume-from-step", -1)):
     parser.add_argument("--" + name, type=int, default=default)
 for name in ("target-flops", "target-param-data-ratio", "matrix-lr"):
     parser.add_argument("--" + name, type=float, default=1.0)
@@ -57,7 +61,8 @@ if first:
     with zipfile.ZipFile(folder / f"optim_{first:06d}_rank0.pt"):
         pass
 for step in range(first, args.num_iterations + 1):
-    if step and step != args.resume_from_step and (step == args.num_iterations or args.save_every > 0 and step % args.save_every == 0):
+    if step and step != args.resume_from_step and (
+            step == args.num_iterations or args.save_every > 0 and step % args.save_every == 0):
         bpb = LOSS - 0.01 * step + 0.001 * (seed % 7) + 0.1 * args.experts
         if how == "nan" and step == args.num_iterations:
             bpb = float("nan")
@@ -65,7 +70,8 @@ for step in range(first, args.num_iterations + 1):
             f.writestr("weights", "w" * 1000)
         meta = {"step": step, "val_bpb": bpb, "user_config": vars(args), "total_batch_size": args.total_batch_size,
                 "model_config": {"n_layer": args.depth}, "environment": dict(os.environ),
-                "loop_state": {"min_val_bpb": bpb if args.eval_every > 0 else float("inf"), "smooth_train_loss": 2.0 * (1 - 0.9 ** step),
+                "loop_state": {"min_val_bpb": bpb if args.eval_every > 0 else float("inf"),
+                               "smooth_train_loss": 2.0 * (1 - 0.9 ** step),
                                "total_training_time": 0.5 * max(0, step - 11)}}
         (folder / f"meta_{step:06d}.json").write_text(json.dumps(meta))
         with zipfile.ZipFile(folder / f"optim_{step:06d}_rank0.pt", "w") as f:
@@ -82,15 +88,17 @@ for step in range(first, args.num_iterations + 1):
                 sys.exit("RuntimeError: made up")
             os.killpg(0, signal.SIGKILL)
 """}
-SEED_EDIT = ("scripts/base_train.py", 'parser.add_argument("--run"', 'parser.add_argument("--seed", type=int, default=42)\n')
+SEED_EDIT = ("scripts/base_train.py", 'parser.add_argument("--run"',
+             'parser.add_argument("--seed", type=int, default=42)\n')
 BETTER_EDIT = ("nanochat/model.py", "# the rest", "LOSS -= 0.25\n\n")
 
 
 def git(folder, *args) -> str:
-    options = ["-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false", "-c", "init.defaultBranch=main",
-               "-c", "core.autocrlf=false"]
+    options = ["-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false",
+               "-c", "init.defaultBranch=main", "-c", "core.autocrlf=false"]
     env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-    return subprocess.run(["git", "-C", str(folder), *options, *args], check=True, capture_output=True, text=True, env=env).stdout
+    return subprocess.run(["git", "-C", str(folder), *options, *args], check=True, capture_output=True, text=True,
+                          env=env).stdout
 
 
 def make_repo(folder) -> Path:
@@ -115,14 +123,14 @@ def write(path, text):
 
 
 def insert(path, before, text):
-    """Put `text` in front of the only place that says `before`."""
+    """Put `text` in front of `before`, which the file must hold exactly once."""
     old = path.read_text(encoding="utf-8")
     assert old.count(before) == 1
     path.write_text(old.replace(before, text + before), encoding="utf-8")
 
 
 def make_patch(repo, path, *edits, base="") -> Path:
-    """A patch file of `edits` (file, before what, text), each against the committed files; the repo is as it was afterwards."""
+    """A patch file of `edits` (file, before, text), as in insert, to the committed files. The repo stays unchanged."""
     for name, before, text in edits:
         insert(repo / name, before, text)
     write(path, base + git(repo, "diff", "-U1"))
@@ -173,7 +181,7 @@ def record_of(cell):
 
 
 def starts(cell):
-    """At which steps the trainer began, of the last series of attempts."""
+    """The steps at which the trainer began, in the last series of attempts."""
     log = open(f"results/t/nc_t_d4_{cell}.log").read()
     return [int(line.split()[-1]) for line in log.splitlines() if line.startswith("starts at")]
 

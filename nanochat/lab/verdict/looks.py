@@ -1,20 +1,20 @@
 """
 Several looks at a protocol while seeds are added: the level of each look, the replay of the looks, and futility.
 
-A protocol of two candidates may be looked at after 2, 3, ... 12 pairs. Testing every time at 5 % would promote a
-candidate that gains nothing far more often than 5 %, so each look gets a smaller level of its own. The numbers of pairs
-are declared before the first run. With N pairs at the last look and m candidates not yet promoted, the level at n pairs
+A protocol may be looked at after 2, 3, ... 12 pairs. Testing every time at 5 % would promote a candidate that gains
+nothing far more often than 5 %, so each look gets a smaller level of its own. The looks are declared before the first
+run, as numbers of pairs. With N pairs at the last look and m candidates not yet promoted, the level at n pairs
 
     a_n(m) = c(alpha/m) n/N
 
 rises with n, because late looks, with more pairs, have more power to use it (Pocock 1977, Biometrika 64:191; Kim &
 DeMets 1987, Biometrika 74:149). A protocol without looks tests once, at alpha/m.
 
-c comes from simulated protocols of a candidate that gains nothing. Such a candidate is promoted if p_n <= c n/N at some
-look, that is, if the least p_n N/n over the looks is at most c. So c(x) is the x-quantile of that least value: a share x
-of these protocols promotes. p_n is from stats.moderated_t itself, without its spread guard. The guard can only raise p,
-so leaving it out errs on the safe side. Tables for a known variance would give 6.2 % at nu = 0 and 5.5 % at nu = 4 where
-5 % was asked; the simulation has no such error.
+c comes from simulated protocols of a candidate that gains nothing. Such a candidate is promoted if p_n <= c n/N at
+some look, that is, if the least p_n N/n over the looks is at most c. So c(x) is the x-quantile of that least value: a
+share x of these protocols promotes. p_n is from stats.moderated_t itself, without its spread guard. The guard can only
+raise p, so leaving it out errs on the safe side. Tables for a known variance would give 6.2 % at nu = 0 and 5.5 % at
+nu = 4 where 5 % was asked; the simulation has no such error.
 
 A candidate that was promoted stays promoted. m then falls, and later looks use the new m (closed testing: Tang &
 Geller 1999, Biometrics 55:1188).
@@ -132,10 +132,10 @@ def replay(p, looks, nu: int, alpha: float = ALPHA, primary=None, stop_futile: b
 # Futility
 
 def chance_to_pass(p, n: int, N: int, level_at_N):
-    """Chance that the look at N passes, for a candidate whose true gain is one standard error above the gain seen so far.
+    """Chance that the look at N passes, if the true gain is one standard error above the gain seen at n.
 
-    Such a gain is a kind guess, so a candidate is seldom given up too soon. p, level_at_N: numbers or arrays. At n = N
-    the chance is 0 or 1, from p as it is.
+    Such a gain is a kind guess, so a candidate is seldom given up too soon. The pairs seen so far count with that gain
+    too. p, level_at_N: numbers or arrays. At n = N the chance is 0 or 1, from p as it is.
     """
     z, z_N = -ndtri(p), -ndtri(level_at_N)
     if n >= N:

@@ -1,5 +1,5 @@
 """
-The statistics of a verdict: a one-sided t test on paired differences, Holm over candidates, the smallest gain of a plan.
+The statistics of a verdict: a one-sided t test on paired differences, Holm over candidates, the power of a plan.
 
 d_i = control - candidate on the gate's metric, one per seed: POSITIVE means that the candidate is better.
 With two or three seeds the spread s_d of the differences is poorly known. Where there is a bank, its spread s_b of one
@@ -27,7 +27,7 @@ from scipy.special import chdtri, fdtri, ndtri, stdtr, stdtrit
 
 ALPHA = 0.05  # one-sided, for a whole label
 MIN_PAIRS_WITHOUT_BANK = 5  # with fewer, a paired t has next to no power, and its spread is a guess
-# If the candidate is as noisy as the control, s_d^2 / (2 s_b^2) follows F. Above this quantile it is held to be noisier.
+# If the candidate is as noisy as the control, s_d^2 / (2 s_b^2) follows F. Above this quantile, it counts as noisier.
 GUARD_QUANTILE = 0.95
 POWER = 0.80  # of the smallest detectable gain
 Z95 = 1.959963984540054  # half a 95 % interval of a normal, in standard deviations
@@ -39,7 +39,7 @@ MOST_SIGN_FLIPS = 20  # pairs; each further pair doubles the number of sign patt
 # One gate
 
 class Tested(NamedTuple):
-    """moderated_t of many protocols: arrays over the leading axes of d. Where no noise is known, v is nan and p is 1."""
+    """moderated_t of many protocols: arrays over the leading axes of d. No noise known: v is nan and p is 1."""
     mean: np.ndarray
     v: np.ndarray  # variance of one difference
     df: np.ndarray

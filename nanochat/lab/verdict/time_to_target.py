@@ -1,11 +1,11 @@
 """
-Time to target: the training time at which a run's validation first reached a threshold that was declared before it.
+Time to target: the training time at which a run's validation first reached a threshold declared before the run.
 
-A measured time is the crossing interpolated between two validations: read off the grid itself it would be as
-coarse as the grid, which once decided a winner that was noise. An extrapolated time is a guess with a named
-method; it is shown, never ranked with a measured one and never tested.
+A measured time is interpolated between two validations. The time of the validation itself would be as coarse as their
+spacing, which once made a winner out of noise. An extrapolated time is a guess with a named method. It is shown, but
+never ranked with measured times and never tested.
 
-A curve is a list of (step, training seconds or None, value), lower is better, as results.curve gives it.
+A curve is a list of (step, training seconds or None, value), as results.curve gives it. Lower values are better.
 
 >>> crossing([(0, 0.0, 3.0), (10, 8.0, 2.0)], 2.25)
 6.0
@@ -19,26 +19,27 @@ from scipy.optimize import minimize_scalar
 
 from nanochat.lab.verdict.stats import ALPHA, MIN_PAIRS_WITHOUT_BANK, compare, t_above
 
-POWER_LAW, MIN_POINTS = "power law", 5  # three parameters, and something left to judge the fit by
-LAST_K = 4  # of the linear method
+POWER_LAW, MIN_POINTS = "power law", 5  # three parameters, and two points over to judge the fit by
+LAST_K = 4  # validations that the linear method uses
 LINEAR = f"last-{LAST_K} linear"
-POOR_FIT = 0.05  # root mean square residual, as a share of the span of what was fitted
-EXPONENTS = (0.02, 5.0)  # of the power law: between nearly a logarithm and nearly a step
+POOR_FIT = 0.05  # root mean square residual, as a share of the span of the fitted values
+EXPONENTS = (0.02, 5.0)  # of the power law: the curve is nearly a logarithm at the least, nearly a step at the most
 
 
 # -----------------------------------------------------------------------------
 # Measured
 
 def crossing(curve, threshold: float) -> float | None:
-    """Training seconds at which the value first was at or below threshold; None where it never was.
+    """Training seconds at which the value was first at or below the threshold; None where it never was.
 
-    0.0: before the clock starts, which skips a run's first steps. Raises ValueError for a curve that is none.
+    The clock skips a run's first steps: 0.0 means that the threshold was reached before it started. Raises ValueError
+    for a value that is not finite, and for steps or seconds that do not rise.
     """
     return _first_below([(sec, value) for _, sec, value in _checked(curve) if sec is not None], threshold)
 
 
 def crossing_step(curve, threshold: float) -> float | None:
-    """The same on steps, a fraction of a step included."""
+    """The step at which the value was first at or below the threshold, as crossing; it may be a fraction of a step."""
     return _first_below([(step, value) for step, _, value in _checked(curve)], threshold)
 
 
@@ -70,9 +71,10 @@ def _checked(curve) -> list[tuple]:
 # Guessed
 
 def extrapolate(curve, threshold: float) -> tuple[float | None, str, str | None]:
-    """(seconds, method, None), or (None, method, why not).
+    """(seconds, method, None), or (None, method, the reason for no guess).
 
-    A power law a + b t^-c through all validations from MIN_POINTS on, else a line through the last LAST_K.
+    With MIN_POINTS validations or more, a power law a + b t^-c through all of them. With fewer, a line through the
+    last LAST_K.
     """
     points = np.array([(sec, value) for _, sec, value in _checked(curve) if sec], dtype=float).reshape(-1, 2)
     method = POWER_LAW if len(points) >= MIN_POINTS else LINEAR
@@ -90,8 +92,8 @@ def extrapolate(curve, threshold: float) -> tuple[float | None, str, str | None]
 
 
 def _power_law(sec, values, threshold) -> tuple[float | None, str | None]:
-    """Least squares: for a given exponent the law is linear in a and b, so one number is searched."""
-    scale = sec[-1]  # powers of numbers near 1
+    """Least squares. For a given exponent the law is linear in a and b, so only the exponent is searched."""
+    scale = sec[-1]  # in this unit the times are at most 1, and their powers stay within range
 
     def solve(log_c):
         x = np.stack([np.ones_like(sec), (sec / scale) ** -np.exp(log_c)], axis=1)
@@ -123,7 +125,8 @@ def _line(sec, values, threshold) -> tuple[float | None, str | None]:
 
 def _poor(values, fitted) -> str | None:
     share = float(np.sqrt(np.mean((values - fitted) ** 2)) / np.ptp(values))
-    return f"poor fit: residuals of {share:.0%} of the span, at most {POOR_FIT:.0%} are taken" if share > POOR_FIT else None
+    return (f"poor fit: residuals of {share:.0%} of the span, at most {POOR_FIT:.0%} are taken"
+            if share > POOR_FIT else None)
 
 
 # -----------------------------------------------------------------------------
@@ -132,11 +135,13 @@ def _poor(values, fitted) -> str | None:
 def paired_differences(control_times, candidate_times, budget: float) -> tuple[list[float], bool, str | None]:
     """(log(control / candidate) of each pair, whether some are only lower bounds, why the gate cannot pass).
 
-    A time of None is a target missed within `budget` seconds. Control missed: budget stands for its time, so
-    the difference is at most the true one. Candidate missed: no differences at all.
+    A time of None is a target missed within `budget` seconds. Where the control missed it, the budget is taken for its
+    time. The true time is longer, so the true difference is at least the one returned. Where a candidate missed it,
+    there are no differences.
     """
     if len(control_times) != len(candidate_times):
-        raise ValueError(f"{len(control_times)} control and {len(candidate_times)} candidate times: expected one of each a seed")
+        raise ValueError(f"{len(control_times)} control and {len(candidate_times)} candidate times: "
+                         "expected one of each a seed")
     for time in [budget, *control_times, *candidate_times]:
         if time is not None and not (math.isfinite(time) and time > 0):
             raise ValueError(f"a time to target of {time} s: expected seconds above 0; a target that is reached before "
@@ -144,14 +149,20 @@ def paired_differences(control_times, candidate_times, budget: float) -> tuple[l
     missed = [i for i, time in enumerate(candidate_times) if time is None]
     if missed:
         return [], False, f"candidate missed the target on pair {missed[0]}"
-    d = [math.log((budget if control is None else control) / candidate) for control, candidate in zip(control_times, candidate_times)]
+    d = [math.log((budget if control is None else control) / candidate)
+         for control, candidate in zip(control_times, candidate_times)]
     return d, None in control_times, None
 
 
 def threshold_from_bank(finals) -> float:
-    """Worst final value of the banked control runs + 1 sigma: every one of them reached it."""
+    """Worst final value of the banked control runs + 1 sigma.
+
+    Each of these runs reached it, and the sigma leaves room for a control run that is a little worse. Raises
+    ValueError for fewer than two runs, and for runs that do not differ.
+    """
     if len(finals) < 2 or not all(map(math.isfinite, finals)) or np.ptp(finals) == 0:
-        raise ValueError(f"final values {list(finals)}: a threshold needs two banked runs or more that differ; run `make noise SEEDS=8`")
+        raise ValueError(f"final values {list(finals)}: a threshold needs two banked runs or more that differ; "
+                         "run `make noise SEEDS=8`")
     return float(np.max(finals) + np.std(finals, ddof=1))
 
 
@@ -159,13 +170,14 @@ def refuse_missed(threshold: float, lowest: dict):
     """Raise ValueError where a banked run missed the threshold. lowest: {seed: its lowest value, or None}."""
     for seed, value in lowest.items():
         if value is None or not value <= threshold:
-            raise ValueError(f"target {threshold:.6g}: the banked control run on seed {seed} missed it (lowest {value}); "
+            raise ValueError(f"target {threshold:.6g}: "
+                             f"the banked control run on seed {seed} missed it (lowest {value}); "
                              "declare one that every banked run reached")
 
 
 @dataclass(frozen=True)
 class TimeInterval:
-    """log(control / candidate) of steps to target x step time; lo and hi are one-sided bounds at `level` each."""
+    """log(control / candidate) of steps to target x step time; lo and hi are one-sided bounds, each at `level`."""
     mean: float
     se: float
     df: float
@@ -175,18 +187,21 @@ class TimeInterval:
 
 
 def time_from_steps(d_steps, d_dt, alpha: float = ALPHA) -> TimeInterval:
-    """Time to target = steps to target x median step time, its interval from both.
+    """Time to target = steps to target x median step time. The interval takes the noise of both into account.
 
-    d_steps, d_dt: log(control / candidate) of each pair. Neither leans on a bank: no row keeps steps to a target, and speed
-    is a matter of the day. Degrees of freedom: Satterthwaite 1946, Biometrics Bulletin 2:110. Raises ValueError below the
-    pairs that give the steps a spread of their own.
+    d_steps, d_dt: log(control / candidate) of each pair. Neither uses a bank: rows of the ledger do not keep the steps
+    to a target, and the speed of a machine changes from day to day. Raises ValueError for too few pairs to know the
+    spread of the steps.
     """
     steps = compare(d_steps)
     if steps.se is None:
-        raise ValueError(f"{steps.n} pairs: steps to a target need {MIN_PAIRS_WITHOUT_BANK} to have a spread of their own")
+        raise ValueError(f"{steps.n} pairs: "
+                         f"steps to a target need {MIN_PAIRS_WITHOUT_BANK} to have a spread of their own")
     if len(d_dt) < 2 or not np.isfinite(d_dt).all():
         raise ValueError(f"step times {list(d_dt)}: expected a finite number for each of 2 pairs or more")
     parts = [(steps.se ** 2, steps.df), (float(np.var(d_dt, ddof=1)) / len(d_dt), len(d_dt) - 1)]
+    # The logarithm of a product is a sum, so the variances add. Their sum is no chi-square; these degrees of freedom
+    # make it nearly one (Satterthwaite 1946, Biometrics Bulletin 2:110).
     v = sum(part for part, _ in parts)
     df = v ** 2 / sum(part ** 2 / df for part, df in parts if part) if v else math.inf
     mean, se = steps.mean + float(np.mean(d_dt)), math.sqrt(v)
