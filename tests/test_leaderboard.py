@@ -32,8 +32,10 @@ TARGET = {"target_metric_name": "val_bpb", "target_metric_threshold": 1.12}
 
 def make_row(arm="control", seed=1, time=None, bpb=1.1, status="ok", flags="", **cells) -> dict:
     row = dict.fromkeys(schema()) | TARGET | {
-        "timestamp": f"2026-03-04T05:06:{seed:02d}+00:00", "git_commit": "0123456789abcdef", "experiment_name": "mix", "seed": seed,
-        "depth": 4, "time_to_target_sec_measured": time, "tok_per_sec_median": 2048.0, "status": status, "arm": arm, "label": "mix",
+        "timestamp": f"2026-03-04T05:06:{seed:02d}+00:00", "git_commit": "0123456789abcdef",
+        "experiment_name": "mix", "seed": seed,
+        "depth": 4, "time_to_target_sec_measured": time, "tok_per_sec_median": 2048.0,
+        "status": status, "arm": arm, "label": "mix",
         "profile": "smoke-cpu", "profile_hash": "9f8e7d6c5b4a3210", "config_hash": f"hash-{arm}-{seed}", "dirty": False,
         "device": "cpu", "tree_hash": "aa11",
         "val_bpb": bpb if status == "ok" else None, "training_sec": time or 60.0,
@@ -59,7 +61,8 @@ def test_measured_time_ranks_first_then_val_bpb():
 
 def test_extrapolated_time_is_shown_and_never_ranks_above_a_measured_one():
     guess = {"time_to_target_sec_extrapolated": 1.0, "extrapolation_method": "power_law"}
-    rows = [make_row("guess", bpb=1.13, **guess), make_row("measured", time=999.0, bpb=1.119), make_row("other", bpb=1.125)]
+    rows = [make_row("guess", bpb=1.13, **guess), make_row("measured", time=999.0, bpb=1.119),
+            make_row("other", bpb=1.125)]
     assert order(rows) == ["measured", "other", "guess"], "not by the extrapolated time among themselves either"
     cells = {row[1]: row for row in table(markdown(rows))}
     assert cells["guess"][4] == "0 of 1 reached it" and cells["guess"][5] == "1.0 (power_law, n 1)"
@@ -70,7 +73,8 @@ def test_extrapolated_time_is_shown_and_never_ranks_above_a_measured_one():
 
 def test_time_counts_only_where_every_run_reached_the_target():
     rows = [make_row("lucky", seed=1, time=10.0), make_row("lucky", seed=2), make_row("steady", seed=1, time=80.0),
-            make_row("steady", seed=2, time=90.0), make_row("broken", seed=1, time=5.0), make_row("broken", seed=2, status="diverged")]
+            make_row("steady", seed=2, time=90.0), make_row("broken", seed=1, time=5.0),
+            make_row("broken", seed=2, status="diverged")]
     assert order(rows) == ["steady", "lucky", "broken"]
     cells = {row[1]: row for row in table(markdown(rows))}
     assert cells["steady"][4] == "85.0 \u00b1 7.1" and cells["lucky"][4] == "1 of 2 reached it"
@@ -86,7 +90,8 @@ def test_times_to_another_target_do_not_rank():
 
 def test_profiles_have_tables_of_their_own():
     text = markdown([make_row("a"), make_row("b", profile="big", profile_hash="77"), make_row("c", profile_hash=None)])
-    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["big (77)", "smoke-cpu (9f8e7d6c5b4a)"] and "| c " not in text
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["big (77)", "smoke-cpu (9f8e7d6c5b4a)"]
+    assert "| c " not in text
 
 
 def test_arm_alone_in_its_profile_is_a_line_beside_tables_that_rank_something():
@@ -97,7 +102,8 @@ def test_arm_alone_in_its_profile_is_a_line_beside_tables_that_rank_something():
 
 def test_mean_sd_and_seeds_are_of_the_last_run_of_each_seed():
     rows = [make_row(seed=1, bpb=1.10), make_row(seed=2, bpb=1.12), make_row(seed=10, bpb=1.14),
-            make_row(seed=2, bpb=1.12, label="again", timestamp="2026-03-05T00:00:00+00:00"), make_row(seed=3, status="oom")]
+            make_row(seed=2, bpb=1.12, label="again", timestamp="2026-03-05T00:00:00+00:00"),
+            make_row(seed=3, status="oom")]
     cells, = table(markdown(rows))
     assert cells[2:4] == ["3", "1 2 10"] and cells[6:8] == ["1.12000", "0.02000"] and cells[9] == "1 oom"
 
@@ -110,14 +116,16 @@ def test_machine_failure_does_not_replace_a_result_and_a_result_replaces_it():
         assert cells[2] == "1" and cells[6] == "1.10000" and cells[9] == ""
 
 
-@pytest.mark.parametrize("change", [{"flags": "--matrix-lr=0.03"}, {"tree_hash": "bb22"}, {"patch_hash": "p"}, {"arm": "other"}])
+@pytest.mark.parametrize("change", [{"flags": "--matrix-lr=0.03"}, {"tree_hash": "bb22"},
+                                    {"patch_hash": "p"}, {"arm": "other"}])
 def test_other_options_code_or_patch_are_another_entry(change):
     assert len(make_entries([make_row(seed=1), make_row(seed=2)])) == 1
     assert len(make_entries([make_row(seed=1), make_row(**{"seed": 2, **change})])) == 2
 
 
 def test_same_rows_in_any_order_give_the_same_bytes():
-    rows = [make_row(arm, seed, time=70.0 + seed + len(arm)) for arm in ("control", "gate", "lr") for seed in range(1, 6)]
+    rows = [make_row(arm, seed, time=70.0 + seed + len(arm))
+            for arm in ("control", "gate", "lr") for seed in range(1, 6)]
     shuffled = random.Random(0).sample(rows, len(rows))
     assert markdown(rows) == markdown(shuffled)
 
@@ -131,7 +139,8 @@ def test_rows_as_text_read_like_typed_ones():
 def test_verdict_is_that_of_the_same_cells():
     facts = five_candidates()
     found = verdicts_of([facts])
-    rows = [make_row("lr003"), make_row("gate015"), make_row("lr003", flags="--depth=4", config_hash="of other options")]
+    rows = [make_row("lr003"), make_row("gate015"),
+            make_row("lr003", flags="--depth=4", config_hash="of other options")]
     verdicts = [row[10] for row in table(markdown(rows, found))]
     assert sorted(verdicts) == ["", "promote", "reject"]
 
@@ -176,13 +185,15 @@ def test_command_writes_table_and_picture_and_again_the_same_bytes(files, capsys
         append(ledger, row)
     assert run(ledger, page) == 0 and "4 rows" in capsys.readouterr().out
     first, picture = page.read_bytes(), page.with_name("board.png").read_bytes()
-    assert first.startswith(b"mine\n") and first.endswith(b"\nalso mine\n") and b"| 1 | control | 2 | 1 2 | 71.5 " in first
+    assert first.startswith(b"mine\n") and first.endswith(b"\nalso mine\n")
+    assert b"| 1 | control | 2 | 1 2 | 71.5 " in first
     assert struct.unpack(">II", picture[16:24]) == (750, 500)
     assert run(ledger, page) == 0 and (page.read_bytes(), page.with_name("board.png").read_bytes()) == (first, picture)
 
 
 def test_picture_has_a_dot_a_run_a_mean_an_entry_and_a_grey_control(tmp_path, monkeypatch):
-    rows = [make_row(arm, seed, bpb=1.1 + 0.01 * seed, training_sec=60.0 + seed) for arm in ("a", "control", "b") for seed in (1, 2, 3)]
+    rows = [make_row(arm, seed, bpb=1.1 + 0.01 * seed, training_sec=60.0 + seed)
+            for arm in ("a", "control", "b") for seed in (1, 2, 3)]
     rows += [make_row("a", 4, status="diverged"), make_row("c", 1, training_sec=None)]
     monkeypatch.setattr(plots.plt, "close", lambda fig: None)
     assert plots.draw_leaderboard(tmp_path / "x.png", profiles(rows))
@@ -190,7 +201,8 @@ def test_picture_has_a_dot_a_run_a_mean_an_entry_and_a_grey_control(tmp_path, mo
     monkeypatch.undo()
     plots.plt.close("all")
     dots, means = ([line for line in lines if line.get_marker() == marker] for marker in "oD")
-    assert [len(line.get_xdata()) for line in dots] == [3, 3, 3] and {tuple(line.get_xdata()) for line in dots} == {(61.0, 62.0, 63.0)}
+    assert [len(line.get_xdata()) for line in dots] == [3, 3, 3]
+    assert {tuple(line.get_xdata()) for line in dots} == {(61.0, 62.0, 63.0)}
     assert [(*line.get_xdata(), *line.get_ydata()) for line in means] == [(62.0, pytest.approx(1.12))] * 3
     assert {line.get_label(): line.get_color() for line in means}["control (n 3)"] == plots.COLORS[0]
 
