@@ -14,7 +14,7 @@ TAG, STEP = "d2", 7
 
 
 def texts(start: int, stop: int) -> list[str]:
-    return [f"Document {i}: the lantern of house {i * i % 97} hung over the harbour; it's 北風 🌊 {i ** 3}\n" * (1 + i % 3)
+    return [(1 + i % 3) * f"Document {i}: the lantern of house {i * i % 97} hung over the harbour; it's 北風 🌊 {i ** 3}\n"
             for i in range(start, stop)]
 
 
