@@ -14,8 +14,8 @@ TAG, STEP = "d2", 7
 
 
 def texts(start: int, stop: int) -> list[str]:
-    return [(1 + i % 3) * f"Document {i}: the lantern of house {i * i % 97} hung over the harbour; it's 北風 🌊 {i ** 3}\n"
-            for i in range(start, stop)]
+    return [(1 + i % 3) * f"Document {i}: the lantern of house {i * i % 97} hung over the harbour; "
+            f"it's 北風 🌊 {i ** 3}\n" for i in range(start, stop)]
 
 
 def make_tiny_base(base_dir, sequence_len: int, vocab_size=320) -> Path:
