@@ -8,7 +8,8 @@ among it: `from nanochat.lab...` never stands in the trainer.
     tree_hash() == tree_hash("../a-copy")     # where a tree lies does not matter
 
 Imports are read from the syntax tree; nothing is run. Two things cannot be read so, and then every file of CODE_DIRS
-counts: a file that is not valid Python (an edit in the middle), and a module that is imported by a computed name.
+counts: a file that is not valid Python (an edit in the middle), and a module that is imported by a computed name or
+from a folder that is put on sys.path.
 """
 
 import ast
@@ -21,7 +22,8 @@ TRAINER = "scripts/base_train.py"
 CODE_DIRS = ("nanochat", "scripts")
 COMPILED = ("*.cu", "*.cuh", "*.cpp", "*.cc", "*.c", "*.h", "*.metal")  # kernels are built at run time, never imported
 # A call of one of these may import a file that no import statement names.
-COMPUTED = {"import_module", "__import__", "exec", "spec_from_file_location", "run_path", "run_module"}
+COMPUTED = {"import_module", "__import__", "exec", "spec_from_file_location", "SourceFileLoader", "run_path",
+            "run_module"}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -32,7 +34,7 @@ def _imported(source: bytes) -> tuple[tuple[str, int], ...] | None:
     """
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError):  # ValueError: a NUL byte
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # a NUL byte, an expression nested too deeply
         return None
     found = []
     for node in ast.walk(tree):
@@ -40,9 +42,15 @@ def _imported(source: bytes) -> tuple[tuple[str, int], ...] | None:
             found += [(alias.name, 0) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             found += [(".".join(filter(None, (node.module, alias.name))), node.level) for alias in node.names]
-        elif getattr(node, "attr", None) in COMPUTED or getattr(node, "id", None) in COMPUTED:
+        elif getattr(node, "attr", None) in COMPUTED or getattr(node, "id", None) in COMPUTED or _edits_path(node):
             return None
-    return tuple(found)
+    return None if any(name.rpartition(".")[2] in COMPUTED for name, _ in found) else tuple(found)
+
+
+def _edits_path(node) -> bool:
+    """Whether the node is sys.path.insert, sys.path.append or the like."""
+    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr == "path" \
+        and getattr(node.value.value, "id", None) == "sys"
 
 
 def _files_of(root: Path, dotted: str, level: int, importer: Path) -> list[Path]:
@@ -54,19 +62,20 @@ def _files_of(root: Path, dotted: str, level: int, importer: Path) -> list[Path]
             folder = folder.parent
     found = []
     for part in filter(None, dotted.split(".")):
-        found += [folder / f"{part}.py", folder / part / "__init__.py"]
+        # A star of a package may import every module in it, by the package's __all__.
+        found += folder.glob("*.py") if part == "*" else [folder / f"{part}.py", folder / part / "__init__.py"]
         folder = folder / part
-    return [path for path in found if path.is_file()]
+    return [path for path in found if path.is_file() and path.is_relative_to(root)]
 
 
-def code_files(root=REPO_ROOT) -> list[Path]:
-    """The files under `root` that decide the numbers of its training, sorted."""
-    root = Path(root)
+def code_files(root=REPO_ROOT, start: str = TRAINER) -> list[Path]:
+    """The files under `root` that decide the numbers of its training, sorted. start: the file whose imports count."""
+    root = Path(root).resolve()
     kernels = [path for folder in CODE_DIRS for pattern in COMPILED for path in (root / folder).rglob(pattern)]
-    trainer = root / TRAINER
-    if not trainer.is_file():
+    first = root / start
+    if not first.is_file():
         return sorted([*kernels, *_all_python(root)])
-    seen, waiting = set(), [trainer, *_files_of(root, "scripts", 0, trainer)]
+    seen, waiting = set(), [first, *_files_of(root, start.partition("/")[0], 0, first)]
     while waiting:
         path = waiting.pop()
         if path in seen:
@@ -83,7 +92,16 @@ def _all_python(root: Path) -> list[Path]:
     return [path for folder in CODE_DIRS for path in (root / folder).rglob("*.py")]
 
 
-def tree_hash(root=REPO_ROOT) -> str:
-    """Content hash of code_files(root): equal hashes train equal numbers."""
-    root = Path(root)
-    return hash_json({path.relative_to(root).as_posix(): sha256_file(path) for path in code_files(root)})
+def tree_hash(root=REPO_ROOT, start: str = TRAINER) -> str:
+    """Content hash of code_files: equal hashes train equal numbers."""
+    return _hash_of(Path(root).resolve(), code_files(root, start))
+
+
+def tree_hash_of_0_1(root) -> str:
+    """The tree hash of version 0.1.0, of every Python file in CODE_DIRS: its rows, records and notes hold it."""
+    root = Path(root).resolve()
+    return _hash_of(root, sorted(_all_python(root)))
+
+
+def _hash_of(root: Path, paths: list[Path]) -> str:
+    return hash_json({path.relative_to(root).as_posix(): sha256_file(path) for path in paths})

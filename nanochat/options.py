@@ -116,7 +116,10 @@ def option(default, help: str, *, role="treatment", model=False, check=None, nee
 def declared(cls) -> dict[str, Option]:
     """The options of a dataclass by name, in the order of its fields."""
     fields = dataclasses.fields(cls)
-    return {f.name: dataclasses.replace(f.metadata["option"], name=f.name, type=f.type) for f in fields}
+    options = {f.name: dataclasses.replace(f.metadata["option"], name=f.name, type=f.type) for f in fields}
+    for o in options.values():  # else one of the two spellings could not be switched off
+        assert not o.means or (not o.default and options[o.means[0]].default != o.means[1]), f"drop --{o.name}"
+    return options
 
 
 def tagged(options: dict[str, Option], *tags: str) -> tuple[str, ...]:
@@ -126,14 +129,15 @@ def tagged(options: dict[str, Option], *tags: str) -> tuple[str, ...]:
 
 
 def hashed(config, *roles: str) -> dict:
-    """{name: value} for the hash of a configuration: options of these roles, later ones where they say anything new."""
-    values = said_once(type(config), vars(config))
+    """{name: value} for the hash of a configuration: options of these roles, later ones where they say anything new.
+
+    A later option whose value a switch says is left out as well: the switch is hashed."""
+    twice, values = said_twice(type(config), vars(config)), said_once(type(config), vars(config))
     return {name: values[name] for name, o in declared(type(config)).items()
-            if o.role in roles and (o.before is None or values[name] != o.before)}
+            if o.role in roles and (o.before is None or (values[name] != o.before and name not in twice))}
 
 
 def with_role(options: dict[str, Option], role: str) -> tuple[str, ...]:
-    assert role in ROLES, role
     return tuple(name for name, o in options.items() if o.role == role)
 
 
@@ -153,9 +157,13 @@ def settle_spellings(config):
 
 def said_once(cls, values: dict) -> dict:
     """`values` with an option at its default where a switch says its value, so that a difference is told once."""
-    options = declared(cls)
-    twice = {o.means[0] for o in options.values() if o.means and values.get(o.name)}
-    return {name: options[name].default if name in twice else value for name, value in values.items()}
+    twice = said_twice(cls, values)
+    return {name: declared(cls)[name].default if name in twice else value for name, value in values.items()}
+
+
+def said_twice(cls, values: dict) -> set[str]:
+    """Options whose value a switch says too."""
+    return {o.means[0] for o in declared(cls).values() if o.means and values.get(o.name)}
 
 
 def _refuse_both_spellings(cls, argv):
@@ -254,14 +262,13 @@ def known_options(cls, argv) -> dict:
 
 
 def parse_command(cls, argv=None, prog=None, description=None, validate=None):
-    """parse_options for a script (argv: default sys.argv). --help prints and exits with 0. Bad input prints one line
-    and exits with 2; it is one line because the usage of 60 flags would hide it."""
+    """parse_options for a script (argv: default sys.argv). --help prints and exits with 0. Bad input prints one line,
+    which the usage of 60 flags would hide, and exits with 2."""
     argv = sys.argv[1:] if argv is None else argv
     parser = build_parser(cls, prog, description)
-    if {"-h", "--help"} & set(argv):
-        parser.print_help()
-        parser.exit(0)
     try:
+        if {"-h", "--help"} & set(argv):  # what stands before it is read first: the lab asks so whether a value is one
+            parser.parse_args(hyphenate(argv))
         return parse_options(cls, argv, validate)
     except ValueError as e:
         parser.exit(2, f"{parser.prog}: error: {e}\n")

@@ -29,11 +29,11 @@ def log_step(run: Run, result: StepResult):
     smooth = state.smooth_train_loss / (1 - EMA_BETA ** (run.step + 1))  # without the weight of the 0 it started from
     tok_per_sec = run.resolved.total_batch_size / result.dt
     mfu = 100 * run.resolved.flops_per_token * tok_per_sec / dev.peak_flops(run.device)
-    row = {"step": run.step, "train/loss": result.loss, "train/smooth_loss": smooth,
+    row = {**{f"train/{name}": value for name, value in result.terms.items()},
+           "step": run.step, "train/loss": result.loss, "train/smooth_loss": smooth,
            "train/grad_norm": result.grad_norm, "train/lrm": result.lrm, "train/dt": result.dt,
            "train/tok_per_sec": tok_per_sec, "train/mfu": mfu, "train/epoch": run.loader.position["epoch"],
-           "total_training_time": state.total_training_time,
-           **{f"train/{name}": value for name, value in result.terms.items()}}
+           "total_training_time": state.total_training_time}
     run.record.log(row)
     _print_step(run, row)
 

@@ -109,13 +109,14 @@ def train_step(run: Run, first: bool):
     params = [p for p in run.model.parameters() if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params])
     loss, norm = run.ranks.sum(total_loss.item()) / run.ranks.world_size, grad_norm.item()
-    if run.ranks.any(not (math.isfinite(loss) and math.isfinite(norm))):
-        raise Diverged(f"step {run.step}: loss {loss}, gradient norm {norm}; the step was not applied")
+    terms = {name: run.ranks.sum(term.item()) / run.ranks.world_size for name, term in total_terms.items()}
+    if run.ranks.any(not all(map(math.isfinite, (loss, norm, *terms.values())))):
+        found = "".join(f", {name} {value}" for name, value in terms.items())
+        raise Diverged(f"step {run.step}: loss {loss}, gradient norm {norm}{found}; the step was not applied")
     run.optimizer.step()
     run.model.zero_grad(set_to_none=True)
     dev.synchronize(run.device)
     dt = run.ranks.broadcast(time.perf_counter() - t0)  # one clock for all: it moves the schedule and ends the run
-    terms = {name: run.ranks.sum(term.item()) / run.ranks.world_size for name, term in total_terms.items()}
     log_step(run, StepResult(loss, terms, norm, lrm, dt, first))
 
 

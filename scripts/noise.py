@@ -24,7 +24,7 @@ from nanochat.lab.arms import CONTROL, make_arms, split_flags
 from nanochat.lab.commands import EXIT_INTERRUPTED, exit_code
 from nanochat.lab.ledger import bank, experiments
 from nanochat.lab.ledger.rerun import home_of
-from nanochat.lab.protocol.build import build_protocol, choose_workload, make_data
+from nanochat.lab.protocol.build import build_protocol, check_arms, choose_workload, make_data
 from nanochat.lab.protocol.protocol import Protocol, run
 from nanochat.lab.protocol.runner import stop_on_signals
 from nanochat.lab.runs import RunSummary
@@ -108,6 +108,8 @@ def run_noise(args) -> tuple[int, str]:
     """(exit code, profile hash). Whatever has ended is banked, also when the user stops it."""
     protocol = make_protocol(args)
     make_data(protocol, dataset, tokenizer)
+    from nanochat.cost import resolve  # needs torch, which takes seconds
+    check_arms(protocol, resolve, tokenizer)
     try:
         code = run(protocol)
     finally:

@@ -13,16 +13,15 @@ failed, 2 bad input, 130 interrupted (the same command goes on).
 import argparse
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from nanochat import dataset, tokenizer
 from nanochat.common import get_base_dir
 from nanochat.lab import profiles
-from nanochat.lab.arms import parse_seeds, refuse_rounded, split_flags
+from nanochat.lab.arms import parse_seeds, split_flags
 from nanochat.lab.commands import exit_code
 from nanochat.lab.ledger.experiments import LEDGER
-from nanochat.lab.protocol.build import build_protocol, choose_workload, make_data
+from nanochat.lab.protocol.build import build_protocol, check_arms, choose_workload, make_data
 from nanochat.lab.protocol.plan import Plan
 from nanochat.lab.protocol.protocol import Protocol, run
 from nanochat.lab.protocol.runner import stop_on_signals
@@ -130,18 +129,11 @@ def make_protocol(args) -> Protocol:
                           timeout_sec=args.timeout_minutes and args.timeout_minutes * 60, jobs=args.jobs)
 
 
-def refuse_no_ops(protocol):
-    """Raise ValueError for an arm that rounds to the run of another one."""
-    if any(arm.flags for arm in protocol.arms):
-        from nanochat.cost import resolve  # needs torch, which takes seconds
-        vocab_size = tokenizer.get_tokenizer(protocol.home).get_vocab_size()
-        refuse_rounded(protocol.arms, [asdict(resolve(arm.config, vocab_size)) for arm in protocol.arms])
-
-
 def compare(args) -> int:
     protocol = make_protocol(args)
     make_data(protocol, dataset, tokenizer)
-    refuse_no_ops(protocol)
+    from nanochat.cost import resolve  # needs torch, which takes seconds
+    check_arms(protocol, resolve, tokenizer)
     return run(protocol)
 
 

@@ -173,6 +173,7 @@ def ledger(tmp_path, monkeypatch):
         return protocol
     monkeypatch.setattr(script, "make_protocol", quick)
     monkeypatch.setattr(script.profiles, "prepare", lambda *args: ("data", "tok"))
+    monkeypatch.setattr(script, "check_arms", lambda *args: None)  # there is no tokenizer
     return tmp_path / "experiments.csv"
 
 

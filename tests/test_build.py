@@ -7,12 +7,13 @@ python -m pytest tests/test_build.py -q
 import importlib.util
 import os
 import shlex
+from types import SimpleNamespace
 
 import pytest
 
 from nanochat.lab import profiles
 from nanochat.lab.arms import make_arms
-from nanochat.lab.protocol.build import build_protocol, choose_workload
+from nanochat.lab.protocol.build import build_protocol, check_arms, choose_workload
 from nanochat.lab.protocol.plan import Plan
 from scripts import noise, protocol, smoke
 from tests.lab_case import enter
@@ -65,3 +66,34 @@ def test_command_of_a_bank_is_its_own():
     workload = choose_workload("smoke-cpu", "")
     made = build_protocol("noise", workload, make_arms([], workload.flags), [1, 2, 3], kind=noise.NoiseProtocol)
     assert made.command() == "python -m scripts.noise --run --seeds=3 --profile=smoke-cpu"
+
+
+# -----------------------------------------------------------------------------
+# Arms that cannot be run
+
+class Tokenizer:
+    """Stands in for the module nanochat.tokenizer."""
+    @staticmethod
+    def get_tokenizer(home):
+        return Tokenizer
+
+    @staticmethod
+    def get_vocab_size():
+        return 300
+
+
+@pytest.mark.parametrize("flags, candidates, arm", [
+    (["--mlp=cubd"], [], "control"), ([], ["typo: --mlp=cubd"], "typo"), (["--mlp=cubd"], ["aa:"], "control"),
+    ([], ["typo: --matrix-optimizer=sgd"], "typo")])
+def test_a_name_that_is_no_row_is_refused_for_every_arm_by_name(flags, candidates, arm):
+    from nanochat.cost import resolve
+    arms = make_arms(candidates, ["--depth=2", *flags])
+    with pytest.raises(ValueError, match=f"arm {arm}: --.* there is no such row"):
+        check_arms(SimpleNamespace(home=None, arms=arms), resolve, Tokenizer)
+
+
+def test_an_arm_of_another_tree_may_name_a_row_of_that_tree():
+    from nanochat.cost import resolve
+    control, other = make_arms(["idea: --mixer=linear"], ["--depth=2"])
+    elsewhere = SimpleNamespace(name=other.name, flags=other.flags, config=other.config, tree_id="t")
+    check_arms(SimpleNamespace(home=None, arms=[control, elsewhere]), resolve, Tokenizer)

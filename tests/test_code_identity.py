@@ -4,6 +4,7 @@ Which files decide the numbers of a run: a copy of this tree is edited file by f
 python -m pytest tests/test_code_identity.py -q
 """
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,10 @@ import sys
 import pytest
 from conftest import REPO_ROOT
 
-from nanochat.code_identity import CODE_DIRS, TRAINER, code_files, tree_hash
-from nanochat.common import atomic_write
+from nanochat.code_identity import CODE_DIRS, TRAINER, code_files, tree_hash, tree_hash_of_0_1
+from nanochat.common import atomic_write, hash_json
 
-# A run of the trainer from start to end, in a process of its own; it prints the files under the tree that were loaded.
+# Every module that a run of the trainer imports, in a process of its own; it prints those under the tree.
 LOADED = """
 import sys
 import scripts.base_train, nanochat.trainer, nanochat.run_facts, nanochat.engine
@@ -97,10 +98,25 @@ def test_every_form_of_an_import_is_followed(tmp_path, statement, imported):
 
 @pytest.mark.parametrize("statement", [
     "import importlib\nm = importlib.import_module(name)", "m = __import__(name)", "exec(text)",
-    "from importlib import import_module\nimport_module(name)", "def f(:", "x = '\0'"])
+    "from importlib import import_module\nimport_module(name)", "def f(:", "x = '\0'", "x = " + "-" * 100_000 + "1",
+    "from importlib import import_module as load\nload(name)", "import sys\nsys.path.insert(0, name)"])
 def test_where_imports_cannot_be_read_every_file_counts(tmp_path, statement):
     tree = make_tree(tmp_path, {"nanochat/a": statement + "\n"})
     assert names(tree) == {"scripts/base_train.py", "nanochat/a.py", "nanochat/unused.py", "scripts/other.py"}
+
+
+def test_a_star_of_a_package_counts_all_of_its_modules_and_nothing_outside_the_tree_counts(tmp_path):
+    tree = make_tree(tmp_path / "tree", {"nanochat/a": "from nanochat.deep import *\nfrom ... import outside\n",
+                                         "nanochat/deep/__init__": "__all__ = ['c']\n", "nanochat/deep/c": ""})
+    atomic_write(tmp_path / "outside.py", "")
+    assert names(tree) == {TRAINER, "nanochat/a.py", "nanochat/deep/__init__.py", "nanochat/deep/c.py"}
+
+
+def test_rows_of_0_1_hold_the_hash_of_every_file(tmp_path):
+    tree = make_tree(tmp_path)
+    every = "nanochat/a.py", "nanochat/unused.py", "scripts/base_train.py", "scripts/other.py"
+    hashes = {name: hashlib.sha256((tree / name).read_bytes()).hexdigest() for name in every}
+    assert tree_hash_of_0_1(tree) == hash_json(hashes) != tree_hash(tree)
 
 
 def test_a_tree_without_the_training_script_counts_whole(tmp_path):

@@ -178,6 +178,37 @@ def test_later_options_are_hashed_only_where_they_are_set():
     assert not {"log_file", "log_level"} & set(hashed(ServeOptions(), "workload", "treatment"))
 
 
+def test_help_is_printed_after_a_bad_value_before_it_is_refused(capsys):
+    """The lab asks so whether the trainer of another tree takes a value: --x=value --help."""
+    bad = "--port=eighty"
+    for argv, status in ((["--port=80", "--help"], 0), ([bad, "--help"], 2), (["--help", bad], 0)):
+        with pytest.raises(SystemExit) as stop:
+            parse_command(ServeOptions, argv)
+        assert stop.value.code == status
+        out, err = capsys.readouterr()
+        assert ("usage" in out) == (status == 0) and ("eighty" in err) == (status == 2)
+
+
+def test_a_default_that_a_switch_means_is_a_bug():
+    @dataclass
+    class Flipped:
+        head: str = option("fast", "its default was changed")
+        fast_head: bool = option(False, "now says nothing", means=("head", "fast"))
+    with pytest.raises(AssertionError, match="drop --fast_head"):
+        declared(Flipped)
+
+
+def test_a_later_option_that_a_switch_says_is_not_hashed_whatever_its_default_becomes():
+    @dataclass
+    class Later:
+        head: str = option("two", "plain before", before="plain")
+        fast_head: bool = option(False, "the older spelling", means=("head", "fast"))
+
+        def __post_init__(self):
+            settle_spellings(self)
+    assert hashed(Later(fast_head=True), "treatment") == {"fast_head": True}
+
+
 def test_a_switch_that_means_another_option():
     assert parsed("--fast-head") == parsed("--head=fast") == ServeOptions(fast_head=True, head="fast")
     assert to_argv(ServeOptions(head="fast")) == ["--fast-head"] and to_argv(ServeOptions(head="x")) == ["--head=x"]

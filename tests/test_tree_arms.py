@@ -12,9 +12,12 @@ import sys
 import pytest
 
 from nanochat.common import REPO_ROOT
+from nanochat.config import TrainConfig, read_config
 from nanochat.lab.arms import profile_changes, same_options
 from nanochat.lab.protocol.protocol import run
+from nanochat.lab.trees.flags import check_values, settle
 from nanochat.lab.trees.tree_arms import make_all_arms
+from nanochat.options import spellings
 from nanochat.record import read_record
 from tests.tree_case import BETTER, COMMON, CONTROL, arms_of, commit, enter_with_tree, git, insert, make, write
 
@@ -164,3 +167,18 @@ def test_protocol_command_takes_arms(tmp_path):
                           cwd=REPO_ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "arm x: its trainer has no flag --no" in done.stderr, done.stderr
 
+
+
+@pytest.mark.parametrize("spelling", ["--residual=symplectic", "--symplectic-gate"])
+def test_two_spellings_of_one_option_are_passed_on_as_one(spelling):
+    """A tree that knows both spellings gets the switch alone: both at once are refused by its trainer."""
+    common = [*COMMON, spelling]
+    _, argv, _ = settle(read_config(common), common, [], set(spellings(TrainConfig)))
+    assert [word for word in argv if word.startswith(("--residual", "--symplectic"))] == ["--symplectic-gate"]
+    assert read_config(argv).residual == "symplectic"
+
+
+def test_a_bad_value_is_found_by_this_repositorys_own_trainer_before_anything_runs():
+    check_values(REPO_ROOT, ["--depth=4", "--dtype=float32"])
+    with pytest.raises(ValueError, match="refuses its flags: .*--dtype.*'float99'"):
+        check_values(REPO_ROOT, ["--depth=4", "--dtype=float99"])

@@ -11,7 +11,7 @@ For example, a mixer that has a loss term of its own and takes no value embeddin
             return y, {"balance": term}
 
 Roles. The optimizer makes its groups from what a parameter is, never from its name. So a module that owns
-parameters says their roles: `roles = {"weight": "head"}`. optim.ADAMW_GROUPS and optim.MUON_ROLES list the roles there are.
+parameters says their roles: `roles = {"weight": "head"}`. optim.ADAMW_GROUPS and optim.MUON_ROLES list all roles.
 """
 
 import torch.nn as nn

@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.code_identity import tree_hash
+from nanochat.code_identity import tree_hash, tree_hash_of_0_1
 from nanochat.common import REPO_ROOT, read_json, to_paste
 from nanochat.config import FIELDS
 from nanochat.lab.commands import RESULTS_DIR
@@ -88,7 +88,7 @@ class Rerun:
         """Run it; the new record. Raises ValueError where the code cannot be had, or the run leaves no record."""
         self.refuse_patched()
         with worktree(self.row["git_commit"], self.repo) as tree:
-            if self.row["tree_hash"] and tree_hash(tree) != self.row["tree_hash"]:
+            if self.row["tree_hash"] and self.row["tree_hash"] not in (tree_hash(tree), tree_hash_of_0_1(tree)):
                 say("the code of the commit is not the code of the row, which had changes that were not committed")
             environment = {**os.environ, "NANOCHAT_BASE_DIR": str(self.home),
                            "OMP_NUM_THREADS": str(self.row["threads"] or 1)}

@@ -7,10 +7,11 @@ A protocol from what a command was asked for. scripts.protocol, scripts.smoke an
 """
 
 import importlib.util
+from dataclasses import asdict
 
 from nanochat.common import get_base_dir
 from nanochat.lab import profiles
-from nanochat.lab.arms import Arm
+from nanochat.lab.arms import Arm, refuse_rounded
 from nanochat.lab.protocol.plan import Workload
 from nanochat.lab.protocol.protocol import Protocol
 
@@ -45,3 +46,20 @@ def make_data(protocol: Protocol, dataset, tokenizer):
     """
     ids = profiles.prepare(protocol.profile, protocol.home, dataset, tokenizer, protocol.results.logs)
     protocol.identify(*ids)
+
+
+def check_arms(protocol: Protocol, resolve, tokenizer):
+    """Raise ValueError, naming the arm, for one that cannot be run, or that rounds to the run of another one.
+
+    resolve: nanochat.cost.resolve, and tokenizer: the module, neither of which the lab imports. An arm of another tree
+    may name rows that only its tree has: what cannot be resolved here is left to that tree's trainer.
+    """
+    vocab_size, arms, resolved = tokenizer.get_tokenizer(protocol.home).get_vocab_size(), [], []
+    for arm in protocol.arms:
+        try:
+            resolved.append(asdict(resolve(arm.config, vocab_size)))
+            arms.append(arm)
+        except ValueError as e:
+            if not arm.tree_id:
+                raise ValueError(f"arm {arm.name}: {e}") from e
+    refuse_rounded(arms, resolved)

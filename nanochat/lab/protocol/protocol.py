@@ -29,6 +29,7 @@ from nanochat.lab.report.html import write_report
 from nanochat.lab.report.plots import draw_protocol
 from nanochat.lab.report.result_file import ResultFile
 from nanochat.lab.report.text import failure, results_table, run_line
+from nanochat.lab.trees.orders import reader_hash
 from nanochat.lab.trees.tree_arms import check_seeds
 from nanochat.lab.verdict import gates
 
@@ -72,7 +73,7 @@ class Protocol:
 
     def identify(self, dataset_id: str, tokenizer_id: str):
         """Fix what the cells are computed from; their hashes follow."""
-        self.inputs = Inputs(dataset_id, tokenizer_id, tree_hash())
+        self.inputs, self.reader = Inputs(dataset_id, tokenizer_id, tree_hash()), reader_hash(self.arms)
         self.cells = make_cells(self.arms, self.seeds, self.label, self.inputs, AA_OFFSET if self.plan.aa else 0)
         control = self.arms[0].config
         self.profile_hash = profile_hash(control, control.device_type or "cpu", dataset_id, tokenizer_id)
@@ -167,7 +168,8 @@ def run_cells(session: Session, cells: list[Cell]) -> bool:
 
 
 def _check_tree(session):
-    if tree_hash() != session.protocol.inputs.tree_hash:
+    protocol = session.protocol
+    if (tree_hash(), reader_hash(protocol.arms)) != (protocol.inputs.tree_hash, protocol.reader):
         raise ValueError(f"the code of the trainer changed since this protocol began ({len(session.runs)} cells are "
                          "done): put it back and start it again to go on, or start it again to run every cell on the "
                          "new code")

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanochat.config import FIELDS, TrainConfig, read_config
-from nanochat.options import Option, flag, hyphenate, named_in, said_once, spellings, tagged, to_argv
+from nanochat.options import Option, flag, hyphenate, named_in, said_once, said_twice, spellings, tagged, to_argv
 from nanochat.stage import BASE
 
 CELLS_OWN = tagged(FIELDS, "cell", "tree_cell")  # set for each cell, by trees/orders.py
@@ -128,7 +128,7 @@ def settle(config: TrainConfig, common: list[str], groups: list[Group], known) -
                              + (f"; did you mean {near[0]}?" if near else "; see its --help"))
     shared = read_config(common)
     # The options that were given, each by the spelling that is passed on where an option has two.
-    said = named_in(TrainConfig, [*common, *to_argv(shared)])
+    said = named_in(TrainConfig, [*common, *to_argv(shared)]) - said_twice(TrainConfig, vars(shared))
     values = said_once(TrainConfig, vars(shared))
     argv = [word for name, o in FIELDS.items() if name in said or o.role == "workload"
             for word in _translate(o, values[name], known)]

@@ -18,6 +18,13 @@ from nanochat.lab.profiles import machine_name
 from nanochat.options import flag
 from nanochat.stage import BASE
 
+READER = "nanochat/lab/trees/run.py"  # what runs a cell of another tree, and reads its result
+
+
+def reader_hash(arms) -> str | None:
+    """Hash of the code that reads the results of other trees' cells; None where no arm is one."""
+    return tree_hash(start=READER) if any(arm.tree_id for arm in arms) else None
+
 
 def tree_command(arm, cell: Cell, runner) -> list[str]:
     """Write the order of `cell` and return the command that carries it out.

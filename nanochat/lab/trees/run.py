@@ -19,7 +19,7 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-from nanochat.code_identity import tree_hash
+from nanochat.code_identity import tree_hash, tree_hash_of_0_1
 from nanochat.common import read_json, write_json
 from nanochat.lab.trees.flags import trainer_environment
 from nanochat.lab.trees.metas import (
@@ -109,7 +109,9 @@ def adopt_record(order, stop) -> str:
 def _may_resume(order, keys) -> bool:
     """Whether what the tag holds was begun by this same cell: an order that was never begun is no reason to go on."""
     record = read_record(order["home"], order["tag"]) or {}
-    return order["resume"] and all(record.get(key) == order["facts"][key] for key in keys)
+    same = {key: record.get(key) == order["facts"][key] for key in keys}
+    same["tree_hash"] = record.get("tree_hash") in (order["facts"]["tree_hash"], tree_hash_of_0_1(order["tree"]))
+    return order["resume"] and all(same.values())
 
 
 def _if_edited(order, facts) -> dict:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from nanochat.code_identity import CODE_DIRS, code_files, tree_hash
+from nanochat.code_identity import CODE_DIRS, code_files, tree_hash, tree_hash_of_0_1
 from nanochat.common import REPO_ROOT, git_state, hash_json, read_json, write_json
 from nanochat.lab.arms import CONTROL, Arm, make_arms, parse_arm, split_flags
 from nanochat.lab.trees import patches
@@ -192,13 +192,13 @@ def worktree(source: Path, wanted: tuple[Patch, ...], base_dir) -> Tree:
     note = folder.with_name(f"{folder.name}.json")  # written last: a worktree without it is unfinished
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if not (note.exists() and folder.is_dir() and "code_hash" in read_json(note)):
+        if not (note.exists() and folder.is_dir()):
             _discard(source, folder)
             _make(source, commit, wanted, folder)
             write_json(note, {"source": str(source), "commit": commit, "patches": [patch.sha256 for patch in wanted],
                               "code_hash": tree_hash(folder)})
-        content = tree_hash(folder)
-        if content != read_json(note)["code_hash"]:
+        content, made = tree_hash(folder), read_json(note)
+        if made.get("code_hash", content) != content or made.get("tree_hash", old := tree_hash_of_0_1(folder)) != old:
             raise ValueError(f"{folder} is not what it was made as; it belongs to the protocol: "
                              f"delete it and {note.name}, it is made anew")
     return Tree(folder, source, commit, False, wanted, content)
@@ -207,10 +207,11 @@ def worktree(source: Path, wanted: tuple[Patch, ...], base_dir) -> Tree:
 def uncommitted(source: Path) -> list[str]:
     """Files that can change a run's numbers and differ from the tree's HEAD, deleted ones included."""
     def names(*words) -> set[str]:
-        return set(filter(None, git(source, *words, "-z", "--", *CODE_DIRS).split("\0")))
-    counted = {path.relative_to(source).as_posix() for path in code_files(source)}
-    changed = names("diff", "--name-only", "--no-renames", "HEAD") | names("ls-files", "--others", "--exclude-standard")
-    return sorted(changed & counted | names("diff", "--name-only", "--no-renames", "--diff-filter=D", "HEAD"))
+        return set(filter(None, git(source, *words).split("\0")))
+    diff = ("diff", "--name-only", "--no-renames", "-z")
+    counted = {path.relative_to(source.resolve()).as_posix() for path in code_files(source)}
+    changed = names(*diff, "HEAD") | names("ls-files", "--others", "--exclude-standard", "-z")
+    return sorted(changed & counted | names(*diff, "--diff-filter=D", "HEAD", "--", *CODE_DIRS))
 
 
 def _make(source, commit, wanted, folder):

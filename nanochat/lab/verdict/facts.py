@@ -21,10 +21,13 @@ class Stored:
 
     @classmethod
     def from_json(cls, entry: dict):
-        """Raises ValueError for an entry that is no object."""
+        """Raises ValueError for an entry that is no object, or lacks a part."""
         if not isinstance(entry, dict):
             raise ValueError(f"{cls.__name__}: {entry!r} is stored, expected an object; run its protocol again")
-        return cls(**{f.name: entry[f.name] for f in fields(cls) if f.name in entry} | cls._read(entry))
+        try:
+            return cls(**{f.name: entry[f.name] for f in fields(cls) if f.name in entry} | cls._read(entry))
+        except TypeError as e:  # a field without a default is missing
+            raise ValueError(f"{cls.__name__}: {e}; run its protocol again") from e
 
     @classmethod
     def _read(cls, entry: dict) -> dict:
