@@ -46,7 +46,8 @@ def test_gate_that_was_missed_or_unbounded_has_empty_cells_and_infinite_ends():
 
 def test_label_lines_say_what_the_verdicts_rest_on():
     lines = report.label_lines(five_candidates())
-    assert lines[0] == "5 candidates, looks at 5 seeds, alpha 0.05 for the whole label, noise source bank"
+    assert lines[0] == ("5 candidates; a verdict may be given at 5 seeds (looks); at most 0.05 of such comparisons "
+                        "promote a useless change; noise from the noise bank")
     assert "sigma of val_bpb: 0.0013 [0.0009477, 0.002138] at 90 %, df 9 (10 control runs, median 1.1023)" in lines
     assert "correlation of earlier pairs on val_bpb: r 0.31, n 16, lo 0" in lines
     assert "left out of the bank: seed 1337: a seed of this protocol" in lines
@@ -54,7 +55,7 @@ def test_label_lines_say_what_the_verdicts_rest_on():
     assert shown.endswith(", ".join(f"n={n} {smallest_gain(n, 0.0013, 9, 0.01):.4g}" for n in (2, 3, 5, 8, 12)))
     named = [line.split(":")[0] for line in lines[-3:]]
     assert named == ["gate005", "gate015", "wd014"], "not beside a promotion, nor without a test"
-    assert report.label_lines(peeking())[0].startswith("3 candidates, looks at 2 to 12 seeds")
+    assert report.label_lines(peeking())[0].startswith("3 candidates; a verdict may be given at 2 to 12 seeds")
 
 
 def test_smallest_gains_are_those_of_the_published_table():

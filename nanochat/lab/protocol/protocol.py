@@ -222,8 +222,8 @@ def _announce(session, changed, say):
 def _announce_cells(session, cells, left, say):
     reused = [cell.title for cell in cells if cell not in left]
     if reused:
-        say(f"  reused {len(reused)} of {len(cells)} cells, complete under the same hash: {', '.join(reused)} "
-            "(FRESH=1 runs anew)")
+        say(f"  reused {len(reused)} of {len(cells)} cells (one arm at one seed each), because their runs are complete "
+            f"and nothing that decides their numbers has changed: {', '.join(reused)} (FRESH=1 runs anew)")
     if left:
         say(f"  to run: {len(left)} cells, {', '.join(cell.title for cell in left)}")
 

@@ -149,6 +149,8 @@ def gates_table(verdict: Verdict) -> str:
 
 SEEDS_SHOWN = (2, 3, 5, 8, 12)
 
+NOISE_FROM = {"bank": "the noise bank", "own": "the differences themselves", "none": "nowhere, so nothing is decided"}
+
 
 def label_lines(results: ResultFile) -> list[str]:
     """What was declared, the noise, and what these seeds can and cannot show."""
@@ -159,8 +161,9 @@ def label_lines(results: ResultFile) -> list[str]:
 def basis_lines(results: ResultFile) -> list[str]:
     """The same of the label alone, without its candidates."""
     declaration = results.declaration
-    lines = [f"{declaration.K} candidate{'s' * (declaration.K != 1)}, looks at {looks_text(declaration.looks)} seeds, "
-             f"alpha {declaration.alpha:g} for the whole label, noise source {declaration.noise_source}",
+    lines = [f"{declaration.K} candidate{'s' * (declaration.K != 1)}; a verdict may be given at "
+             f"{looks_text(declaration.looks)} seeds (looks); at most {declaration.alpha:.3g} of such comparisons "
+             f"promote a useless change; noise from {NOISE_FROM[declaration.noise_source]}",
              *(f"sigma of {name}: {sigma_text(values)}" for name, values in results.noise.metrics.items()),
              *bank_lines(results.noise)]
     if gains := smallest_gains(results):
