@@ -15,7 +15,7 @@ import torch
 
 from nanochat.layers.layer import Layer
 
-# They act on s in gpt.py, and are defined for a single stream only.
+# These extras act on s in gpt.py, and are defined for a single stream only.
 ONE_STREAM_ONLY = ("lambdas", "backout")
 
 
@@ -47,8 +47,11 @@ class PlainResidual(Layer):
 
 
 class Change(torch.autograd.Function):
-    """x [B,T,C] -> e [B,T-1] in fp32, e_t = mean over channels of (x_{t+1} - x_t)^2. The derivative in two passes over
-    memory instead of nine: the gate looks at its input in every sublayer."""
+    """x [B,T,C] -> e [B,T-1] in fp32, e_t = mean over channels of (x_{t+1} - x_t)^2.
+
+    The derivative is written out, because it then takes two passes over memory instead of nine. This pays, as the gate
+    looks at its input in every sublayer.
+    """
 
     @staticmethod
     def forward(ctx, x):
