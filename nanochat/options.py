@@ -67,7 +67,7 @@ plain_name = Check("one name", lambda value: re.fullmatch(r"\w+", value) is not 
 
 
 def only(value, expected: str) -> Check:
-    """For an option that upstream has and this repository does not yet: nothing but its default is accepted."""
+    """Accepts nothing but `value`: for an option of upstream that this repository does not have yet."""
     return Check(expected, lambda given: given == value)
 
 
@@ -145,7 +145,7 @@ def with_role(options: dict[str, Option], role: str) -> tuple[str, ...]:
 # Two spellings of one option
 
 def settle_spellings(config):
-    """Set both spellings where one is set: `__post_init__` of a dataclass with an option that `means` another."""
+    """Set both spellings if either is set: `__post_init__` of a dataclass with an option that has `means`."""
     for switch in declared(type(config)).values():
         if switch.means:
             name, value = switch.means

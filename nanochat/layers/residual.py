@@ -5,7 +5,7 @@ A block does, once for the mixer and once for the MLP, each with a residual obje
 
     x, carry = res.read(s, ctx); x = norm(x); y, aux = sublayer(x, ctx); s = res.write(s, x, y, carry, ctx)
 
-so a residual may look at the sublayer's normed input x and its output y, and may keep decode state.
+So a residual may look at the sublayer's normed input x and its output y, and may keep decode state.
 
 The first residual of the model makes s of the embeddings (`enter`), and the last one makes the hidden state of s
 (`leave`). A residual with several streams overrides both, and gpt.py need not know what s is.
