@@ -260,7 +260,7 @@ def _run_all(urls: dict, data_dir: Path, rows: dict, workers: int, sleep_base: f
     return sorted(missing), "" if progress.answered else "; ".join(sorted(progress.unreachable))
 
 
-# Seven parameters: what to get and from where; the last three are for tests against a local server.
+# Seven parameters: the shards, their folder and their server, threads, and two for tests (sleep_base, progress).
 def download_shards(data_dir, num_files: int, source: str, base_url: str, workers: int = 4, sleep_base: float = 1.0,
                     progress: bool = True) -> list[str]:
     """Make data_dir hold the first num_files training shards (-1 = all) and the validation shard of `source`.

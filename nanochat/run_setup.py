@@ -65,7 +65,7 @@ class Run:
     val_batches: list | None = None
     last_save: float = field(default_factory=time.monotonic)
     stop_signal: int | None = None
-    bound: str | None = None  # what ended the run: iterations, flops, ratio or wall
+    bound: str | None = None  # the bound that ended the run: iterations, flops, ratio or wall
 
     @property
     def spent_sec(self) -> float:

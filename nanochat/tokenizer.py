@@ -71,7 +71,7 @@ class RustBPETokenizer:
 
     @classmethod
     def from_pretrained(cls, tiktoken_name: str):
-        """A published vocabulary (tiktoken downloads it). Its <|endoftext|> does what bos does here."""
+        """A published vocabulary (tiktoken downloads it). Its <|endoftext|> takes the place of BOS."""
         return cls(tiktoken.get_encoding(tiktoken_name), "<|endoftext|>")
 
     def get_vocab_size(self) -> int:
