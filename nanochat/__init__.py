@@ -1,11 +1,11 @@
 """
-What every command has, before it imports anything: --version, and one line where the packages are missing.
+Two things that every command does before it imports anything: --version, and a message where packages are missing.
 
-`python -m scripts.arch --version` prints the version and ends. It is answered here, and so in one place for all
-commands and without any package.
+`python -m scripts.arch --version` prints the version and ends. It is answered here, so that it is written once for all
+commands and needs no package.
 
 `python -m scripts.arch` on a Python without the packages says so in one line. The packages are in .venv, and the usual
-reason is that the Python of .venv was not the one that was typed. A traceback does not say that.
+reason is that another Python than that of .venv was typed. A traceback does not say that.
 """
 
 import re
@@ -33,7 +33,7 @@ def _print_version():
     print("nanochat-lab", re.search(r'^version = "(.+)"$', project, re.MULTILINE)[1])
 
 
-if sys.argv[:1] == ["-m"]:  # what `python -m` leaves there while it imports the package of its module
+if sys.argv[:1] == ["-m"]:  # as `python -m` sets it while it imports the package of its module
     if sys.argv[1:] == ["--version"]:
         _print_version()
         sys.exit()

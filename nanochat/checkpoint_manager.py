@@ -3,10 +3,11 @@ Checkpoints that survive a kill, a full disk or a reboot at any moment.
 
 A step is four files, each written under a temporary name, fsynced and renamed, in this order:
 optim_%06d_rank0.pt, meta_%06d.json, model_%06d.pt, and last manifest_%06d.json with the size and hash of
-the others. Several ranks write an optimizer file each, named after the rank, and rank 0 writes the rest.
-A step counts only when its manifest is there and true. The first three are upstream's, so either project
-loads the other's; a set without manifest (upstream's own) is used when its step is named, or when the
-folder has no manifest at all.
+the others. With several ranks, each writes an optimizer file named after its rank, and rank 0 writes the rest.
+A step counts only when its manifest is there and every file matches it.
+
+The first three files have upstream's names and formats, so each project loads the other's checkpoints. Upstream
+writes no manifest: a step without manifest is used when it is named, or when the folder has no manifest at all.
 """
 
 import json
@@ -23,7 +24,7 @@ from nanochat.stage import BASE, STAGES
 
 
 def file_names(step: int, rank: int = 0) -> dict[str, str]:
-    """In the order in which they are written; the manifest comes after them."""
+    """Names of the files of a step, in the order in which they are written; the manifest comes after them."""
     return {"optim": f"optim_{step:06d}_rank{rank}.pt", "meta": f"meta_{step:06d}.json",
             "model": f"model_{step:06d}.pt"}
 
@@ -32,15 +33,15 @@ def manifest_path(folder, step: int) -> Path:
     return Path(folder) / f"manifest_{step:06d}.json"
 
 
-# seven parameters: the three parts of a checkpoint, where they go, what may be deleted for them, and who writes
+# Seven parameters: the folder and step, the three parts of a checkpoint, how many steps to keep, and the ranks.
 def save_checkpoint(folder, step: int, model_state: dict, optim_state: dict | None, meta: dict, keep_last: int = -1,
                     ranks: Ranks = ONE_RANK):
     """Write one whole step, then delete all but the newest `keep_last` steps (-1 = keep all). Every rank calls it."""
     folder = Path(folder)
     names = file_names(step, ranks.rank)
     if ranks.rank == 0:
-        manifest_path(folder, step).unlink(missing_ok=True)  # a step written again is not whole until it is
-    ranks.any(False)  # a rank's file replaces an old one only after the manifest that vouched for that is gone
+        manifest_path(folder, step).unlink(missing_ok=True)  # a step written again is not whole meanwhile
+    ranks.any(False)  # no rank replaces an old file before the manifest with that file's hash is gone
     if optim_state is not None:
         with atomic_writer(folder / names["optim"]) as f:
             torch.save(optim_state, f)
@@ -52,7 +53,7 @@ def save_checkpoint(folder, step: int, model_state: dict, optim_state: dict | No
 
 
 def _finish_step(folder: Path, step: int, model_state: dict, meta: dict, num_optim_files: int):
-    """Weights, meta and the manifest of a step whose optimizer files are there."""
+    """Write weights, meta and the manifest of a step whose optimizer files are already written."""
     names = file_names(step)
     write_json(folder / names["meta"], meta)
     with atomic_writer(folder / names["model"]) as f:
@@ -82,7 +83,7 @@ def manifest_steps(folder) -> list[int]:
 
 
 def is_whole(folder, step: int) -> bool:
-    """Whether the manifest of this step is readable and every file is as it says."""
+    """Whether the manifest of this step is readable, and every file has the size and hash that it states."""
     try:
         files = read_json(manifest_path(folder, step))["files"]
         return all(path.stat().st_size == entry["bytes"] and sha256_file(path) == entry["sha256"]
@@ -92,7 +93,10 @@ def is_whole(folder, step: int) -> bool:
 
 
 def find_last_step(folder) -> int | None:
-    """Newest whole step; in a folder without any manifest (upstream's) the newest model file. None = nothing usable."""
+    """Newest whole step; in a folder without any manifest (upstream's), the step of the newest model file.
+
+    None where no step can be used.
+    """
     steps = manifest_steps(folder)
     for step in reversed(steps):
         if is_whole(folder, step):
@@ -103,7 +107,7 @@ def find_last_step(folder) -> int | None:
 
 
 def find_largest_model(folder) -> str:
-    """The tag to use when none is named: the deepest d<N>, else the one written to last."""
+    """The model tag to use when none is named: the deepest d<N>, else the folder that was written to last."""
     folders = [p for p in Path(folder).iterdir() if p.is_dir()] if Path(folder).is_dir() else []
     tags = [p for p in folders if _steps(p, r"model_(\d+)\.pt")]
     if not tags:
@@ -131,7 +135,10 @@ def load_checkpoint(folder, step: int, device, load_optimizer=False, rank: int =
 
 
 def model_config_of(meta: dict) -> GPTConfig:
-    """GPTConfig of a checkpoint, upstream's (older ones lack window_pattern and had full attention) or ours."""
+    """GPTConfig of a checkpoint, upstream's or ours.
+
+    Upstream's older checkpoints have no window_pattern. Their models had full attention, which is "L".
+    """
     return GPTConfig(**{"window_pattern": "L", **meta["model_config"], **meta.get("variant", {})})
 
 
@@ -145,8 +152,10 @@ def restore_model(model_state: dict, meta: dict, device, compute_dtype=torch.flo
 
 
 def load_model(source: str, device, model_tag=None, step=None, compute_dtype=torch.float32, base_dir=None):
-    """(model in eval mode, tokenizer, meta). source: a name of STAGES. tag and step: by default the largest and the
-    newest."""
+    """(model in eval mode, tokenizer, meta). `source` is a name of STAGES.
+
+    Without a tag the largest model is loaded, and without a step its newest whole step.
+    """
     from nanochat.tokenizer import get_tokenizer
     base_dir = Path(base_dir or get_base_dir())
     root = STAGES[source].root(base_dir)
@@ -160,7 +169,7 @@ def load_model(source: str, device, model_tag=None, step=None, compute_dtype=tor
 
 
 def check_tokenizer(meta: dict, base_dir, folder):
-    """Raise ValueError where a checkpoint names another tokenizer than the one in base_dir."""
+    """Raise ValueError where the checkpoint was trained with another tokenizer than that of base_dir."""
     from nanochat.tokenizer import get_tokenizer, get_tokenizer_id
     ours, theirs = get_tokenizer_id(base_dir), meta.get("tokenizer_id")
     size, wanted = get_tokenizer(base_dir).get_vocab_size(), meta["model_config"]["vocab_size"]

@@ -1,15 +1,15 @@
 """
-Which code decides the numbers of a run, and its hash.
+The code that decides the numbers of a run, and its hash.
 
 A stored run may be reused while the code that made it is the same. That code is the training script and every file that
 it imports, directly or through others, wherever the import stands in a file. A report page or another script is not
-among it: `from nanochat.lab...` never stands in the trainer.
+part of it, because the trainer never imports nanochat.lab.
 
     tree_hash() == tree_hash("../a-copy")     # where a tree lies does not matter
 
-Imports are read from the syntax tree; nothing is run. Two things cannot be read so, and then every file of CODE_DIRS
-counts: a file that is not valid Python (an edit in the middle), and a module that is imported by a computed name or
-from a folder that is put on sys.path.
+Imports are read from the syntax tree; nothing is run. Two things cannot be read in this way, and then every file of
+CODE_DIRS counts. The first is a file that is not valid Python (an edit in the middle). The second is a module that is
+imported by a computed name or from a folder that is put on sys.path.
 """
 
 import ast
@@ -69,7 +69,7 @@ def _files_of(root: Path, dotted: str, level: int, importer: Path) -> list[Path]
 
 
 def code_files(root=REPO_ROOT, start: str = TRAINER) -> list[Path]:
-    """The files under `root` that decide the numbers of its training, sorted. start: the file whose imports count."""
+    """The files under `root` that decide the numbers of its training, sorted. Imports are followed from `start`."""
     root = Path(root).resolve()
     kernels = [path for folder in CODE_DIRS for pattern in COMPILED for path in (root / folder).rglob(pattern)]
     first = root / start
@@ -98,7 +98,10 @@ def tree_hash(root=REPO_ROOT, start: str = TRAINER) -> str:
 
 
 def tree_hash_of_0_1(root) -> str:
-    """The tree hash of version 0.1.0, of every Python file in CODE_DIRS: its rows, records and notes hold it."""
+    """The tree hash as version 0.1.0 computed it, of every Python file in CODE_DIRS.
+
+    Rows, records and notes that version 0.1.0 wrote hold this hash.
+    """
     root = Path(root).resolve()
     return _hash_of(root, sorted(_all_python(root)))
 

@@ -45,8 +45,9 @@ def print0(*args, **kwargs):
 
 
 def to_paste(text: str) -> str:
-    """`text` with each `python -m` in it as a person types it in REPO_ROOT: by its path where the running Python is
-    .venv's.
+    """`text` with each `python -m` in it as a person types it in REPO_ROOT.
+
+    That is the path of .venv's Python, where the running Python is .venv's; elsewhere it stays `python -m`.
 
     For printed text only. Records and rows keep `python -m`, which is the same on every machine.
     """
@@ -146,7 +147,7 @@ def git_state(root=REPO_ROOT) -> dict:
 
 
 def cpu_name() -> str:
-    """Model of the processor, as a record says it."""
+    """Model of the processor, as a record states it."""
     try:
         with open("/proc/cpuinfo") as f:
             return next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))

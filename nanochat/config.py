@@ -1,8 +1,9 @@
 """
 Every training option, declared once: type, default, help, and all that other code asks about it.
 
-nanochat/options.py explains what a declaration can say. -1 means "choose for me" where upstream means it; only
-`cost.resolve` replaces it. Torch-free: an experiment parses every arm before anything is trained.
+nanochat/options.py explains the fields of a declaration. -1 means "choose for me" for those options for which upstream
+has that meaning. Only `cost.resolve` replaces it. Torch-free, because an experiment parses every arm before anything is
+trained.
 
 >>> config = read_config(["--depth=4", "--no-compile"])
 >>> config.depth, config.compile
@@ -131,7 +132,7 @@ class TrainConfig:
     warmup_steps: int = option(40, "steps of linear warm-up", check=non_negative)
     warmdown_ratio: float = option(0.65, "share of the steps over which the learning rate falls", check=unit_interval)
     final_lr_frac: float = option(0.05, "learning rate at the end, as a share of its peak", check=unit_interval)
-    # Experiment knobs: what an arm may change within one profile
+    # Experiment options: an arm may change them within one profile
     warmdown_shape: str = option("linear", "how the learning rate falls (Muon's momentum falls linearly always)",
                                  choices=tuple(WARMDOWN_SHAPES))
     batch_multiplier: float = option(1.0, "times the batch, given or automatic, rounded to micro-batches; rates and "
@@ -180,7 +181,7 @@ FIELDS = declared(TrainConfig)
 
 
 def validate(config: TrainConfig):
-    """Raise ValueError for what a user can get wrong, before any work is done."""
+    """Raise ValueError for options that are wrong, alone or together, before any work is done."""
     check_options(config)
     for relation in RELATIONS:
         relation(config)
@@ -211,9 +212,11 @@ def config_of_record(stored: dict) -> TrainConfig:
 
 
 def changed_options(config: TrainConfig, stored: dict) -> list[str]:
-    """Options that decide what a run computes and have another value in the "user_config" of a checkpoint.
+    """Options that decide the numbers of a run and have another value in the "user_config" of a checkpoint.
 
-    An option that it lacks passes, because upstream writes fewer. A later one had its value of `before`."""
+    An option that the checkpoint lacks passes, because upstream writes fewer options. If it was added here later, the
+    checkpoint had the value `before` of its declaration.
+    """
     options = declared(type(config))
     ours, theirs = said_once(type(config), vars(config)), said_once(type(config), stored)
     return [name for name, o in options.items()
@@ -224,7 +227,7 @@ def changed_options(config: TrainConfig, stored: dict) -> list[str]:
 # Hashes
 
 def hashed_options(config: TrainConfig) -> dict:
-    """The options that decide what a run computes."""
+    """The options that decide the numbers of a run."""
     return hashed(config, "workload", "treatment")
 
 

@@ -1,6 +1,6 @@
 """
-Checks of a training configuration that relate several options. What concerns one option alone stands in its declaration
-(nanochat/config.py). Torch-free; every message names the flag, its value, and what was expected.
+Checks of a training configuration that relate several options. A check of one option alone stands in its declaration
+(nanochat/config.py). Torch-free. Every message names the flag, its value, and the values that were expected.
 """
 
 from nanochat.options import declared, flag, require

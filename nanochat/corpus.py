@@ -1,10 +1,9 @@
 """
-Corpora that are made here and not downloaded: the source code of the installed packages, or a user's own text.
+Corpora that are made on this machine: the source code of the installed packages, or a user's own text.
 
-The built-in corpus is there after every installation, offline, and is the same text wherever the same
-versions are installed: only files that no platform, build or Python version changes are read. text_files.py
-reads a user's files; shards.py cuts, splits and writes. Never imports torch, although
-its source code is part of the corpus.
+The built-in corpus can be made offline after every installation. It is the same text wherever the same versions are
+installed, because only files are read that no platform, build or Python version changes. text_files.py reads a user's
+files; shards.py cuts, splits and writes. Never imports torch, although torch's source code is part of the corpus.
 """
 
 import importlib.metadata
@@ -25,7 +24,7 @@ from nanochat.text_files import file_texts, find_files, name_hash
 
 PACKAGES = ("torch", "numpy", "scipy", "matplotlib")
 BUILTIN_CHARS = 40_000_000  # about half of the text: enough for a GPU's smoke run, seconds to build
-BUILTIN_RULES = 1  # raise it when the rules of this file or of shards.py change what is built
+BUILTIN_RULES = 1  # raise it when a change of this file or of shards.py changes the corpus
 # Compared over the wheels of torch 2.13 (Linux with and without CUDA, macOS, Windows), numpy 2.4, scipy 1.17 and
 # matplotlib 3.11: version files and __config__ differ by build, Windows wheels patch __init__.py, and
 # numpy.distutils is only there below Python 3.12. Nothing else did; the rest is left out to be safe, or for being
@@ -55,7 +54,7 @@ def package_files(packages=PACKAGES) -> list[tuple[str, Path]]:
 
 
 def _package_texts(files, max_chars: int, progress: bool):
-    """Texts of the files, newlines as \\n, until max_chars are read; what is not UTF-8 is skipped."""
+    """Texts of the files, newlines as \\n, until max_chars are read. Files that are not UTF-8 are skipped."""
     chars = 0
     with tqdm(total=max_chars, unit="char", unit_scale=True, desc="built-in corpus",
               disable=None if progress else True) as bar:
@@ -73,9 +72,10 @@ def _package_texts(files, max_chars: int, progress: bool):
 
 def build_builtin(data_dir, packages=PACKAGES, max_chars=BUILTIN_CHARS, max_doc_chars=MAX_DOC_CHARS,
                   progress=True) -> dict:
-    """Build the built-in corpus in data_dir and return its manifest. Nothing is done where it is already there, whole.
+    """Build the built-in corpus in data_dir and return its manifest. A whole corpus that is already there is kept.
 
-    A change of a package's version or of the rules builds it anew; the local part of a version ("+cpu") does not count.
+    A change of a package's version or of BUILTIN_RULES builds it anew. The local part of a version ("+cpu") does not
+    count.
     """
     data_dir = Path(data_dir)
     versions = {package: _version(package) for package in packages}
@@ -116,7 +116,7 @@ def build_from_paths(data_dir, paths, max_doc_chars=MAX_DOC_CHARS, progress=True
 # Building
 
 def _check_replaceable(data_dir: Path, source: dict):
-    """Rebuilding a corpus from the same place is fine; anything else in the folder is somebody's data."""
+    """Raise ValueError where data_dir holds anything but a corpus from the same source: that may be somebody's data."""
     manifest, other_place = read_manifest(data_dir), "choose another --name, or delete that folder"
     if manifest is None and data_dir.is_dir() and any(data_dir.iterdir()):
         raise ValueError(f"{data_dir} holds files that no manifest describes; {other_place}")
@@ -125,7 +125,7 @@ def _check_replaceable(data_dir: Path, source: dict):
 
 
 def _build(data_dir: Path, sources, source: dict, max_doc_chars: int) -> dict:
-    """Build beside data_dir, then rename: a reader sees the old dataset or the new one, whole. The caller locks."""
+    """Build beside data_dir, then rename, so a reader sees the whole old or the whole new dataset. The caller locks."""
     staging, old = (data_dir.with_name(f".{data_dir.name}.{word}") for word in ("building", "old"))
     if old.exists() and not data_dir.exists():  # killed between the two renames below
         os.replace(old, data_dir)

@@ -1,7 +1,7 @@
 """
-What a configuration costs: parameters, FLOPs, bytes. And resolve(), which replaces every -1.
+The cost of a configuration: parameters and FLOPs. resolve() replaces every -1 of a configuration.
 
-Parameters are counted on the real modules, built on the meta device: the calculator is the model.
+Parameters are counted on the real modules, built on the meta device. So a new layer needs no second formula here.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +29,7 @@ def meta_model(config: GPTConfig) -> GPT:
     return make_gpt(config)
 
 
-# Upstream's name of a kind of parameters -> the roles that it has here. What remains is called scalars.
+# Upstream's name of a kind of parameters -> the roles that it has here. Parameters of all other roles are "scalars".
 KINDS_OF_PARAMS = dict(wte=("embedding",), value_embeds=("value_embedding",), lm_head=("head",),
                        transformer_matrices=("matrix", "value_gate", "router"))
 
@@ -47,19 +47,23 @@ def count_params(model: GPT) -> dict[str, int]:
 
 
 def scaling_params(model: GPT) -> int:
-    """What the scaling laws call N: the matrices that a token passes in the blocks, and lm_head."""
+    """N of the scaling laws: the weights of the matrices that a token passes in the blocks, and of lm_head."""
     return sum(block.active_params() for block in model.transformer.h) + model.lm_head.weight.numel()
 
 
 def flops_per_token(model: GPT) -> int:
-    """Forward and backward in a full context: what each block says, and 6 per weight of the matrices around them."""
+    """FLOPs of a forward and a backward pass over one token in a full context.
+
+    Each block counts its own. The matrices around the blocks (lm_head, the smear gate) cost 6 per weight: a multiply
+    and an add forwards, and twice that backwards.
+    """
     around = model.lm_head.weight.numel() + params_of_roles(model, "smear_gate")
     return 6 * around + sum(block.flops_per_token(model.config.sequence_len) for block in model.transformer.h)
 
 
 @dataclass(kw_only=True)
 class Resolved(Scaled):
-    """A configuration with nothing left to choose: what a run does, and what its record says."""
+    """A configuration in which every -1 is replaced by a number. The run follows it, and run.json records it."""
     vocab_size: int
     n_embd: int
     n_head: int
@@ -73,7 +77,7 @@ class Resolved(Scaled):
 
 def resolve(config: TrainConfig, vocab_size: int, world_size: int = 1, dtype: str = "float32",
             compile: bool = False) -> Resolved:
-    """Replace every -1 by upstream's rules. Raises ValueError where what results cannot be run."""
+    """Replace every -1 by upstream's rules. Raises ValueError where the resulting configuration cannot be run."""
     row_of(KINDS, config.matrix_optimizer, "matrix-optimizer")
     model_config = gpt_config(config, vocab_size)
     model = meta_model(model_config)
@@ -87,7 +91,11 @@ def resolve(config: TrainConfig, vocab_size: int, world_size: int = 1, dtype: st
 
 
 def ended_by_wall_budget(r: Resolved, steps: int) -> Resolved:
-    """What a run did that its wall budget ended: the horizon it was resolved to was only a bound."""
+    """The configuration of a run that its wall budget ended after `steps` steps.
+
+    `r.num_iterations` was only an upper bound for such a run. So the number of steps, and the numbers that follow
+    from it, are set anew.
+    """
     tokens = r.total_batch_size * steps
     return replace(r, num_iterations=steps, horizon="wall_budget_sec", total_tokens=tokens,
                    effective_ratio=tokens / r.num_scaling_params,
@@ -95,8 +103,10 @@ def ended_by_wall_budget(r: Resolved, steps: int) -> Resolved:
 
 
 def count_plain(model: GPT) -> dict[str, int]:
-    """Parameters as a plain GPT counts them: "plain" = wte + matrices (gates left out) + lm_head. What upstream's
-    extras own stands apart, in value_embeds, gates and scalars; all of them add up to "all".
+    """Parameters as a plain GPT counts them: "plain" = wte + matrices (gates left out) + lm_head.
+
+    The parameters of upstream's extras are counted apart, in value_embeds, gates and scalars. All of them add up to
+    "all".
 
     4 layers, 512 wide, a vocabulary of 24,576: 12,582,912 each, 37,748,736 plain.
     """

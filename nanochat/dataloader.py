@@ -1,19 +1,19 @@
 """
 Documents -> packed rows -> batches, with exact resume.
 
-Rows start with BOS and are filled by best fit, as upstream does it: from a buffer of documents take the
-largest that still fits; when none fits, crop the shortest to fill the row. No padding. The buffer is kept
-sorted, so a row costs O(log n) searches where a scan would cost O(n), and the result is the same.
+Rows start with BOS and are filled by best fit, as upstream does it. The largest document of a buffer that still fits
+into the row is taken. When no document fits, the shortest is cropped to fill the row. There is no padding. The buffer
+is kept sorted, so a document is found in O(log n) where a scan would cost O(n), and the result is the same.
 
-Order of documents. "file": upstream's stream, to the last token. "seed": per epoch, the row groups are
-permuted and read in blocks, and the documents of a block are permuted; both permutations are functions of
-(seed, epoch, block), so that a position is three numbers and not a history.
+Order of documents. "file" is upstream's stream, to the last token. With "seed" the row groups of each epoch are
+permuted and read in blocks, and the documents of a block are permuted. Both permutations are functions of (seed,
+epoch, block). So a position is three numbers (epoch, block, offset), and no history is needed to find it again.
 
-Several ranks: each reads its own row groups, every world_size-th of a file from its rank on, as upstream does. Together
-they read every document of an epoch once.
+Several ranks: each rank reads its own row groups, every world_size-th of a file from its rank on, as upstream does.
+Together the ranks read every document of an epoch once.
 
-Resume: the state names the position in the order and the documents that wait in the buffer. They are read
-and tokenized again; nothing is skipped and nothing is seen twice.
+Resume: the state names the position in the order and the documents that wait in the buffer. Those documents are read
+and tokenized again. So no document is skipped, and none is trained on twice.
 """
 
 import bisect
@@ -33,7 +33,7 @@ BLOCK_ROW_GROUPS = 16  # row groups whose documents are shuffled together in "se
 
 
 def dealt(groups, ranks: Ranks) -> list:
-    """The row groups (path, index in file, rows) that this rank reads. Raises ValueError where there is none for it.
+    """The row groups (path, index in file, rows) that this rank reads. Raises ValueError where none is left for it.
 
     >>> dealt([("a", 0, 9), ("a", 1, 9), ("a", 2, 5), ("b", 0, 9), ("b", 1, 4)], Ranks(rank=1, world_size=2))
     [('a', 1, 9), ('b', 1, 4)]
@@ -65,7 +65,7 @@ class DocumentOrder:
         return [order[i:i + BLOCK_ROW_GROUPS] for i in range(0, len(order), BLOCK_ROW_GROUPS)]
 
     def block(self, epoch: int, number: int) -> list[tuple[int, int]] | None:
-        """References of one block in order; None past the last block of the epoch. The last answer is kept."""
+        """References of one block in order; None past the last block of the epoch. The latest block is cached."""
         if self._key != (epoch, number):
             blocks = self.blocks(epoch)
             refs = None
@@ -80,10 +80,10 @@ class DocumentOrder:
 class DataLoader:
     """Iterator of (x, y), each int64 [B, T] on `device`; y is x shifted by one token.
 
-    `state` describes the stream right AFTER the batch returned last; give it to a new loader to go on from there.
+    `state` describes the stream right AFTER the batch returned last. A new loader that is given it continues there.
     """
 
-    # ten parameters, each a fact that decides the batches: a record of them would be made for this one call
+    # Ten parameters: each decides the batches, and a dataclass that holds them would serve only this call.
     def __init__(self, tokenizer, B: int, T: int, split: str, device="cpu", data_order="file", seed=0, state=None,
                  data_dir=None, ranks: Ranks = ONE_RANK):
         assert data_order in ("file", "seed"), data_order
@@ -99,7 +99,7 @@ class DataLoader:
             self.chunk = max(1, min(CHUNK_DOCUMENTS, most // 8))
             self.low_water = most - self.chunk + 1
         self.texts: dict[int, list[str]] = {}  # row groups in use
-        self.recent = deque()  # the order in which they came in, oldest first
+        self.recent = deque()  # row groups in the order in which they were read, oldest first
         self.buffer = []  # sorted [(length, arrival, reference, tokens)]
         self.arrivals = 0
         self.epoch, self.block, self.offset = 1, 0, 0
@@ -138,7 +138,9 @@ class DataLoader:
 
     def _take(self, room: int) -> list[int]:
         """Tokens for at most `room` places: the largest document that fits, else the shortest, cropped.
-        Of documents of one length, the one that came first."""
+
+        Among documents of equal length, the document that entered the buffer first is taken.
+        """
         while len(self.buffer) < self.low_water:
             self._refill()
         i = bisect.bisect_right(self.buffer, (room, float("inf")))
@@ -157,7 +159,7 @@ class DataLoader:
             while len(row) <= self.T:
                 row += self._take(self.T + 1 - len(row))
             rows.append(row)
-        # a new tensor each time: the last one may still be on its way to the device
+        # a new tensor each time: the previous batch may still be on its way to the device
         batch = torch.tensor(rows, dtype=torch.long, pin_memory=self.device.type == "cuda")
         batch = batch.to(self.device, non_blocking=True)
         return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
@@ -173,7 +175,7 @@ class DataLoader:
 
     @property
     def state(self) -> dict:
-        """JSON-able. The order of arrival breaks ties in the buffer, so it is part of the state."""
+        """Position and buffer as a dict for JSON. The order of arrival breaks ties in the buffer, so it is kept too."""
         waiting = sorted(self.buffer, key=lambda entry: entry[1])
         return dict(**self.position, block=self.block, offset=self.offset,
                     buffer=[list(ref) for _, _, ref, _ in waiting], data_order=self.order.data_order,
@@ -181,7 +183,7 @@ class DataLoader:
 
     @property
     def _share(self) -> dict:
-        """Part of the state where there are several ranks: a position counts in the row groups of its rank."""
+        """rank and world_size, for the state of one of several ranks: a position counts only the rank's row groups."""
         one = self.ranks.world_size == 1
         return {} if one else dict(rank=self.ranks.rank, world_size=self.ranks.world_size)
 
@@ -207,6 +209,6 @@ class DataLoader:
             self.arrivals += 1
 
     def epochs_used(self) -> float:
-        """Passes over the split so far, by documents read (those waiting in the buffer included)."""
+        """Passes over the split so far, by documents read. Documents that wait in the buffer count as read."""
         sizes = [sum(self.groups[g][2] for g in block) for block in self.order.blocks(self.epoch)]
         return self.epoch - 1 + (sum(sizes[:self.block]) + self.offset) / self.order.num_documents

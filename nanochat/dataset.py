@@ -1,13 +1,14 @@
 """
-The pretraining data: a folder of parquet shards, and manifest.json, which says what the shards are.
+The pretraining data: a folder of parquet shards, and manifest.json, which lists the shards.
 
     python -m nanochat.dataset --builtin                       # offline: source code of the installed packages
     python -m nanochat.dataset --from my_texts/ --name mine    # your own .txt .md .jsonl .jsonl.gz .parquet
     python -m nanochat.dataset -n 8                            # 8 training shards of ClimbMix and its validation shard
 
-manifest.py knows the folder, shards.py reads and writes the shards in it, corpus.py and download.py make them; the last
-two are imported only when they are asked for. The names in __all__ are for callers outside the library, as upstream's
-dataset.py has some of them; modules of the library import from manifest.py and shards.py. Never imports torch.
+manifest.py knows the folder, and shards.py reads and writes the shards in it. corpus.py and download.py make the
+shards, and are imported only when they are needed. The names in __all__ are for callers outside the library, because
+upstream's dataset.py has some of them. Modules of the library import from manifest.py and shards.py. Never imports
+torch.
 """
 
 import argparse
@@ -31,7 +32,7 @@ def build_builtin(data_dir, **options) -> dict:
 
 
 def lab_data_dir(name: str) -> Path:
-    """Where a corpus of that name lies: a base dir of its own, so that nobody's tokenizer or shards are touched."""
+    """Data folder of the corpus `name`, in a base dir of its own: no other corpus or tokenizer is touched."""
     base_dir = get_base_dir()
     if base_dir.parent.name == "lab":  # NANOCHAT_BASE_DIR already points to such a corpus: put this one beside it
         base_dir = base_dir.parent.parent

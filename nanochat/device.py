@@ -98,7 +98,7 @@ def peak_flops(device: torch.device) -> float:
 
 
 def peak_memory_mib(device: torch.device) -> float | None:
-    """Most memory used so far: of the card on CUDA, of the process elsewhere; None where it cannot be read."""
+    """Peak memory so far: of the card on CUDA, of the process elsewhere. None where it cannot be read."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2 ** 20
     try:

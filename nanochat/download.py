@@ -1,10 +1,10 @@
 """
-Download shards: several at once, resumed, checked, retried; a shard has its name only when it is whole.
+Download shards: several at once, resumed, checked, retried. A file has a shard's name only when the shard is whole.
 
-Bytes go to <shard>.part, which a later attempt or run continues with an HTTP Range request. A part becomes
-a shard when its size is the server's, its sha256 is the server's (Hugging Face gives it as X-Linked-Etag,
-a mirror may as ETag), and its Parquet footer can be read: upstream checks nothing and exits 0 when shards
-are missing. Never imports torch.
+Bytes go to <shard>.part, which a later attempt or run continues with an HTTP Range request. A part becomes a shard
+when its size and its sha256 are those that the server states, and its Parquet footer can be read. Hugging Face states
+the sha256 as X-Linked-Etag, and a mirror may state it as ETag. Upstream checks nothing, and exits 0 when shards are
+missing. Never imports torch.
 """
 
 import concurrent.futures
@@ -26,32 +26,32 @@ from nanochat.manifest import SOURCES, dataset_lock, read_manifest, shard_name, 
 
 ATTEMPTS = 5
 TIMEOUT_SEC = (10, 60)  # to connect; between two packets
-BLOCK_BYTES = 1 << 16  # what a dropped connection costs at most
+BLOCK_BYTES = 1 << 16  # a dropped connection loses at most these bytes
 SPLIT_RULE = "the last shard of the dataset is validation"
 
 
 class Retry(Exception):
-    """An attempt failed in a way that another one may not."""
+    """An attempt failed, and another attempt may succeed."""
 
 
 class Unreachable(Retry):
-    """No answer came from the host: nothing that is known of the shard."""
+    """The host did not answer, so nothing is known of the shard itself."""
 
 
 class Missing(Exception):
-    """The shard cannot be had: attempts used up, or refused by the server."""
+    """The shard cannot be downloaded: all attempts failed, or the server refused it."""
 
 
 class Progress:
-    """One bar of bytes over all shards, and what has been heard of their hosts.
+    """One progress bar of bytes over all shards, and which hosts answered or could not be reached.
 
-    The total is a guess until the size of every shard is known.
+    The bar's total is a guess until the size of every shard is known.
     """
 
     def __init__(self, shards: int, enabled: bool):
         self.bar = tqdm(unit="B", unit_scale=True, desc=f"{shards} shards", disable=None if enabled else True)
         self.shards, self.sizes, self.lock = shards, {}, threading.Lock()
-        self.answered, self.unreachable = False, set()  # whether any host has; what was said of those that have not
+        self.answered, self.unreachable = False, set()  # whether any host did; messages on the others
 
     def size(self, name: str, total: int | None, have: int):
         with self.lock:
@@ -65,7 +65,7 @@ class Progress:
             self.bar.update(count)
 
     def tell_once(self, why: Unreachable):
-        """Of each host once: every shard would say the same."""
+        """Print the message of an unreachable host once: every shard of that host would print the same."""
         with self.lock:
             if str(why) not in self.unreachable:
                 self.unreachable.add(str(why))
@@ -76,7 +76,7 @@ class Progress:
 # One shard
 
 def _expected(response) -> tuple[int | None, str | None]:
-    """(bytes, sha256) of the whole file as the server states them, None where it does not.
+    """(bytes, sha256) of the whole file as the server states them; None for a value that it does not state.
 
     Hugging Face answers with a redirect whose X-Linked-* headers describe the file; the ETag of a plain
     server is only trusted when it looks like a sha256.
@@ -119,7 +119,7 @@ def _receive(response, part: Path, append: bool, progress: Progress, stop: threa
 
 
 def _cause(error: BaseException) -> str:
-    """Why a request failed, in a few words: what urllib3 and requests wrap in a page of text is innermost."""
+    """The cause of a failed request in a few words. urllib3 and requests wrap errors; the innermost is the cause."""
     through = "through the proxy: " if isinstance(error, requests.exceptions.ProxyError) else ""
     while inner := error.__cause__ or error.__context__:
         error = inner
@@ -141,7 +141,7 @@ def _get(url: str, headers: dict, progress: Progress):
 
 
 def _attempt(url: str, part: Path, progress: Progress, stop: threading.Event):
-    """Bring `part` to its full, checked content, or raise Retry (what is usable of it is kept) or Missing."""
+    """Bring `part` to its full, checked content, or raise Retry or Missing. Bytes that a retry can use are kept."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with _get(url, headers, progress) as response:
@@ -192,7 +192,11 @@ def fetch(url: str, path: Path, progress: Progress, stop: threading.Event, sleep
 
 
 def _is_complete(url: str, path: Path, known: dict | None) -> bool:
-    """Whether the file at path is the shard: by the manifest, else by the server's size, else by its footer."""
+    """Whether the file at `path` is the whole shard.
+
+    Its size is compared with the manifest's, else with the server's. Where neither is known, its footer must be
+    readable.
+    """
     if not path.exists():
         return False
     if known:
@@ -256,14 +260,14 @@ def _run_all(urls: dict, data_dir: Path, rows: dict, workers: int, sleep_base: f
     return sorted(missing), "" if progress.answered else "; ".join(sorted(progress.unreachable))
 
 
-# Seven parameters: what to get and from where; the last three are for tests against a local server.
+# Seven parameters: the shards, their folder and their server, threads, and two for tests (sleep_base, progress).
 def download_shards(data_dir, num_files: int, source: str, base_url: str, workers: int = 4, sleep_base: float = 1.0,
                     progress: bool = True) -> list[str]:
     """Make data_dir hold the first num_files training shards (-1 = all) and the validation shard of `source`.
 
-    Returns the names of the shards that could not be had; ConnectionError where no host answered. Whole shards are
-    left alone, and those that are there beyond what was asked for (upstream's downloads, say) are checked and listed
-    too. The manifest lists what is whole, also when something is missing, so that nothing is downloaded twice.
+    Returns the names of the missing shards. Raises ConnectionError where no host answered. Whole shards are left alone.
+    Further shards in the folder (upstream's downloads, say) are checked and listed too. The manifest lists all whole
+    shards, also when others are missing, so that no shard is downloaded twice.
     """
     data_dir, last = Path(data_dir), SOURCES[source][1]
     if num_files < -1 or workers < 1:

@@ -29,7 +29,7 @@ def sample_next_token(logits, rng, temperature=1.0, top_k=None):
 
 
 class Engine:
-    """`model`: a GPT. `tokenizer`: needed only for the ids that end a row."""
+    """Generates tokens with `model`, a GPT. `tokenizer` is needed only for the ids that end a row."""
 
     def __init__(self, model, tokenizer):
         self.model = model
@@ -38,11 +38,12 @@ class Engine:
     def generate(self, tokens: list[int], num_samples=1, max_tokens=None, temperature=1.0, top_k=None, seed=42):
         """Continue one prompt in num_samples rows. Yields (token of each row, mask of each row) per position.
 
-        It ends at max_tokens, or when every row has ended; the token that ends a row is yielded too. A row that has
-        ended is no longer computed: it repeats that token, and its mask turns from 1 (sampled) to 0.
+        Generation ends at max_tokens, or when every row has ended. The token that ends a row is yielded too. A row that
+        has ended is no longer computed: it repeats that token, and its mask turns from 1 (sampled) to 0.
 
-        max_tokens None fills the context that the model was trained on. Generation may go on beyond it, where the model
-        was never trained, to the end of the rotary table. Asking for more raises ValueError.
+        max_tokens None fills the context that the model was trained on. A larger max_tokens goes on beyond that
+        context, where the model was never trained, up to the end of the rotary table. A still larger value raises
+        ValueError.
         """
         max_tokens = self._check(tokens, num_samples, max_tokens)
         return self._generate(tokens, num_samples, max_tokens, temperature, top_k, seed)

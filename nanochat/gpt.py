@@ -1,10 +1,10 @@
 """
 The model: Block and GPT, one page.
 
-By default it is upstream's model: the same names and shapes in the state dict, the same function. Each
-of upstream's extras is a field of GPTConfig; switched off, it owns no parameter, and with all of them off
-what is left is a plain pre-norm transformer. What may be swapped inside a block is chosen by dict lookup
-from MIXERS, MLPS and RESIDUALS; what their rows have in common is layers/layer.py.
+By default it is upstream's model: the same names and shapes in the state dict, the same function. Each of upstream's
+extras is a field of GPTConfig. An extra that is switched off owns no parameter. With all extras off the model is a
+plain pre-norm transformer. The mixer, the MLP and the residual of a block are looked up by name in MIXERS, MLPS and
+RESIDUALS. layers/layer.py is their common base class.
 
 B batch, T tokens, C channels, V vocabulary.
 """
@@ -34,7 +34,7 @@ ROTARY_REACH = 10  # the rotary table reaches this many times the training conte
 
 
 class Context(NamedTuple):
-    """What a sublayer may need beside its input."""
+    """Tensors and state that a sublayer may need beside its input."""
     cos_sin: tuple  # rotary table at these positions
     ve: torch.Tensor | None  # value embedding [B, T, kv_dim]
     cache: DecodeCache | None
@@ -66,7 +66,7 @@ class Block(nn.Module):
         return sum(layer.flops_per_token(T) for layer in self.layers)
 
     def forward(self, s, ctx: Context):
-        """(what leaves on the residual stream, {name: loss term, unweighted, a scalar})."""
+        """Residual stream s -> (new s, {name: loss term, unweighted, a scalar})."""
         terms = {}
         for sublayer, norm, res in ((self.attn, self.attn_norm, self.attn_res),
                                     (self.mlp, self.mlp_norm, self.mlp_res)):
@@ -79,7 +79,7 @@ class Block(nn.Module):
 
 
 def add_terms(a: dict, b: dict) -> dict:
-    """Terms of one name are summed."""
+    """Both dicts of loss terms as a single dict; terms of the same name are summed."""
     return {**a, **{name: a[name] + term if name in a else term for name, term in b.items()}}
 
 
@@ -160,7 +160,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_tables(self):
-        """What is no weight: the rotary table, and embeddings kept in the compute dtype."""
+        """Make the rotary table, which no checkpoint holds, and cast the embeddings to the compute dtype."""
         config, device = self.config, self.get_device()
         self.cos, self.sin = rotary_table(ROTARY_REACH * config.sequence_len, config.head_dim, config.rope_base,
                                           device, self.compute_dtype)
@@ -171,9 +171,12 @@ class GPT(nn.Module):
         return self.transformer.wte.weight.device
 
     def forward(self, idx, targets=None, cache: DecodeCache | None = None, loss_reduction="mean", with_aux=False):
-        """idx [B,T] -> logits [B,T,V] in fp32; with targets [B,T] (-1 = ignored) the cross-entropy in nats,
-        a scalar for "mean", [B*T] for "none". With a cache, idx continues what the cache has seen.
-        with_aux: (that, {name: loss term of the layers, unweighted, a scalar}); see `objective`."""
+        """idx [B,T] -> logits [B,T,V] in fp32.
+
+        With targets [B,T] (-1 = ignored) it returns the cross-entropy in nats: a scalar for "mean", [B*T] for "none".
+        With a cache, idx continues the tokens that the cache has seen. With with_aux it returns a pair: the logits or
+        loss, and {name: loss term of the layers, unweighted, a scalar}; see `objective`.
+        """
         x, terms = self.trunk(idx, cache)
         if targets is None:
             out = softcap(self.lm_head(x)[..., :self.config.vocab_size].float(), self.config.logit_softcap)
@@ -182,14 +185,17 @@ class GPT(nn.Module):
         return (out, terms) if with_aux else out
 
     def objective(self, loss, terms: dict):
-        """What training minimises: the cross-entropy and the weighted terms, both from forward(..., with_aux=True)."""
+        """Training minimises this sum of cross-entropy and weighted terms, both from forward(..., with_aux=True)."""
         for name, term in terms.items():
             loss = loss + self.aux_weights[name] * term
         return loss
 
     def trunk(self, idx, cache=None):
-        """(final normed hidden state [B,T,C], loss terms): everything but lm_head. Terms of one name are summed over
-        the layers: a layer whose term is a mean over layers divides by their number."""
+        """Everything but lm_head: idx [B,T] -> (final normed hidden state [B,T,C], loss terms).
+
+        Terms of the same name are summed over the layers. So a layer divides its term by the number of layers, if the
+        term is meant as a mean over them.
+        """
         config, blocks = self.config, self.transformer.h
         start, T = (0 if cache is None else cache.pos), idx.size(1)
         if start + T > self.cos.size(1):
@@ -229,8 +235,11 @@ class GPT(nn.Module):
 
 
 def make_gpt(config: GPTConfig, compute_dtype=torch.float32) -> GPT:
-    """The model on the meta device: modules and shapes, no storage. Everything that needs a model starts here, so a
-    pass that swaps modules (another kind of Linear) belongs between the two lines and reaches all of it."""
+    """The model on the meta device: modules and shapes, no storage.
+
+    Every model is made here: for training, for loading, and for counting. So a pass that swaps modules (another kind
+    of Linear, say) belongs before `return`, and then all of them have it.
+    """
     with torch.device("meta"):
         model = GPT(config, compute_dtype)
     return model

@@ -1,22 +1,22 @@
 """
-What a model is, without torch: its sizes, the names of its layers, and which of upstream's extras it has.
+The configuration of a model, without torch: its sizes, the names of its layers, and which of upstream's extras it has.
 
-GPTConfig has upstream's seven fields, written here, and one for each option of nanochat/config.py that says
+GPTConfig has upstream's seven fields, written here, and a field for each option of nanochat/config.py that says
 model=True. A checkpoint holds these fields: upstream's in "model_config", ours in "variant" where they differ from
-their default. So a field keeps its name, its type and its meaning once it is there.
+their default. Old checkpoints must load, so a field never changes its name, its type or its meaning.
 """
 
 from dataclasses import dataclass, field, fields, make_dataclass
 
 from nanochat.config import FIELDS
 
-# What a checkpoint's "model_config" holds, exactly.
+# The keys of a checkpoint's "model_config": exactly upstream's.
 UPSTREAM_KEYS = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "window_pattern")
 
 
 @dataclass
 class Sizes:
-    """Upstream's fields, and what follows from all of them."""
+    """Upstream's fields, and values derived from the fields."""
     n_layer: int = 12
     n_embd: int = 768
     n_head: int = 6

@@ -1,10 +1,11 @@
 """
 Next-token cross-entropy from hidden states. Evaluation always uses this plain loss.
 
-The logits [N, V] are the largest tensor of a small model, and soft cap, log-softmax and their backwards are
-a dozen passes over memory that no cache holds. So rows are taken a few hundred at a time: a chunk's logits
-stay in cache, are worked on in place, and are gone before the next; gradients are made in the forward pass,
-while the probabilities are at hand. (The idea of Liger-Kernel, arXiv:2410.10989, section 3.2, in plain torch.)
+The logits [N, V] are the largest tensor of a small model. Soft cap, log-softmax and their backward passes read or
+write it a dozen times, and no cache holds it. So rows are taken a few hundred at a time. The logits of such a chunk
+stay in cache, are overwritten in place, and are dropped before the next chunk. Gradients are computed in the forward
+pass, because the probabilities are there at that moment. (The idea is that of Liger-Kernel, arXiv:2410.10989, section
+3.2, in plain torch.)
 """
 
 import torch
@@ -31,8 +32,11 @@ def plain_cross_entropy(x, weight, targets, cap: float, reduction: str):
 
 
 def _chunk_losses(z, targets, cap: float, spare):
-    """Logits z [n,V] fp32, overwritten, as is `spare` [n,V] -> (losses [n], 0 where ignored; e [n,V] and its row
-    sums [n], whose quotient is the softmax; tanh(z/cap) [n,V] or None)."""
+    """Logits z [n,V] in fp32 -> (losses [n], e [n,V], row sums of e [n], tanh(z/cap) [n,V] or None without a cap).
+
+    Losses are 0 where the target is ignored. e divided by its row sums is the softmax. z and `spare` [n,V] are
+    overwritten.
+    """
     t = z.div_(cap).tanh_() if cap else None
     picked = z.gather(1, targets.clamp_min(0)[:, None])[:, 0] * (cap or 1.0)  # z is t by now where there is a cap
     if cap:  # capped logits cannot overflow exp, so no maximum is subtracted
@@ -48,7 +52,7 @@ def _chunk_losses(z, targets, cap: float, spare):
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """plain_cross_entropy with "mean" for training, "none" for evaluation, a chunk of rows at a time."""
+    """The same as plain_cross_entropy, a chunk of rows at a time. "mean" has gradients, "none" is for evaluation."""
 
     @staticmethod
     def forward(ctx, x, weight, targets, cap, reduction):
@@ -96,7 +100,7 @@ LOSSES = {"chunked": ChunkedCrossEntropy.apply, "plain": plain_cross_entropy}
 
 
 class CrossEntropy:
-    """The loss of one model: its vocabulary, its soft cap, and the kind of computation, a row of LOSSES.
+    """The loss of one model: its vocabulary size, its soft cap, and the name of a row of LOSSES, which computes it.
 
     For instance CrossEntropy(50304, 15.0)(x, lm_head.weight, targets, "mean").
     """
@@ -106,9 +110,11 @@ class CrossEntropy:
         self.function = row_of(LOSSES, kind, "loss")
 
     def leave_graphs(self):
-        """On a CPU the chunks beat the compiled plain expression, so a model that is compiled leaves its graph for
-        them. Whoever compiles the model calls this; it is not done at import, because it loads the compiler, two
-        seconds of every start."""
+        """Keep the loss out of compiled graphs. Call it before the model is compiled.
+
+        On a CPU the chunked loss is faster than the plain loss compiled. It is not done at import, because this call
+        loads the compiler, which takes two seconds.
+        """
         self.function = torch.compiler.disable(self.function)
 
     def __call__(self, x, weight, targets, reduction: str):

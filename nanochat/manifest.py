@@ -1,9 +1,9 @@
 """
-The folder of the pretraining data, and its manifest.json, which says what the shards are.
+The folder of the pretraining data, and its manifest.json, which lists the shards.
 
-Shards are upstream nanochat's: the last one in sorted order is the validation split. The manifest pins
-that shard by name: without it, upstream silently validates on a training shard when the last one is
-missing, and waits for ever on one shard.
+Shards are laid out as upstream nanochat's: the last shard in sorted order is the validation split. The manifest pins
+that shard by name. Upstream has no manifest. When its last shard is missing, it silently validates on a training
+shard; when there is only one shard, it waits for ever.
 
 shards.py reads and writes the shards themselves. Never imports torch.
 """
@@ -18,7 +18,7 @@ SCHEMA_VERSION = 1
 DATA_FOLDER, OLD_DATA_FOLDER = "base_data_climbmix", "base_data"  # the second: upstream's before March 2026
 MANIFEST = "manifest.json"
 HF = "https://huggingface.co/datasets/karpathy"
-# What can be downloaded. name: (folder under the base dir, index of the validation shard = the last one, URL)
+# Datasets to download. name: (folder under the base dir, index of the validation shard = the last shard, URL)
 SOURCES = {
     "climbmix": (DATA_FOLDER, 6542, f"{HF}/climbmix-400b-shuffle/resolve/main"),
     "fineweb-edu": (OLD_DATA_FOLDER, 1822, f"{HF}/fineweb-edu-100b-shuffle/resolve/main"),
@@ -49,7 +49,8 @@ def get_data_dir(base_dir=None) -> Path:
 
 
 def list_parquet_files(data_dir=None) -> list[Path]:
-    """Every shard in the folder, sorted by name. None: FileNotFoundError with the command that makes some."""
+    """Every shard in the folder, sorted by name. Raises FileNotFoundError, with the command that makes shards, where
+    the folder has none."""
     data_dir = get_data_dir() if data_dir is None else Path(data_dir)
     paths = sorted(p for p in data_dir.glob("*.parquet") if not p.name.startswith("."))
     if not paths:
@@ -58,7 +59,7 @@ def list_parquet_files(data_dir=None) -> list[Path]:
 
 
 def read_manifest(data_dir) -> dict | None:
-    """manifest.json of a dataset folder, or None where there is none (a folder that upstream made)."""
+    """manifest.json of a dataset folder, or None where the file is missing (in a folder that upstream made)."""
     path = Path(data_dir) / MANIFEST
     try:
         return read_json(path)
@@ -69,8 +70,11 @@ def read_manifest(data_dir) -> dict | None:
 
 
 def dataset_id(shards: list[dict], validation_shard: str, split_rule: str) -> str:
-    """Content hash of a dataset. No clock, path or machine goes in; nor, where the documents' own hash is
-    known, do the bytes of the file, which change with the version of the compressor."""
+    """Content hash of a dataset: the same documents give the same id on every machine.
+
+    No clock, path or machine name goes in. The hash of a shard's documents is preferred to the hash of its file,
+    because the bytes of the file change with the version of the compressor.
+    """
     rows = [[s["name"], s.get("text_sha256") or s["sha256"], s["documents"], s["row_groups"]] for s in shards]
     return hash_json(dict(shards=sorted(rows), validation_shard=validation_shard, split_rule=split_rule))
 
@@ -85,7 +89,7 @@ def write_manifest(data_dir, *, shards, validation_shard, split_rule, max_doc_ch
 
 
 def get_dataset_id(base_dir=None) -> str:
-    """The manifest's id; a folder without manifest is known by the names and sizes of its shards."""
+    """The manifest's id; for a folder without manifest, a hash of the names and sizes of its shards."""
     data_dir = get_data_dir(base_dir)
     if manifest := read_manifest(data_dir):
         return manifest["dataset_id"]
@@ -94,7 +98,10 @@ def get_dataset_id(base_dir=None) -> str:
 
 @contextlib.contextmanager
 def dataset_lock(data_dir: Path):
-    """One writer a folder. The lock lies beside the folder, because the folder itself may be replaced."""
+    """Only one process at a time writes to a folder; a second process waits.
+
+    The lock file lies beside the folder, because the folder itself may be replaced.
+    """
     from filelock import FileLock, Timeout
     with writing(data_dir.parent):
         data_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +131,8 @@ def writing(path):
 # The shards of a split
 
 def _listed(manifest: dict, data_dir: Path) -> list[Path]:
-    """The shards of the manifest, each there in full. Others in the folder are left out, and that is said."""
+    """The shards of the manifest. Raises where one is missing or has another size. Other shards in the folder are left
+    out, with a message."""
     shards = {s["name"]: s["bytes"] for s in manifest["shards"]}
     again = f"build or download the dataset again, or delete {data_dir / MANIFEST} to read what is there"
     names = sorted({*shards, manifest["validation_shard"]})
@@ -144,7 +152,7 @@ def _listed(manifest: dict, data_dir: Path) -> list[Path]:
 
 
 def split_paths(split: str, data_dir=None) -> list[Path]:
-    """Shards of "train" or "val", in order. The validation shard is the one that the manifest pins, else the last.
+    """Shards of "train" or "val", in order. The manifest pins the validation shard; without manifest it is the last.
 
     Raises FileNotFoundError or ValueError, naming the shard and the next step, when a shard is missing or
     not whole, or when there are fewer than two.

@@ -17,13 +17,13 @@ POLAR_EXPRESS = tuple(zip(
     (15.878769915207462, 0.5000178451051316, 0.5060648178503393, 0.46449024233003106, 0.42323551169305323)))  # c
 
 
-# The order of operations below is upstream's to the last rounding. It has to be: the cautious mask turns a
-# difference in the last bit of an update near 0 into a whole weight decay, and so into 1e-4 of a step.
+# The order of operations below is upstream's to the last rounding. This is needed, because an update near 0 may change
+# its sign in the last bit. The cautious mask then turns a whole weight decay on or off, which is 1e-4 of a step.
 
-# In place where it can be: on a CPU every new megabyte costs page faults, and this is half of Muon's time.
+# Operations are in place where possible. On a CPU every new megabyte costs page faults, which are half of Muon's time.
 
 def equilibrate_rows(x):
-    """Rescale, in place, every row of each matrix to the root-mean-square row norm, in fp32 norms."""
+    """Rescale, in place, every row of each matrix to the root-mean-square row norm. Norms are taken in fp32."""
     target = x.float().norm(dim=(-2, -1), keepdim=True) / x.size(-2) ** 0.5
     row_norm = x.float().norm(dim=-1, keepdim=True).clamp_min(1e-6)
     return x.mul_((target / row_norm).to(x.dtype))
@@ -52,10 +52,13 @@ def normalize_variance(g, second_moment, beta2: float):
     return g.mul_((scale * (old_norm / new_norm.clamp_min(1e-10))).to(g.dtype))
 
 
-# Seven parameters: four tensors that a compiled step may overwrite, and what is constant in it.
+# Seven parameters: four tensors that a compiled step may overwrite, its scalars, and its two constants.
 def muon_step(grad, params, momentum_buffer, second_moment, hyper, steps: int, polar_dtype):
-    """New weights [K, M, N] of a stack of matrices. hyper: 0-dim CPU tensors (momentum, beta2, lr, weight decay):
-    tensors, so that a compiled step serves every value. All four tensors are overwritten; `params` holds the result."""
+    """New weights [K, M, N] of a stack of matrices.
+
+    hyper: 0-dim CPU tensors (momentum, beta2, lr, weight decay). They are tensors, so that the same compiled step
+    serves every value. The four tensors before it are overwritten, and `params` holds the result.
+    """
     momentum, beta2, lr, weight_decay = hyper
     momentum_buffer.lerp_(grad, 1 - momentum)
     x = grad.lerp_(momentum_buffer, momentum).to(polar_dtype)
@@ -68,10 +71,11 @@ def muon_step(grad, params, momentum_buffer, second_moment, hyper, steps: int, p
 
 
 class Muon:
-    """All parameters of a group have one shape [..., M, N]. The last two dimensions are a matrix; whatever is before
-    them counts matrices: [8, 4F, C] are eight experts, each stepped on its own.
+    """Steps a group of parameters that all have the same shape [..., M, N].
 
-    State is stacked over all matrices of the group and kept under the first parameter, as upstream has it.
+    Example: [8, 4F, C] are eight experts, and each expert is stepped on its own. The last two dimensions are a matrix,
+    and the dimensions before them count matrices. State is stacked over all matrices of the group and kept under the
+    first parameter, as upstream has it.
     """
     defaults = dict(momentum=0.95, ns_steps=5, beta2=0.9, weight_decay=0.0)
     scheduled = ("momentum", "weight_decay")

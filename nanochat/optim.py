@@ -50,8 +50,8 @@ class AdamW:
 
 
 # A kind has: `defaults`, the hyperparameters of its groups beside lr; `scheduled`, those that move during training;
-# and step(group, state), which writes new weights. `state` gives each parameter a dict that is saved with it. It is
-# made with the dtype of Muon's products and whether to compile; a kind that needs neither ignores them.
+# and step(group, state), which writes new weights. `state` gives each parameter a dict that is saved with it. A kind is
+# constructed with the dtype of Muon's products and whether to compile; a kind that needs neither ignores them.
 KINDS = {"adamw": AdamW, "muon": Muon}
 
 
@@ -59,11 +59,13 @@ def make_group(kind: str, params: list, lr: float, **hyper) -> dict:
     return dict(kind=kind, params=params, lr=lr, **{**row_of(KINDS, kind, "kind").defaults, **hyper})
 
 
-# Seven parameters: one for each flag of the trainer that a group is made from.
+# Seven parameters: the model, and a parameter for each flag of the trainer that sets a rate, a decay or a kind.
 def param_groups(model, unembedding_lr, embedding_lr, matrix_lr, scalar_lr, weight_decay,
                  matrix_optimizer="muon") -> list[dict]:
-    """Every parameter of the model in exactly one group, in upstream's order; groups without parameters are left
-    out. matrix_optimizer: the kind that steps the matrices, a row of KINDS."""
+    """Every parameter of the model in exactly one group, in upstream's order. Groups without parameters are left out.
+
+    matrix_optimizer: the kind that steps the matrices, a row of KINDS.
+    """
     rates = dict(unembedding_lr=unembedding_lr, embedding_lr=embedding_lr, scalar_lr=scalar_lr)
     by_width = (model.config.n_embd / 768) ** -0.5
     roles, named, groups = roles_of(model), dict(model.named_parameters()), []

@@ -9,7 +9,7 @@ One record of an option: the mechanism between a dataclass and a command line.
     parse_options(ServeOptions, ["--port=80"])  # ServeOptions(port=80, host="")
 
 The field is the flag (`device_batch_size` is `--device-batch-size`, also spelled `--device_batch_size`), the key in
-a record and the column in a ledger. What other code has to know about an option is said in its declaration, never
+a record and the column in a ledger. Facts that other code has to know about an option stand in its declaration, never
 in a second list: a list of options is a query, as in tagged(FIELDS, "shape"). Torch-free.
 """
 
@@ -67,7 +67,7 @@ plain_name = Check("one name", lambda value: re.fullmatch(r"\w+", value) is not 
 
 
 def only(value, expected: str) -> Check:
-    """For an option that upstream has and this repository does not yet: nothing but its default is accepted."""
+    """Accepts nothing but `value`: for an option of upstream that this repository does not have yet."""
     return Check(expected, lambda given: given == value)
 
 
@@ -101,10 +101,10 @@ def option(default, help: str, *, role="treatment", model=False, check=None, nee
     model: GPTConfig has a field of this name, which takes the value.
     needs: options that have to be given as well, because this one changes nothing without them.
     aliases: further spellings of the flag.
-    before: of an option that came after runs had been hashed, the value that those runs had without it. The option is
-        hashed only where it has another value: the profiles and cells before it keep their hash, and with it their
-        banked noise and their finished runs. It stays when the default is changed.
-    means: (other option, value), of a switch that is a second spelling of that option with that value.
+    before: for an option that is newer than stored runs, the value that those runs had without it. The option is
+        hashed only where it has another value. So older profiles and cells keep their hash, and with it their banked
+        noise and their finished runs. `before` stays when the default is changed.
+    means: (other option, value), for a switch that is a second spelling of that option with that value.
     """
     needs, tags = ((words,) if isinstance(words, str) else tuple(words) for words in (needs, tags))
     assert role in ROLES and set(tags) <= set(TAGS), (role, tags)
@@ -129,9 +129,9 @@ def tagged(options: dict[str, Option], *tags: str) -> tuple[str, ...]:
 
 
 def hashed(config, *roles: str) -> dict:
-    """{name: value} for the hash of a configuration: options of these roles, later ones where they say anything new.
+    """{name: value} of the options of these roles, for the hash of a configuration.
 
-    A later option whose value a switch says is left out as well: the switch is hashed."""
+    An option with `before` is left out at that value, and where a switch sets its value: then the switch is hashed."""
     twice, values = said_twice(type(config), vars(config)), said_once(type(config), vars(config))
     return {name: values[name] for name, o in declared(type(config)).items()
             if o.role in roles and (o.before is None or (values[name] != o.before and name not in twice))}
@@ -145,7 +145,7 @@ def with_role(options: dict[str, Option], role: str) -> tuple[str, ...]:
 # Two spellings of one option
 
 def settle_spellings(config):
-    """Set both spellings where one is set: `__post_init__` of a dataclass with an option that `means` another."""
+    """Set both spellings if either is set: `__post_init__` of a dataclass with an option that has `means`."""
     for switch in declared(type(config)).values():
         if switch.means:
             name, value = switch.means
@@ -156,13 +156,13 @@ def settle_spellings(config):
 
 
 def said_once(cls, values: dict) -> dict:
-    """`values` with an option at its default where a switch says its value, so that a difference is told once."""
+    """`values` with an option at its default where a switch sets its value, so that a difference is told once."""
     twice = said_twice(cls, values)
     return {name: declared(cls)[name].default if name in twice else value for name, value in values.items()}
 
 
 def said_twice(cls, values: dict) -> set[str]:
-    """Options whose value a switch says too."""
+    """Names of the options whose value a switch sets too."""
     return {o.means[0] for o in declared(cls).values() if o.means and values.get(o.name)}
 
 
@@ -256,8 +256,8 @@ def parse_options(cls, argv, validate=None):
 
 
 def known_options(cls, argv) -> dict:
-    """Every option, as a command line of another version of the code sets it: what `cls` does not know is left out, and
-    nothing is checked. Raises ValueError where a value cannot be read."""
+    """Every option, as a command line of another version of the code sets it. Flags that `cls` does not know are left
+    out, and nothing is checked. Raises ValueError where a value cannot be read."""
     return vars(cls(**vars(build_parser(cls, add_help=False).parse_known_args(hyphenate(argv))[0])))
 
 
@@ -267,7 +267,7 @@ def parse_command(cls, argv=None, prog=None, description=None, validate=None):
     argv = sys.argv[1:] if argv is None else argv
     parser = build_parser(cls, prog, description)
     try:
-        if {"-h", "--help"} & set(argv):  # what stands before it is read first: the lab asks so whether a value is one
+        if {"-h", "--help"} & set(argv):  # flags before it are read first: so the lab asks whether a value is valid
             parser.parse_args(hyphenate(argv))
         return parse_options(cls, argv, validate)
     except ValueError as e:
@@ -278,7 +278,7 @@ def parse_command(cls, argv=None, prog=None, description=None, validate=None):
 # Checks of a whole configuration
 
 def require(ok: bool, name: str, value, expected: str):
-    """Raise ValueError with the flag, its value and what was expected, unless ok."""
+    """Unless `ok`, raise ValueError with the flag, its value and the expected values."""
     if not ok:
         raise ValueError(f"{flag(name)}={value}: expected {expected}")
 

@@ -1,12 +1,12 @@
 """
-The processes that train one model together, and what they must agree on.
+The processes (ranks) that train one model together, and the decisions that they must take alike.
 
-Example: a clock says on rank 0 that the wall budget is spent, and on rank 1 that a millisecond is left. If each rank
-decided for itself, rank 0 would stop and rank 1 would wait for it for ever. So every decision to stop, to save or to
-validate, and every test for divergence, is taken together: from a number that all have (the losses summed, the clock
-of rank 0), or by asking whether any rank has a reason.
+Example: the clock of rank 0 says that the wall budget is spent, and the clock of rank 1 that a millisecond is left. If
+each rank decided for itself, rank 0 would stop and rank 1 would wait for it for ever. So every decision to stop, to
+save or to validate, and every test for divergence, is taken together. Either it reads a number that all ranks have (the
+losses summed, the clock of rank 0), or it asks whether any rank has a reason.
 
-One rank decides alone: the methods then return what they got, and torch is never imported.
+A single rank decides alone. The methods then return their argument, and torch is never imported.
 """
 
 from dataclasses import dataclass

@@ -1,13 +1,13 @@
 """
-What a run leaves behind: records/<run_id>/run.json and metrics.jsonl. Programs read these, never log text.
+The record of a run: records/<run_id>/run.json and metrics.jsonl. Programs read these two files, never log text.
 
-run.json is replaced whole at start, at each checkpoint and at the end; its `status` is "running" until
-it is one of STATUSES. metrics.jsonl gets one line a training step and one a validation:
+run.json is replaced whole at start, at each checkpoint and at the end. Its `status` is "running" until the end of the
+run sets it to a word of STATUSES. metrics.jsonl gets a line for each training step and a line for each validation:
 
     {"step": 7, "train/loss": 6.1, "train/lrm": 1.0, "train/dt": 0.31, "train/tok_per_sec": 6600, ...}
     {"step": 10, "val/bpb": 2.91, "total_training_time": 0.0, "total_training_flops": 2.9e11}
 
-Keys are upstream's wandb keys. A validation line at step s is of the weights before step s is taken.
+Keys are upstream's wandb keys. The validation line of step s measures the weights before step s is taken.
 """
 
 import json
@@ -21,10 +21,10 @@ from nanochat.common import atomic_write, read_json, write_json
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "diverged", "oom", "crash", "timeout", "interrupted")
 EXIT_CODES = {"ok": 0, "crash": 1, "diverged": 3, "oom": 4, "interrupted": 130}  # of the trainer; 2 is bad input
-# Smoothing of the loss that is shown and recorded as final_train_loss. Upstream's is the same; its meta files hold the
-# average before the weight of the 0 that it started from is divided out.
+# Smoothing of the loss that is shown and recorded as final_train_loss; the factor is upstream's. The average starts at
+# 0, and that weight is divided out before the loss is shown. Upstream's meta files hold it undivided.
 EMA_BETA = 0.9
-PACKAGES = ("torch", "numpy", "tiktoken", "pyarrow")  # whose versions a record has
+PACKAGES = ("torch", "numpy", "tiktoken", "pyarrow")  # a record states their versions
 
 
 def record_dir(base_dir, run_id) -> Path:
@@ -32,7 +32,7 @@ def record_dir(base_dir, run_id) -> Path:
 
 
 def read_record(base_dir, run_id) -> dict | None:
-    """run.json as a dict, or None where there is none that can be read."""
+    """run.json as a dict, or None where it is missing or cannot be read."""
     try:
         return read_json(record_dir(base_dir, run_id) / "run.json")
     except (FileNotFoundError, NotADirectoryError, ValueError):  # JSON or UTF-8 that is none
@@ -40,7 +40,7 @@ def read_record(base_dir, run_id) -> dict | None:
 
 
 def record_stamp(base_dir, run_id) -> tuple[int, int] | None:
-    """Which run.json this is: every write replaces the file, so an earlier attempt's is told from a new one."""
+    """(inode, mtime in ns) of run.json, or None. Every write replaces the file, so two writes have two stamps."""
     try:
         stat = (record_dir(base_dir, run_id) / "run.json").stat()
     except OSError:
@@ -111,7 +111,7 @@ class RunRecord:
 
     def update(self, **facts):
         self.facts.update(facts)
-        if self.metrics_path.exists():  # what a checkpoint counts on is on disk before it is
+        if self.metrics_path.exists():  # a resumed run needs these lines: they are on disk before a checkpoint is
             with open(self.metrics_path, "ab") as f:
                 os.fsync(f.fileno())
         write_json(self.dir / "run.json", self.facts)

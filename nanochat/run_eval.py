@@ -1,4 +1,4 @@
-"""Validation and samples during a run: when they are due, and what they do."""
+"""Validation and samples during a run, and the steps at which they are due."""
 
 import itertools
 import math
@@ -21,8 +21,11 @@ def due(every: int, step: int, last: bool) -> bool:
 
 
 def eval_due(run: Run, last: bool) -> bool:
-    """On the regular grid, and near a declared target on a denser one until it is reached. A checkpoint is saved after
-    the validation of its step: the run that resumes from it takes that validation again."""
+    """Whether this step is validated: on the regular grid, and near a declared target on a denser grid.
+
+    The denser grid ends when the target is reached. A checkpoint is saved after the validation of its step, so a run
+    that resumes from it takes that validation again.
+    """
     config, state = run.config, run.state
     if due(config.eval_every, run.step, last) or state.last_eval_step == run.step:
         return True
@@ -31,7 +34,7 @@ def eval_due(run: Run, last: bool) -> bool:
 
 
 def validate(run: Run, last: bool):
-    """val_bpb at this step, into state and record.
+    """Measure val_bpb at this step, and write it to the state and the record.
 
     A signal cuts the validation short: it is left out, the step is saved, and the resumed run validates it again.
     Only the last validation is finished first, because it is the result of the run. Each rank validates its own part
@@ -58,7 +61,7 @@ def validate(run: Run, last: bool):
 
 
 def val_batches(run: Run):
-    """This rank's share of --eval-tokens, the same at every validation, as batches of (x, y); kept where it is few."""
+    """This rank's share of --eval-tokens as batches of (x, y), the same at every validation. Few batches are kept."""
     config = run.config
     steps = config.eval_tokens // (config.device_batch_size * config.max_seq_len * run.ranks.world_size)
     if run.device.type == "cpu" and config.eval_tokens > CACHED_EVAL_TOKENS:

@@ -1,4 +1,4 @@
-"""What run.json says of a run: where it came from, what it ran on, and its results."""
+"""The contents of run.json: options, code and data of a run, its device, and its results."""
 
 import statistics
 import sys
@@ -18,7 +18,7 @@ from nanochat.schedule import TIMED_FROM_STEP
 
 
 def open_record(run, argv: list[str], tokenizer_id: str, resumed_from: int | None) -> RunRecord:
-    """A started record: run.json written, metrics cut back to the step the run goes on from."""
+    """A started record: run.json is written, and metrics are cut back to the step from which the run continues."""
     config, device = run.config, run.device
     dataset_id, tree = get_dataset_id(run.base_dir), tree_hash()
     facts = dict(
@@ -42,7 +42,7 @@ def open_record(run, argv: list[str], tokenizer_id: str, resumed_from: int | Non
 
 
 def summarize(run) -> dict:
-    """Clocks and results so far; what was not measured is None."""
+    """Clocks and results so far. A value that was not measured is None."""
     state, tokens_per_step = run.state, run.resolved.total_batch_size
     rows = [row for row in read_metrics(run.record.metrics_path) if "train/loss" in row]
     timed = [row["train/dt"] for row in rows if row["step"] >= TIMED_FROM_STEP]

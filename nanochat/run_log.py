@@ -1,4 +1,4 @@
-"""What a training step leaves: a line on the screen, a row of metrics.jsonl, and the clocks of the run."""
+"""The log of a training step: a line on the screen, a row of metrics.jsonl, and the clocks of the run."""
 
 import time
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from nanochat.run_setup import Run
 
 @dataclass
 class StepResult:
-    """What train_step measured of one step."""
+    """The values that train_step measured in one step."""
     loss: float  # cross-entropy, mean over the whole step, before the update
     terms: dict[str, float]  # the further terms of the training loss, unweighted, by name
     grad_norm: float
     lrm: float  # learning rate multiplier
     dt: float  # seconds
-    first: bool  # of this process, which also pays for compiling and warming up
+    first: bool  # first step of this process: its time includes compiling and warming up
 
 
 def log_step(run: Run, result: StepResult):
@@ -26,7 +26,7 @@ def log_step(run: Run, result: StepResult):
     state = run.state
     _count_time(run, result)
     state.smooth_train_loss = EMA_BETA * state.smooth_train_loss + (1 - EMA_BETA) * result.loss
-    smooth = state.smooth_train_loss / (1 - EMA_BETA ** (run.step + 1))  # without the weight of the 0 it started from
+    smooth = state.smooth_train_loss / (1 - EMA_BETA ** (run.step + 1))  # divides out the 0 that the average starts at
     tok_per_sec = run.resolved.total_batch_size / result.dt
     mfu = 100 * run.resolved.flops_per_token * tok_per_sec / dev.peak_flops(run.device)
     row = {**{f"train/{name}": value for name, value in result.terms.items()},

@@ -1,5 +1,5 @@
 """
-Everything before the first step: choose, check, build, load. What comes out is a Run, all that the loop touches.
+Everything before the first step: choose the device, check the options, build or load the model. The result is a Run.
 """
 
 import os
@@ -28,7 +28,10 @@ from nanochat.tokenizer import get_token_bytes, get_tokenizer, get_tokenizer_id
 
 @dataclass
 class LoopState:
-    """What a resumed run needs beside weights, optimizer and data position. The first three keys are upstream's."""
+    """State that a resumed run needs beside weights, optimizer and data position.
+
+    The first three keys are upstream's.
+    """
     min_val_bpb: float | None = None
     smooth_train_loss: float = 0.0
     total_training_time: float = 0.0  # seconds of the steps that the clock counts
@@ -41,7 +44,7 @@ class LoopState:
 
 @dataclass
 class Run:
-    """Everything the loop touches."""
+    """The parts and the state of a run, which the loop reads and changes."""
     config: TrainConfig
     resolved: Resolved
     stage: Stage
@@ -62,11 +65,11 @@ class Run:
     val_batches: list | None = None
     last_save: float = field(default_factory=time.monotonic)
     stop_signal: int | None = None
-    bound: str | None = None  # what ended the run: iterations, flops, ratio or wall
+    bound: str | None = None  # the bound that ended the run: iterations, flops, ratio or wall
 
     @property
     def spent_sec(self) -> float:
-        """Of the wall budget."""
+        """Seconds of the wall budget that the run has spent."""
         return training_clock(self.step, self.state.total_training_time, self.state.timed_steps)
 
     def reached(self) -> str | None:
@@ -154,7 +157,7 @@ def _announce(config: TrainConfig, r: Resolved):
 
 
 def _check_space(folder: Path, num_params: int):
-    """Fail before training where the checkpoint could not be written at its end."""
+    """Raise OSError before training where the checkpoint at its end could not be written."""
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".probe.{os.getpid()}"
     try:
@@ -170,7 +173,7 @@ def _check_space(folder: Path, num_params: int):
 
 
 def _find_start(config, folder, device, tokenizer_id, ranks):
-    """(step to start from, checkpoint or None). A fresh start moves the tag's earlier run aside: nothing is lost."""
+    """(step to start from, checkpoint or None). A fresh start renames the tag's earlier run, so nothing is lost."""
     step = config.resume_from_step
     if config.resume and step == -1:
         step = find_last_step(folder) or -1

@@ -1,14 +1,15 @@
 """
-Documents -> parquet shards, and back: cut, drop duplicates, split, shuffle, write; what the loader will make of them;
-read. A shard is upstream nanochat's: one string column `text`, row groups of documents.
+Documents -> parquet shards, and back. Writing cuts documents, drops duplicates, splits and shuffles; packing_share
+estimates how much of them the loader will use. A shard is laid out as upstream nanochat's: one string column `text`,
+row groups of documents.
 
-The best-fit loader (dataloader.py) fills rows with whole documents and crops what does not fit, so long
-documents are mostly thrown away. Here they are cut to pieces when the shards are written: at blank
-lines or before top-level definitions, else at line ends, else at spaces. Duplicates are dropped by hash
-over both splits; the pieces of one source document (a file, a line of a .jsonl) go to one split.
+The best-fit loader (dataloader.py) fills rows with whole documents and crops a document that does not fit. So most of
+a long document would be thrown away. Therefore documents are cut to pieces when the shards are written: at blank lines
+or before top-level definitions, else at line ends, else at spaces. Duplicates are dropped by hash over both splits.
+The pieces of one source document (a file, a line of a .jsonl) go to one split.
 
-Memory does not grow with the input: three shards of text, one source document, and 8 bytes (as a Python
-int) for each document. corpus.py says where the text comes from. Never imports torch.
+Memory holds three shards of text, one source document, and 8 bytes (as a Python int) for each document; the text of
+the input may be far longer. corpus.py gives the source documents. Never imports torch.
 """
 
 import bisect
@@ -49,7 +50,7 @@ def _boundaries(text: str):
     for m in _BOUNDARY.finditer(text):
         b = m.end()
         after_decorator = b - m.start() == 1 and text.startswith("@", text.rfind("\n", 0, b - 1) + 1)
-        if not after_decorator:  # a decorator stays with what it decorates
+        if not after_decorator:  # a decorator stays with its function or class
             yield b
     yield len(text)
 
@@ -57,8 +58,8 @@ def _boundaries(text: str):
 def cut_document(text: str, max_doc_chars: int) -> list[str]:
     """Pieces of at most max_doc_chars characters; 0 = the whole text as one piece.
 
-    Blocks (what lies between boundaries) are packed greedily while they fit in the target of the piece, and stay
-    whole unless they alone are too long. Nothing but blank lines around a piece is lost.
+    A block is the text between two boundaries. Blocks are packed greedily while they fit in the target of the piece.
+    A block is cut only if it alone is too long. Nothing but blank lines around a piece is lost.
 
     >>> cut_document("import os\\n\\ndef f():\\n    pass\\n\\nx = 1\\n", 24)
     ['import os', 'def f():\\n    pass', 'x = 1']
@@ -92,7 +93,7 @@ PACKING = dict(max_seq_len=512, bytes_per_token=3.4, buffer_docs=1000, documents
 
 
 def packing_share(doc_bytes: list[int], max_seq_len, bytes_per_token, buffer_docs, documents=None) -> float:
-    """Share of the tokens that an epoch of the best-fit loader trains on; the rest is cropped away.
+    """Share of its tokens that an epoch of the best-fit loader trains on; the other tokens are cropped away.
 
     Runs the loader's rule on estimated lengths: rows of max_seq_len + 1 tokens, each filled with the largest
     buffered document that fits, else with the head of the shortest one.
@@ -177,7 +178,7 @@ class ShardWriter:
 
 
 def split_sources(sources, shards: ShardWriter, max_doc_chars: int):
-    """Cut every source document and hand its pieces to the split that SPLIT_RULE says."""
+    """Cut every source document and add its pieces to train or val, as SPLIT_RULE states."""
     if max_doc_chars < 0:
         raise ValueError(f"--max-doc-chars={max_doc_chars}: "
                          "expected a number of characters, or 0 to keep documents whole")
@@ -225,7 +226,7 @@ def row_groups(paths) -> list[tuple[Path, int, int]]:
 def read_row_group(path, index: int) -> list[str]:
     """Documents of one row group. A corrupt shard is a ValueError that names it.
 
-    One flipped bit is found too, in a shard that was written here: its pages carry checksums.
+    Shards written by this file carry checksums of their pages, so even one flipped bit in them is found.
     """
     with _blaming(path), pq.ParquetFile(path, page_checksum_verification=True) as f:
         column = f.read_row_group(index, columns=["text"]).column("text")

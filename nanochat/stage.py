@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Stage:
-    name: str  # as load_model is asked for it
+    name: str  # the `source` that load_model takes
     checkpoint_root: str  # folder under the base directory, with one folder in it for each model tag
     command: str | None = None  # module that trains the stage; None where only checkpoints made elsewhere are read
 
@@ -23,7 +23,7 @@ class Stage:
         return self.root(base_dir) / tag
 
     def command_line(self, argv: list[str]) -> str:
-        """As a record says it, the same on every machine.
+        """The command of a run as its record states it, the same on every machine.
 
         >>> BASE.command_line(["--depth=4", "--run=my run"])
         "python -m scripts.base_train --depth=4 '--run=my run'"

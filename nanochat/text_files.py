@@ -1,7 +1,8 @@
 """
 A user's own text files, read one text at a time: .txt .md .jsonl .jsonl.gz .parquet (READERS).
 
-Whatever cannot be read is a ValueError that names the file, the place in it, and the next step. Never imports torch.
+A text that cannot be read raises a ValueError that names the file, the place in it, and the next step. Never imports
+torch.
 """
 
 import codecs
@@ -21,7 +22,7 @@ BLOCK_CHARS = 1_000_000  # a longer .txt or .md counts as several source documen
 
 
 def name_hash(name: str) -> str:
-    """Files are taken in the order of this hash: the same on every machine, and no order of their subjects."""
+    """Hash that gives the order of files. The order is the same on every machine, and unrelated to their subjects."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 
@@ -86,7 +87,10 @@ def _first_bad_byte(path, suffix: str) -> tuple[int, int]:
 
 
 def _not_utf8(path: Path, suffix: str, error: UnicodeDecodeError) -> str:
-    """Which byte, and how to convert the file. Nothing is replaced in silence: it would be trained on."""
+    """Error message that names the bad byte and the command that converts the file.
+
+    Bad bytes are never replaced in silence, because the replacements would be trained on.
+    """
     if suffix == ".parquet":
         return f"{path} holds text that is not UTF-8 ({error}); write it again as UTF-8, or leave it out"
     offset, value = _first_bad_byte(path, suffix)
@@ -108,7 +112,7 @@ def _suffix(path: Path) -> str:
 
 
 def find_files(paths) -> list[Path]:
-    """Files to read, a folder's in the order of the hash of their names. ValueError for what cannot be read."""
+    """Files to read; those of a folder in the order of the hash of their names. ValueError for an unreadable path."""
     files = []
     for path in map(Path, paths):
         path = path.expanduser()
@@ -127,7 +131,7 @@ def find_files(paths) -> list[Path]:
 def file_texts(files, whole: bool, progress: bool):
     """Yield the texts of files (READERS has the suffixes).
 
-    With `whole` a .txt or .md file is one text; without it, a long one is several.
+    With `whole` a .txt or .md file is one text. Without it, a long file is several texts.
     """
     with tqdm(total=sum(p.stat().st_size for p in files), unit="B", unit_scale=True, desc="reading",
               disable=None if progress else True) as bar:

@@ -1,9 +1,9 @@
 """
 Byte-level BPE in the style of GPT-4: rustbpe trains it, tiktoken runs it.
 
-Split pattern, special tokens and ids are upstream's (karpathy/nanochat, nanochat/tokenizer.py), so equal
-text gives equal ids; the files are ours, see nanochat/tokenizer_files.py. torch is imported only where a
-tensor is written or handed out: identity and text need none.
+Split pattern, special tokens and ids are upstream's (karpathy/nanochat, nanochat/tokenizer.py), so equal text gives
+equal ids. The files are ours, see nanochat/tokenizer_files.py. torch is imported only where a tensor is written or
+returned.
 
 >>> tokenizer = RustBPETokenizer.train_from_iterator(["low lower lowest"], vocab_size=268)
 >>> tokenizer.encode("lowest", prepend="<|bos|>"), tokenizer.id_to_token(257)
@@ -27,13 +27,13 @@ SPECIAL_TOKENS = [BOS, "<|user_start|>", "<|user_end|>", "<|assistant_start|>", 
                   "<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>"]
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 
-# GPT-4's pattern but for \p{N}{1,2} (there {1,3}): small vocabularies would spend too many tokens on
-# numbers; upstream measured 2 as the best of 1, 2 and 3 at a vocabulary of 32K.
+# GPT-4's pattern but for \p{N}{1,2}, where GPT-4 has {1,3}. With {1,3} small vocabularies would spend too many tokens
+# on numbers. Upstream measured 2 as the best of 1, 2 and 3 at a vocabulary of 32K.
 SPLIT_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*"
                  r"|\s*[\r\n]|\s+(?!\S)|\s+")
 
-# Threads of a batch encode. On 2 cores and documents of 1,000 characters, 8 threads took twice the CPU time
-# of 1 and were no faster: tiktoken's work per document is short beside the handing over.
+# Threads of a batch encode. On 2 cores and documents of 1,000 characters, 8 threads took twice the CPU time of 1 and
+# were no faster: passing a document to a thread takes long beside tiktoken's work on it.
 NUM_THREADS = min(os.cpu_count() or 1, 4)
 
 # Part of an assistant message -> (token before it, token after it, 1 if the model learns to write it)
@@ -71,7 +71,7 @@ class RustBPETokenizer:
 
     @classmethod
     def from_pretrained(cls, tiktoken_name: str):
-        """A published vocabulary (tiktoken downloads it). Its <|endoftext|> does what bos does here."""
+        """A published vocabulary (tiktoken downloads it). Its <|endoftext|> takes the place of BOS."""
         return cls(tiktoken.get_encoding(tiktoken_name), "<|endoftext|>")
 
     def get_vocab_size(self) -> int:
@@ -110,7 +110,7 @@ class RustBPETokenizer:
         return self.encode(*args, **kwargs)
 
     def decode(self, ids) -> str:
-        """Bytes that are not UTF-8 become U+FFFD; for ids that come one by one see StreamDecoder."""
+        """Text of ids. Bytes that are not UTF-8 become U+FFFD. StreamDecoder is for ids that come one at a time."""
         return self.enc.decode(ids)
 
     def decode_single_token_bytes(self, token_id: int) -> bytes:
@@ -147,7 +147,7 @@ class RustBPETokenizer:
         return "|".join(pieces)
 
     def render_for_completion(self, conversation: dict) -> list[int]:
-        """Ids of a chat up to where the assistant's last message, which is left out, would begin."""
+        """Ids of a chat without the assistant's last message, up to the token that opens that message."""
         messages = conversation["messages"]
         if not messages or messages[-1]["role"] != "assistant":
             raise ValueError("the last message must be from the assistant: it is the one to be completed")
@@ -191,9 +191,9 @@ def _message_pieces(message: dict):
 
 
 class StreamDecoder:
-    """Text of ids that come one by one, never half a character: an emoji in two tokens gives '' and the emoji.
+    """Text of ids that come one at a time, never half a character: an emoji in two tokens gives '' and the emoji.
 
-    All pushes and the flush together are tokenizer.decode(ids); special tokens show as their names.
+    The texts of all pushes and of the flush, joined, are tokenizer.decode(ids). Special tokens show as their names.
     """
 
     def __init__(self, tokenizer: RustBPETokenizer):
@@ -204,7 +204,7 @@ class StreamDecoder:
         return self.decoder.decode(self.tokenizer.decode_single_token_bytes(token_id))
 
     def flush(self) -> str:
-        """What is left of an unfinished character, as U+FFFD; then ready for another text."""
+        """U+FFFD where the text ends in an unfinished character, else "". Afterwards another text may begin."""
         return self.decoder.decode(b"", final=True)
 
 
@@ -220,7 +220,7 @@ def get_tokenizer(base_dir=None) -> RustBPETokenizer:
 
 
 def get_tokenizer_id(base_dir=None) -> str:
-    """Content hash of pattern, ranks and special tokens, checked against the file it is read from."""
+    """Content hash of pattern, ranks and special tokens, from tokenizer.json, whose content is checked against it."""
     return files.read_tokenizer_json(get_tokenizer_dir(base_dir))["tokenizer_id"]
 
 
@@ -239,7 +239,7 @@ def import_tokenizer(path, base_dir=None) -> RustBPETokenizer:
 
 
 def crop_texts(texts, max_chars: int, doc_cap: int):
-    """Documents cut to doc_cap characters, up to and including the one that exceeds max_chars in all."""
+    """Documents cut to doc_cap characters. The last is the document with which their sum exceeds max_chars."""
     num_chars = 0
     for text in texts:
         text = text[:doc_cap]

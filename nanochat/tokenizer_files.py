@@ -165,8 +165,9 @@ def _write_token_bytes(content, file):
 def _check_replace(tokenizer_dir: Path, new_id: str) -> bool:
     """True if another tokenizer is there and may be replaced. ValueError if it is in use, or was not written here.
 
-    In use: a checkpoint of the same base directory names it. Upstream's checkpoints name no tokenizer, so they may need
-    any tokenizer that is there. A damaged tokenizer.json protects nothing; the pickle beside it does.
+    A tokenizer is in use when a checkpoint of the same base directory names it. Upstream's checkpoints name no
+    tokenizer, so they may need any tokenizer that is there. A damaged tokenizer.json protects nothing. But a
+    pickle beside it is overwritten only by the same tokenizer.
     """
     try:
         old_id = read_tokenizer_json(tokenizer_dir)["tokenizer_id"]

@@ -1,9 +1,9 @@
 """
 train(config) -> the run's record. One page to read a training run.
 
-Order: everything a user can get wrong is checked first; then the model is built, the record opened, and the
-loop runs. At step s the loop validates, samples and saves the weights BEFORE step s is taken, as upstream
-does, so that step num_iterations is the end. The loss shown is the mean over the whole step (upstream shows
+Order: options, data and disk are checked first. Then the model is built, the record is opened, and the loop runs. At
+step s the loop validates, samples and saves the weights BEFORE step s is taken, as upstream does. So the weights after
+the last step are those of step num_iterations. The loss shown is the mean over the whole step (upstream shows that of
 the last micro-batch).
 """
 
@@ -32,8 +32,11 @@ from nanochat.stage import BASE, Stage
 
 
 def train(config: TrainConfig, argv: list[str], stage: Stage = BASE) -> dict:
-    """Run one training and return its record (run.json as a dict). Raises ValueError or OSError for bad input
-    before anything is trained; what happens later is told by the record's status."""
+    """Run one training and return its record (run.json as a dict).
+
+    Raises ValueError or OSError for bad input before anything is trained. A later failure raises nothing: the record's
+    status states it.
+    """
     started = time.monotonic()
     if Ranks.from_environment().world_size > 1:
         raise ValueError("more than one rank is not here yet: start one process, without torchrun")
@@ -82,7 +85,7 @@ def loop(run: Run):
 
 
 def set_schedule(run: Run) -> float:
-    """Rates, momentum and decay of this step; returns the learning rate multiplier."""
+    """Set rates, momentum and decay of this step; returns the learning rate multiplier."""
     config, n, step = run.config, run.resolved.num_iterations, run.step
     at = schedule.budget_position(step, n, run.spent_sec, config.wall_budget_sec)
     lrm = schedule.lr_multiplier(step, n, config.warmup_steps, config.warmdown_ratio, config.final_lr_frac,
@@ -131,7 +134,7 @@ def save(run: Run):
 
 
 def checkpoint_meta(run: Run) -> dict:
-    """meta_%06d.json: upstream's keys, and what an exact resume needs besides."""
+    """Contents of meta_%06d.json: upstream's keys, and the further keys that an exact resume needs."""
     config, gpt = run.config, run.model.config
     loop_state = asdict(run.state)
     loop_state["clocks"]["wall_time_sec"] += time.monotonic() - run.started

@@ -1,13 +1,13 @@
 """
 How much memory training takes, counted on the model itself.
 
-Model, loss and optimizer run one step on the meta device, where tensors have shapes but no storage; every
-allocation and release is noted on the way. There is no formula to forget a term: earlier ones counted attention
-scores that no kernel stores, and left out the logits. Two batch sizes give the rest: memory is linear in the batch.
+Model, loss and optimizer run one step on the meta device, where tensors have shapes but no storage. Every allocation
+and release on the way is counted. A formula could forget a term: earlier formulas counted attention scores that no
+kernel stores, and left out the logits. Memory is linear in the batch, so counts at two batch sizes give all others.
 
-The operators are those of eager mode on a CPU. What autograd keeps there is what it keeps on a card, but for
-norms in bfloat16, of which CUDA's fused kernel and compiled code keep fewer copies: for a card the figure should
-err on the high side. Checked against the CPU's allocator; not yet against a card.
+The operators are those of eager mode on a CPU. Autograd keeps the same tensors there as on a card, but for norms in
+bfloat16: CUDA's fused kernel and compiled code keep fewer copies of those. So for a card the figure should err on the
+high side. The figures are checked against the CPU's allocator; not yet against a card.
 """
 
 import weakref
@@ -24,17 +24,17 @@ from nanochat.gpt_config import GPTConfig
 from nanochat.loss import CHUNK_LOGITS
 from nanochat.optim import setup_optimizer
 
-# Compiled code does not take the loss in chunks. Seen in what it saves on a CPU: one [BT,V] tensor in the compute
-# dtype, the fp32 copies are fused away. Its gradient is a second one of that size, and both are alive at once.
+# Compiled code does not take the loss in chunks. On a CPU it was seen to save one [BT,V] tensor in the compute dtype;
+# the fp32 copies are fused away. The gradient is a second tensor of that size, and both are alive at once.
 COMPILED_LOGITS = 2
-# Any: no number is computed.
+# Any value does: on the meta device no number is computed.
 RATES = dict(unembedding_lr=1.0, embedding_lr=1.0, matrix_lr=1.0, scalar_lr=1.0, weight_decay=1.0)
 
 
 class MemoryTracker(TorchDispatchMode):
     """Bytes of the tensors made inside the context that are alive: `now`, and `peak` since it was last set.
 
-    It sees what operators return; what a kernel allocates and frees inside is its own.
+    It sees the tensors that operators return. Memory that a kernel allocates and frees inside is not counted.
     """
 
     def __init__(self):
@@ -77,7 +77,10 @@ def saved_bytes(model: GPT, loss_of) -> tuple[torch.Tensor, int]:
 
 
 class FlashAttention(TorchFunctionMode):
-    """On the meta device attention would choose the kernel that stores all scores; this chooses what real ones use."""
+    """Inside this context attention on the meta device runs the flash kernel, as real devices do.
+
+    Left alone, the meta device would choose the kernel that stores all attention scores.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -92,12 +95,12 @@ class FlashAttention(TorchFunctionMode):
 
 @dataclass
 class Memory:
-    """Bytes. What does not grow with the batch, and at one batch size what does."""
+    """Bytes that training takes at one batch size. Weights, gradients and optimizer do not grow with the batch."""
     batch_size: int
     weights: int  # parameters and buffers
     gradients: int
     optimizer: int
-    activations: int  # what autograd keeps between forward and backward
+    activations: int  # tensors that autograd keeps between forward and backward
     # Peaks of everything alive, gradients of an earlier micro-step included
     forward: int
     loss_backward: int  # until the gradient reaches the last block

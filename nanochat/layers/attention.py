@@ -29,25 +29,32 @@ def rotate(x, cos, sin):
 
 
 def by_hand(x) -> bool:
-    """Whether the derivative written out below pays: on a CPU, eager, torch makes a pass over memory of each term.
-    Elsewhere kernels and compilers fuse them, and keep no more than is kept here: so meta tensors count as a CPU's."""
+    """Whether to use the derivative written out in RotateAndNorm. It pays in eager code on a CPU.
+
+    There torch makes a pass over memory for each term of the formula. Elsewhere kernels and compilers fuse the terms,
+    and keep no more tensors than RotateAndNorm keeps. So meta tensors, which count memory, are treated as a CPU's.
+    """
     return x.device.type in ("cpu", "meta") and not torch.compiler.is_compiling()
 
 
 def inverse_rms(x):
-    """1 / sqrt(mean(x^2) + eps) over the last dimension, kept, in fp32 at least. eps: torch's default for rms_norm,
-    which is fp32's for every dtype."""
+    """1 / sqrt(mean(x^2) + eps) over the last dimension, which stays with size 1, in fp32 at least.
+
+    eps is torch's default for rms_norm, which is fp32's for every dtype.
+    """
     square = (x.float() if x.element_size() < 4 else x).pow(2)
     return square.mean(dim=-1, keepdim=True).add_(torch.finfo(torch.float32).eps).rsqrt_()
 
 
 class RotateAndNorm(torch.autograd.Function):
-    """o = scale norm(rotate(x)); the same roundings as one after the other, and a third of the passes.
+    """o = scale norm(rotate(x)), with the roundings of rotate and norm in turn, in a third of the passes over memory.
 
-    With r the inverse RMS and do the gradient of o: d rotate(x) = r scale (do - o mean(do o) / scale^2), and dx is
-    that turned back. The norms of the residual stream are not written out so: at the first step some gradients (of
-    the lambdas, of backout) are rounding errors, AdamW makes whole steps of them, and other errors are another run
-    (dev/LOG.md, 2026-11-21).
+    With r the inverse RMS and do the gradient of o: d rotate(x) = r scale (do - o mean(do o) / scale^2). dx is
+    d rotate(x) turned back.
+
+    The norms of the residual stream are not written out in this way. At the first step some gradients (of the lambdas,
+    of backout) are nothing but rounding errors, and AdamW makes whole steps of them. So other rounding errors would
+    give another run (dev/LOG.md, 2026-11-21).
     """
 
     @staticmethod
@@ -121,8 +128,11 @@ class CausalSelfAttention(Layer):
             self.ve_gate.weight.uniform_(0.0, 0.02)
 
     def flops_per_token(self, T: int) -> int:
-        """On top of the matrices, q k and p v of min(window, T) tokens: 12 each, causality not halved
-        (arXiv:2204.02311, appendix B)."""
+        """On top of the matrices, the products q k and p v with min(window, T) tokens (arXiv:2204.02311, appendix B).
+
+        Each product costs 2 per channel and token forwards, and 4 backwards, so both cost 12.
+        Causality does not halve the count.
+        """
         return super().flops_per_token(T) + 12 * self.n_head * self.head_dim * min(self.window, T)
 
     def forward(self, x, ctx):

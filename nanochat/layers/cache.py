@@ -1,6 +1,6 @@
 """
-Decode state. Each layer keeps what it needs under its own key: keys and values for attention, the last
-input and a running sum for the gate, the last embedding for smear. The cache only holds and copies it.
+Decode state. Each layer keeps its state under its own key: keys and values for attention, the last input and a running
+sum for the gate, the last embedding for smear. The cache only holds and copies these tensors.
 """
 
 import torch

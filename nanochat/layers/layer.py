@@ -1,5 +1,5 @@
 """
-What every row of MIXERS, MLPS and RESIDUALS has in common. A new layer overrides only what is different in it.
+The base class of every row of MIXERS, MLPS and RESIDUALS. A new layer overrides only the members that differ in it.
 
 For example, a mixer that has a loss term of its own and takes no value embeddings:
 
@@ -10,8 +10,8 @@ For example, a mixer that has a loss term of its own and takes no value embeddin
         def forward(self, x, ctx):
             return y, {"balance": term}
 
-Roles. The optimizer makes its groups from what a parameter is, never from its name. So a module that owns
-parameters says their roles: `roles = {"weight": "head"}`. optim.ADAMW_GROUPS and optim.MUON_ROLES list all roles.
+Roles. The optimizer groups parameters by their role, never by their name. So a module that owns parameters states
+their roles: `roles = {"weight": "head"}`. optim.ADAMW_GROUPS and optim.MUON_ROLES list all roles.
 """
 
 import torch.nn as nn
@@ -29,22 +29,30 @@ class Layer(nn.Module):
         """Write every parameter: storage comes unwritten."""
 
     def init_gate(self):
-        """Draws that come after those of all other layers: upstream draws its gates last, and one seed must give
-        its weights."""
+        """Initialise the gates, after init_weights of all layers.
+
+        Upstream draws its gates last, and the same seed must give upstream's weights.
+        """
 
     def active_params(self) -> int:
-        """Weights that one token is multiplied with: all matrices. A layer that uses a part of them a token says so
-        here. Vectors are left out, as multiplying by them costs next to nothing."""
+        """Number of weights that a token is multiplied with: those of all matrices.
+
+        A layer whose tokens use only some of its matrices overrides this. Vectors are left out, because multiplying by
+        them costs next to nothing.
+        """
         return sum(p.numel() for p in self.parameters() if p.ndim >= 2)
 
     def flops_per_token(self, T: int) -> int:
-        """Of a forward and a backward pass over one token in a context of T: 2 per weight forwards, 4 backwards. A
-        layer whose tokens look at each other adds what that costs."""
+        """FLOPs of a forward and a backward pass over one token in a context of T tokens.
+
+        A weight costs 2 forwards (multiply, add) and 4 backwards (2 for the gradient of the input, 2 for its own). A
+        layer whose tokens look at each other adds that cost.
+        """
         return 6 * self.active_params()
 
 
 def row_of(rows: dict, name: str, option: str):
-    """rows[name]. Raises ValueError with the rows there are where there is none of that name."""
+    """rows[name]. Raises ValueError, which lists the rows, where no row has that name."""
     if name not in rows:
         raise ValueError(f"--{option}={name}: there is no such row; the rows are {', '.join(rows)}")
     return rows[name]

@@ -1,4 +1,4 @@
-"""Bias-free Linear and Embedding: what every layer here is made of."""
+"""Bias-free Linear and Embedding, of which every layer here is made."""
 
 import torch
 import torch.nn as nn
@@ -9,8 +9,10 @@ CPU_MULTIPLIES_BF16 = any(map(torch.cpu.get_capabilities().get,
 
 
 def widened(x) -> bool:
-    """Whether products of x are better made in fp32 and rounded: bf16 on a CPU that has no such instructions. Its
-    library converts all the same, at half the speed (dev/LOG.md, 2026-11-21), and sums in fp32 all the same."""
+    """Whether to compute products of x in fp32 and round them: for bf16 on a CPU without bf16 instructions.
+
+    The library of such a CPU converts bf16 and sums in fp32 as well, but at half the speed (dev/LOG.md, 2026-11-21).
+    """
     return x.dtype == torch.bfloat16 and x.device.type == "cpu" and not CPU_MULTIPLIES_BF16
 
 
@@ -36,7 +38,7 @@ class WidenedLinear(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """Keeps its weight in fp32 and multiplies in the dtype of its input: autocast without autocast."""
+    """Keeps its weight in fp32 and multiplies in the dtype of its input, as torch.autocast would."""
 
     def __init__(self, in_features: int, out_features: int, role: str = "matrix"):
         super().__init__(in_features, out_features, bias=False)

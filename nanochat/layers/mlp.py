@@ -8,8 +8,10 @@ from nanochat.layers.linear import Linear
 
 
 class ReluSquared(torch.autograd.Function):
-    """relu(x)^2 that keeps one tensor, r = relu(x): the derivative is 2r, also where x <= 0. torch's own chain makes
-    four passes over memory backwards for the same bits."""
+    """relu(x)^2 that keeps one tensor for backward, r = relu(x). The derivative is 2r, also where x <= 0.
+
+    torch's own derivatives of relu and square give the same bits, in four passes over memory.
+    """
 
     @staticmethod
     def forward(ctx, x):

@@ -1,4 +1,4 @@
-"""RMSNorm, with what is fixed about it bound at construction."""
+"""RMSNorm, with its size, gain and eps fixed at construction."""
 
 import torch
 import torch.nn as nn
@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 
 class Norm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) over the last dimension, times a learned gain where it has one.
+    """x / sqrt(mean(x^2) + eps) over the last dimension, times a learned gain if `gain` is true.
 
-    eps None is torch's default, which is fp32's for every dtype. Without a gain it owns no parameter.
+    eps None is torch's default, which is fp32's for every dtype. Without a gain the module owns no parameter.
     """
 
     roles = {"weight": "gain"}
@@ -20,7 +20,7 @@ class Norm(nn.Module):
 
     @property
     def is_default(self) -> bool:
-        """Neither gain nor an eps of its own: the norm that attention has written out by hand."""
+        """Whether it has no gain and torch's eps. attention.RotateAndNorm computes exactly this norm."""
         return self.weight is None and self.eps is None
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ A block does, once for the mixer and once for the MLP, each with a residual obje
 
     x, carry = res.read(s, ctx); x = norm(x); y, aux = sublayer(x, ctx); s = res.write(s, x, y, carry, ctx)
 
-so a residual may look at the sublayer's normed input x and its output y, and may keep decode state.
+So a residual may look at the sublayer's normed input x and its output y, and may keep decode state.
 
 The first residual of the model makes s of the embeddings (`enter`), and the last one makes the hidden state of s
 (`leave`). A residual with several streams overrides both, and gpt.py need not know what s is.
@@ -15,7 +15,7 @@ import torch
 
 from nanochat.layers.layer import Layer
 
-# They act on s in gpt.py, and are defined for a single stream only.
+# These extras act on s in gpt.py, and are defined for a single stream only.
 ONE_STREAM_ONLY = ("lambdas", "backout")
 
 
@@ -47,8 +47,11 @@ class PlainResidual(Layer):
 
 
 class Change(torch.autograd.Function):
-    """x [B,T,C] -> e [B,T-1] in fp32, e_t = mean over channels of (x_{t+1} - x_t)^2. The derivative in two passes over
-    memory instead of nine: the gate looks at its input in every sublayer."""
+    """x [B,T,C] -> e [B,T-1] in fp32, e_t = mean over channels of (x_{t+1} - x_t)^2.
+
+    The derivative is written out, because it then takes two passes over memory instead of nine. This pays, as the gate
+    looks at its input in every sublayer.
+    """
 
     @staticmethod
     def forward(ctx, x):
