@@ -49,10 +49,10 @@ def make_data(protocol: Protocol, dataset, tokenizer):
 
 
 def check_arms(protocol: Protocol, resolve, tokenizer):
-    """Raise ValueError, naming the arm, for one that cannot be run, or that rounds to the run of another one.
+    """Raise ValueError, naming the arm, where an arm cannot be run, or resolves to the same run as an earlier arm.
 
     resolve: nanochat.cost.resolve, and tokenizer: the module, neither of which the lab imports. An arm of another tree
-    may name rows that only its tree has: what cannot be resolved here is left to that tree's trainer.
+    may name rows that only its tree has. If it cannot be resolved here, the check is left to that tree's trainer.
     """
     vocab_size, arms, resolved = tokenizer.get_tokenizer(protocol.home).get_vocab_size(), [], []
     for arm in protocol.arms:

@@ -1,11 +1,11 @@
 """
-How the verdicts fall, and what missed targets do to them, on made-up runs that gates.judge itself decides.
+Shares of the verdicts, and the effect of missed targets on them, on made-up runs that gates.judge decides.
 
-made_up_runs.py measures the rules in bulk, protocol by protocol in arrays; here each protocol is a declaration and its
-runs, so that the table of verdicts is measured as it stands in the code. One candidate, one gate, runs of unit spread;
-a bank of nu + 1 runs, which lends its spread: that each of them reached the target, as a real bank must have, is not
-asked. Every cell of ideas/verdict_targets.csv has a generator of its own. Command line: scripts/simulate_gates.py
---table verdicts, missed
+made_up_runs.py measures the rules in bulk, on arrays of protocols. Here each protocol is a declaration and its runs. So
+the table of verdicts is measured as it stands in the code. A protocol has one candidate and one gate, and its runs have
+unit spread. Its bank has nu + 1 runs, of which only the spread is used. A real bank must also have reached the target
+in each of its runs; a made-up bank need not. Every cell of ideas/verdict_targets.csv has a random generator of its own.
+Command line: scripts/simulate_gates.py --table verdicts, missed
 """
 
 import csv
@@ -92,7 +92,7 @@ def runs_of(cell: Cell, z) -> list[RunSummary]:
 
 
 def measure(cell: Cell, protocols: int, seed: int = SEED) -> dict:
-    """{measure: value} for what the cell has targets for: shares of the verdicts in percent, mean seeds."""
+    """{measure: value} for each measure with a target in this cell: shares of verdicts in percent, mean seeds."""
     rng, verdicts, seeds = np.random.default_rng([seed, crc32(cell.name.encode())]), Counter(), 0
     for _ in range(protocols):
         z, s_b = rng.standard_normal((2, cell.most)), float(rng.standard_normal(cell.nu + 1).std(ddof=1))
@@ -105,7 +105,7 @@ def measure(cell: Cell, protocols: int, seed: int = SEED) -> dict:
 
 
 def check(cell: Cell, found: dict, protocols: int) -> list[dict]:
-    """One row a measure: what was found, its target, how far outside it is, what is allowed, whether it is inside."""
+    """A row for each measure: found value, target, distance outside the target, tolerance, True if inside."""
     rows = []
     for name, value in found.items():
         low, high = cell.targets[name]

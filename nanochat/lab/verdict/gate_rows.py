@@ -40,7 +40,7 @@ def _source(test: Comparison, nu: int) -> str:
 
 
 def stability_row(e: Evidence) -> GateRow:
-    """Gate 3: no run diverged. It counts, and tests nothing."""
+    """Gate 3: no run diverged. The row is a count; there is no test behind it."""
     result = "pass" if not e.diverged else "cannot tell" if CONTROL in e.diverged else "fail"
     note = f"diverged: {', '.join(sorted(e.diverged))}" if e.diverged else None
     return GateRow("no instability", "count", "run_status", unit="", n=e.n, result=result, section="7.1 gate 3",
@@ -48,5 +48,5 @@ def stability_row(e: Evidence) -> GateRow:
 
 
 def finite(value):
-    """JSON has no infinity: a bound that is not there is null."""
+    """The number, or None where it is infinite or nan: JSON has no infinity, so an open bound is null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
