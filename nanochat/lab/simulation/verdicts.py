@@ -35,8 +35,12 @@ WHEN = "2026-01-01T00:00:00+00:00"
 
 @dataclass(frozen=True)
 class Cell:
-    """reached: share of the control's runs that reach a target, 1 where the metric is a loss. most: seeds; peeking:
-    looked at after each. gain: in sd of a run. targets: {measure: (low, high)}, a range where it was given as one."""
+    """A row of the targets.
+
+    reached: share of the control's runs that reach a target, 1 where the metric is a loss. most: number of seeds.
+    peeking: True if there is a look after each seed. gain: in sd of a run. targets: {measure: (low, high)}; low and
+    high are equal where the target is a single number.
+    """
     table: str
     reached: float
     nu: int
@@ -68,7 +72,7 @@ def _range(text: str) -> tuple[float, float]:
 # A protocol
 
 def declaration_of(cell: Cell, s_b: float) -> Declaration:
-    """As scripts.protocol declares it, with the bank's spread s_b; without floors, which the target's figures lack."""
+    """As scripts.protocol declares it, with the bank's spread s_b, but without floors: the targets have none."""
     metric = "val_bpb" if cell.reached == 1 else "time_to_target"
     scale, target = (1.0, None) if cell.reached == 1 else (SD_LOG, Target("val_bpb", LEVEL))
     arms = make_arms(["candidate: --matrix-lr=0.03"], [])
@@ -79,7 +83,10 @@ def declaration_of(cell: Cell, s_b: float) -> Declaration:
 
 
 def runs_of(cell: Cell, z) -> list[RunSummary]:
-    """z: [2, most], control and candidate in sd, the gain taken off. A time above the budget is a target missed."""
+    """The runs of a protocol. A time above the budget counts as a missed target.
+
+    z: [2, most], control and candidate in sd, after the gain was subtracted from the candidate.
+    """
     budget = math.exp(SD_LOG * float(ndtri(cell.reached))) if cell.reached < 1 else 1.0
     if cell.reached == 1:
         name, values = METRICS["val_bpb"].key, (LEVEL + z).tolist()

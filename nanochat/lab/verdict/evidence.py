@@ -35,7 +35,7 @@ class Gate:
     margin: float
     d: list[float] = field(default_factory=list)  # control - candidate, positive = better; one per pair
     censored: bool = False  # some d is only a lower bound
-    missed: str | None = None  # why it cannot pass
+    missed: str | None = None  # the reason, if it cannot pass
     note: str | None = None
 
     @property
