@@ -81,7 +81,7 @@ class Cycle:
 
 
 def walk(cycle: Cycle, call, say=print) -> CycleRecord:
-    """Run what is left, phase by phase; writes and returns results/<label>_cycle.json.
+    """Run the open steps, phase by phase; writes and returns results/<label>_cycle.json.
 
     call(command, env) -> exit code.
     """

@@ -24,7 +24,7 @@ SAVE_GRACE_SEC = 180  # a run asked to stop saves first; a slow disk and a large
 
 
 class Executor(ABC):
-    """Wherever a cell runs, its record goes to Runner.home, and what it prints to Runner.log_path(cell)."""
+    """A place where cells run. The record of a cell goes to Runner.home, its output to Runner.log_path(cell)."""
 
     @abstractmethod
     def submit(self, cell: Cell) -> Attempt:
@@ -98,7 +98,7 @@ def ask_to_stop(children, grace_sec: float = SAVE_GRACE_SEC):
 
 
 def _kill(child):
-    """With the processes that it started: a trainer of another tree is a child of its child."""
+    """Kill a child and the processes that it started: a trainer of another tree is a child of the child."""
     if os.name == "nt":
         child.kill()
     else:

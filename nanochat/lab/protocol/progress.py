@@ -39,11 +39,11 @@ class Running:
 
 
 class Progress:
-    """ETA = for each cell left, what starting took so far, and its steps at the pace so far, over the cells that run
-    side by side.
+    """The progress line, with an ETA.
 
-    Both are taken over the cells of this session; validation is in the pace. `name` tells apart the cells that are
-    running.
+    Each cell that is left takes the usual time to start, and then its steps at the usual pace. ETA is the sum of these
+    times, divided by the number of cells that run side by side. Both times are means over the cells of this session,
+    and the pace includes validation. `name` tells apart the cells that are running.
     """
 
     def __init__(self, n_cells: int, n_to_run: int, out=None, clock=time.monotonic):

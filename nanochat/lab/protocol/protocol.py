@@ -72,7 +72,7 @@ class Protocol:
         self.results = Results(self.results_dir, self.name)  # a foreign history is refused here
 
     def identify(self, dataset_id: str, tokenizer_id: str):
-        """Fix what the cells are computed from; their hashes follow."""
+        """Fix the inputs of the cells; their hashes follow from the inputs."""
         self.inputs, self.reader = Inputs(dataset_id, tokenizer_id, tree_hash()), reader_hash(self.arms)
         self.cells = make_cells(self.arms, self.seeds, self.label, self.inputs, AA_OFFSET if self.plan.aa else 0)
         control = self.arms[0].config
@@ -102,7 +102,7 @@ class Protocol:
 
 
 def run(protocol: Protocol, say=print) -> int:
-    """Declare, run what is missing, write and print the results. Returns the exit code."""
+    """Declare, run the missing cells, write and print the results. Returns the exit code."""
     assert protocol.cells, "identify() comes first"
     with _only_one(protocol):
         session = Session(protocol)

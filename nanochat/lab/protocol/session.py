@@ -1,5 +1,5 @@
 """
-One invocation of a protocol: its declaration, what has been run or reused so far, and the files that say so.
+One invocation of a protocol: its declaration, the cells that were run or reused so far, and the results file.
 
 The results file is replaced after every cell, so a reboot costs at most one cell's work since its last checkpoint.
 """

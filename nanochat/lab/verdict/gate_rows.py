@@ -1,5 +1,5 @@
 """
-The rows of a verdict's table: what each gate asks and what was found, in its unit and in sd of one control run.
+The rows of a verdict's table: the demand of each gate and its finding, in its unit and in sd of one control run.
 """
 
 import math
@@ -16,7 +16,7 @@ LOOSE_FLOOR = 5  # sd: a margin above it passes nearly anything
 
 
 def gate_row(declaration: Declaration, gate: Gate, test: Comparison, plain: Comparison) -> GateRow:
-    """test: the gate at the level of the look; plain: at the level of the whole label, by which it can fail."""
+    """A gate's row. test: at the level of the look. plain: at the level of the whole label, by which it can fail."""
     s_b, nu = bank_of(declaration.noise, gate.metric)
     in_sd = gate.margin / s_b if s_b else None
     asked = {"gate": gate.metric, "role": gate.role, "metric": gate.metric, "unit": UNIT.get(gate.metric, "log"),
