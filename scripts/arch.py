@@ -81,7 +81,7 @@ def check(args) -> list[int]:
 
 
 class Shape:
-    """A depth and a width, counted on the real modules. width None: what the depth alone gives."""
+    """A depth and a width, counted on the real modules. width None: the width that the depth alone gives."""
 
     def __init__(self, args, depth: int, width: int | None):
         from nanochat.cost import count_plain, flops_per_token, gpt_config, meta_model
@@ -131,7 +131,7 @@ def head_counts(args, budget: float) -> range:
 
 
 def near_ratio(args, depths, ratio: float) -> list[Shape]:
-    """For each depth the widths on both sides of the one that has the ratio, or that one."""
+    """For each depth the width that has the ratio; if no width has it, the two widths next to it."""
     found = []
     for depth in depths:
         shape_of = cache(lambda heads, depth=depth: Shape(args, depth, heads * args.base.head_dim))

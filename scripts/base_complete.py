@@ -53,7 +53,7 @@ def note(message: str):
 
 
 def prompt_tokens(tokenizer, text: str, room: int) -> list[int]:
-    """BOS and the last tokens of the text, `room` in all: what stands right before the completion matters most."""
+    """BOS and the last tokens of the text, `room` in all: the end of the text matters most for the completion."""
     ids = tokenizer.encode(text)
     if len(ids) + 1 > room:
         note(f"the prompt has {len(ids)} tokens; the last {room - 1} were kept")
@@ -68,7 +68,7 @@ def printable(text: str) -> str:
 
 
 class Completer:
-    """A loaded model and what to sample from it."""
+    """A loaded model and the settings for sampling from it."""
 
     def __init__(self, args):
         from nanochat.checkpoint_manager import find_largest_model, load_model
@@ -119,7 +119,7 @@ def show(completer: Completer, text: str) -> bool:
 
 
 def read_prompt(delimiter: str) -> str | None:
-    """Lines up to the delimiter; None where the input ends. What a pipe holds after its last delimiter counts too."""
+    """Lines up to the delimiter; None where the input ends. Text after the last delimiter of a pipe counts too."""
     lines, tty = [], sys.stdin.isatty()
     try:
         while (line := input("" if lines or not tty else "> ")).rstrip() != delimiter:

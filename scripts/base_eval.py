@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(args) -> set[str]:
-    """The modes asked for. Raises ValueError for what cannot be done, before any work."""
+    """The modes asked for. Raises ValueError, before any work, for a request that cannot be met."""
     modes = {mode.strip() for mode in args.eval.split(",")}
     if unknown := modes - set(MODES):
         raise ValueError(f"--eval={args.eval}: {', '.join(sorted(unknown))} is unknown; "

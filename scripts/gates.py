@@ -5,7 +5,7 @@ The verdict of a label, gate by gate, from its result file:
 
 The declared looks are replayed over the runs in the file; nothing is trained and nothing is written. With
 --exit-code the status is that of the worst candidate: 0 promote, 10 optional, 11 inconclusive, 12 reject, 13 no
-verdict. --log-entry drafts the entry for dev/LOG.md, --plateau says what the cycles so far have come to.
+verdict. --log-entry drafts the entry for dev/LOG.md. --plateau tells whether the cycles so far have reached a plateau.
 """
 
 import argparse

@@ -83,7 +83,7 @@ def require(ok: bool, name: str, value, expected: str):
 
 
 def check(args):
-    """Raise ValueError for what is wrong whatever the runs say."""
+    """Raise ValueError for options that are wrong whatever the runs are."""
     for name in ("default-ratio", "ratio-ref", "num-scaling-params", "ref-scaling-params", "distinct-tokens",
                  "bytes-per-token"):
         value = getattr(args, name.replace("-", "_"))

@@ -33,7 +33,7 @@ def build_parser():
 
 
 def all_results(folder) -> list[ResultFile]:
-    """The result files in a folder, by name; one that is not a protocol's is left out and named."""
+    """The result files in a folder, by name. A file that is not a protocol's is left out, and its name is printed."""
     found = []
     for path in sorted(Path(folder).glob("*_latest.json")):
         try:

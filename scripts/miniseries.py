@@ -1,5 +1,5 @@
 """
-Control and candidate at several depths, then one verdict on whether it holds at all of them:
+Control and candidate at several depths, then one verdict on whether the gain holds at all of them:
 
     python -m scripts.miniseries --label=mix005 --depths 8 12 16 \\
         --candidate="mix005: --symplectic-gate --symplectic-gate-mix=0.05"
@@ -63,7 +63,7 @@ def refuse_unknown(rest):
 
 
 def commands(args, depths, rest) -> list[list[str]]:
-    """Noise and protocol of each depth: the whole of what is run, in public commands."""
+    """The public commands of a miniseries: noise and protocol of each depth."""
     given = {word.partition("=")[0] for word in rest}
     until = [] if given & {"--seeds", "--until"} else ["--until=decided"]
     where = [f"--profile={args.profile}"] if args.profile else []

@@ -1,5 +1,5 @@
 """
-Measure how much the control varies by itself: train it on several seeds, then print the smallest gains to be seen:
+Measure how much the control varies from seed to seed, and print the smallest gains that a protocol can see:
 
     python -m scripts.noise --run --seeds=8        (= make noise SEEDS=8)
     python -m scripts.noise
@@ -81,7 +81,7 @@ def make_protocol(args) -> NoiseProtocol:
 
 
 def bank_runs(protocol: Protocol, ledger) -> int:
-    """Append a row for every ended run of the protocol that the ledger has not; returns how many."""
+    """Append a row for every ended run of the protocol that the ledger lacks. Returns the number of new rows."""
     ours = {(cell.tag, cell.config_hash) for cell in protocol.cells}
     runs = [run for run in protocol.results.read_runs() if (run.run_tag, run.config_hash) in ours]
     rows = [noise_row(protocol, run) for run in runs]
@@ -105,7 +105,7 @@ def noise_row(protocol: Protocol, run: RunSummary) -> dict:
 
 
 def run_noise(args) -> tuple[int, str]:
-    """(exit code, profile hash). Whatever has ended is banked, also when the user stops it."""
+    """(exit code, profile hash). Every run that has ended is banked, even if the user stops the command."""
     protocol = make_protocol(args)
     make_data(protocol, dataset, tokenizer)
     from nanochat.cost import resolve  # needs torch, which takes seconds

@@ -115,7 +115,7 @@ def all_seeds(seeds, until, most):
 
 
 def make_protocol(args) -> Protocol:
-    """Everything that can be wrong is found here, before data is made or anything is trained."""
+    """Every error in the arguments is found here, before data is made or anything is trained."""
     seeds = all_seeds(parse_seeds(DEFAULT_SEEDS if args.seeds is None else args.seeds), args.until, args.max_seeds)
     common = [f"--num-iterations={args.num_iterations}"] if args.num_iterations is not None else []
     workload = choose_workload(args.profile, "protocol-16gb", [*common, *split_flags("--flags", args.flags)])

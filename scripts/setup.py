@@ -76,7 +76,7 @@ def choose_build(platform=sys.platform, card=None):
 
 
 def index_url(build, torch_pin):
-    """URL of the index that has this build of the pinned torch; None where there is none to be had."""
+    """URL of the index that has this build of the pinned torch; None if it cannot be reached or lacks it."""
     url = TORCH_INDEX + build
     try:
         with urllib.request.urlopen(url + "/torch/", timeout=PROBE_TIMEOUT_SEC) as page:

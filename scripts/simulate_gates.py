@@ -66,7 +66,7 @@ def simulate_table(cells, protocols: int, seed: int) -> list[dict]:
 
 
 def simulate_verdict_table(cells, protocols: int, seed: int) -> list[dict]:
-    """As simulate_table, of whole verdicts. A target may be a range; the difference is to its nearer end."""
+    """Like simulate_table, for whole verdicts. A target may be a range; the difference is to its nearer end."""
     print(f"\n{cells[0].table}: {TITLES[cells[0].table]}")
     print(f"{'cell':48}" + "".join(f"{name:>26}" for name in verdicts.MEASURES))
     rows = []
@@ -87,7 +87,7 @@ def number(row) -> str:
 
 
 def summary(rows) -> str:
-    """The largest difference of every table, and what is outside."""
+    """The largest difference of every table, and the measures that are outside their tolerance."""
     lines = []
     for table in dict.fromkeys(row["table"] for row in rows):
         for kind in ("false_promotion", "power", "seeds", *verdicts.VERDICTS):

@@ -85,7 +85,7 @@ N(D) = N₀·exp(−ΛD) that Marshall and Palmer fitted to filter-paper measure
 
 
 def load_published(timeout_sec=DOWNLOAD_TIMEOUT_SEC) -> dict[str, RustBPETokenizer]:
-    """{label: tokenizer} of those downloaded in time; prints once which could not be downloaded and why."""
+    """{label: tokenizer} of the tokenizers downloaded in time; prints once which could not be downloaded and why."""
     found, errors = {}, []
 
     def load():
@@ -125,7 +125,7 @@ def count_tokens(tokenizer, texts: dict[str, str]) -> dict[str, int]:
 
 
 def format_table(texts, ours: dict[str, int], label=None, theirs=None, color=False) -> str:
-    """Tokens and bytes per token, one line a text; with a baseline also the share of its tokens that ours saves."""
+    """Tokens and bytes per token of each text; with a baseline also the share of its tokens that ours saves."""
     green, red, reset = ("\033[92m", "\033[91m", "\033[0m") if color else ("", "", "")
     columns = [("Ours", ours)] if label is None else [(label, theirs), ("Ours", ours)]
     lines = [f"{'Text':<12}{'Bytes':>10}" + "".join(f"{name + ' tokens':>15}{'bytes/token':>13}" for name, _ in columns)

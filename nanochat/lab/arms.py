@@ -1,8 +1,8 @@
 """
-Arms and cells: who is compared with whom, decided and checked before anything is trained.
+Arms and cells: the runs of a comparison, fixed and checked before anything is trained.
 
-An arm is a name and its options; the control is the profile itself, a candidate adds flags to it. A cell
-is one arm at one seed: one run of the trainer, with its own tag and the hash that says what it computes.
+An arm is a name and its options. The control is the profile itself; a candidate adds flags to it. A cell is one arm at
+one seed, which is one run of the trainer. It has its own tag, and a hash of everything that it is computed from.
 """
 
 import re
@@ -15,19 +15,19 @@ from nanochat.options import flag, hyphenate, tagged, to_argv, with_role
 CONTROL = "control"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LENGTH = tagged(FIELDS, "horizon", "batch_law")
-HOW_RESOLVED = ("horizon", "batch_multiplier", "ref_tokens")  # how a value was come to, not what is run
+HOW_RESOLVED = ("horizon", "batch_multiplier", "ref_tokens")  # the way to a value, not the value that is run
 
 
 @dataclass(frozen=True)
 class Arm:
     name: str
-    flags: str  # what it adds to the control; empty for the control
+    flags: str  # options that it adds to the control; empty for the control
     config: TrainConfig
     tree_id = None  # identity of the code it runs; None = this repository as it is (others: lab/trees/tree_arms.py)
 
     @property
     def argument(self) -> str | None:
-        """What names it on the command line of scripts.protocol; nothing does for the control."""
+        """The word that names the arm on the command line of scripts.protocol; None for the control."""
         return None if self.name == CONTROL else f"--candidate={self.name}: {self.flags}"
 
     def command(self, cell: "Cell", runner, resume: bool) -> list[str]:
@@ -36,7 +36,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What cells are computed from, besides their options."""
+    """The inputs of a cell besides its options."""
     dataset_id: str
     tokenizer_id: str
     tree_hash: str  # of this repository's code; an arm on another tree has its own
@@ -142,8 +142,9 @@ def matched_budget(config: TrainConfig) -> str | None:
 def profile_changes(control: Arm, arm: Arm, primary: str = "val_bpb") -> list[str]:
     """Profile options in which `arm` differs from the control: its runs are another workload.
 
-    Under one matched budget the shape of the model is a treatment like any other: what it costs is in the budget. Where
-    the time to one declared target decides, so is the length of the run: what it costs is in the time.
+    Some options may differ without making another workload. Under one matched budget the shape of the model may,
+    because the budget contains its cost. Where the time to one declared target decides, the length of the run may,
+    because the time contains its cost.
     """
     budgets = {matched_budget(control.config), matched_budget(arm.config)}
     matched = len(budgets) == 1 and None not in budgets
@@ -166,8 +167,9 @@ def same_options(arms: list[Arm]) -> list[tuple[str, str]]:
 def refuse_rounded(arms: list[Arm], resolved: list[dict]):
     """Raise ValueError for an arm whose options differ from an earlier arm's and resolve to the same run.
 
-    It would be that arm under another name, and its verdict one on nothing. resolved: asdict(cost.resolve(...)) of each
-    arm. A/A arms are no trap.
+    Example: a batch of 0.99 x the default may round to the default. The arm would be the control under another name,
+    and its verdict would mean nothing. resolved: asdict(cost.resolve(...)) of each arm. Arms with equal options (A/A)
+    are allowed.
     """
     seen, told = [], tagged(FIELDS, "resolved")
     for arm, facts in zip(arms, resolved):
@@ -182,7 +184,7 @@ def refuse_rounded(arms: list[Arm], resolved: list[dict]):
 
 
 def make_cells(arms: list[Arm], seeds: list[int], label: str, inputs: Inputs, aa_offset: int = 0) -> list[Cell]:
-    """Seed by seed, arms taking turns to go first: a drift of the machine hits all of them.
+    """The cells, seed by seed. Arms take turns to go first, so that a drift of the machine hits all of them.
 
     Two arms, three seeds: control a | a control | control a. aa_offset: added to the seeds that candidates train with,
     so that candidates with the control's options are other draws of the same noise.

@@ -60,7 +60,7 @@ SHARDS = 8  # of ClimbMix: the 2e9 characters that a tokenizer is trained on
 
 
 def side_by_side(arms: list) -> int:
-    """How many cells to run at once: on a CPU all arms of a seed, each on its share of the cores; on a card one cell.
+    """Number of cells to run at once: on a CPU all arms of a seed, each on its share of the cores; on a card one.
 
     Small models leave a second thread waiting much of the time (dev/LOG.md, 2026-11-21).
     """

@@ -1,5 +1,5 @@
 """
-One run as the lab compares it, with a name and a type for each value.
+A run as the lab compares it, with a name and a type for each value.
 
     run = RunSummary.of_record(record, arm="gate", label="mix005")  # from its run.json
     run = RunSummary.from_json(entry, "results/mix005_latest.json")  # from an entry of runs[] in a result file
@@ -116,7 +116,7 @@ def _types() -> dict[str, type]:
 
 
 def _is_of(value, kind: type) -> bool:
-    """JSON writes a whole float without a point in other languages, and in Python bool is an int."""
+    """True if a JSON value fits the type. A whole number fits float, and a bool fits only bool, though it is an int."""
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)

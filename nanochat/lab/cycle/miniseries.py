@@ -1,9 +1,11 @@
 """
-A miniseries: does what is better at one depth hold at the others? One label a depth, judged by their result files.
+A miniseries: does a change that is better at one depth hold at other depths too? Each depth is a label of its own.
 
-Gates 1 (time to target), 5 (train loss) and 6 (val_bpb) at every depth, with the margins of every protocol.
-It is a filter for what a label has promoted, not a second way to promotion: on its own it would pass a change
-that does nothing as often as any of its depths does (`false_promotion`).
+The verdict is read from the result files of these labels. Every depth has gates 1 (time to target), 5 (train loss) and
+6 (val_bpb), with the margins of every protocol.
+
+A miniseries filters candidates that another label has promoted. It is no second way to promotion: on its own it would
+promote a change that does nothing as often as any of its depths does (`false_promotion`).
 """
 
 from dataclasses import asdict, dataclass, field
@@ -100,13 +102,13 @@ def _conditions(depth: int, results: ResultFile) -> dict:
 # The verdict
 
 def judge(results: dict[int, ResultFile]) -> list[Robustness]:
-    """One verdict a candidate, from {depth: results}. Raises ValueError where the depths cannot be judged together."""
+    """A verdict for each candidate, from {depth: results}. Raises ValueError for depths that do not fit together."""
     return [_robustness(name, [_depth(depth, found.verdicts, name) for depth, found in results.items()])
             for name in check_matched(results)]
 
 
 def _depth(depth: int, verdicts: list[Verdict], name: str) -> Depth:
-    """What one depth says about the candidate. Raises ValueError where it says nothing."""
+    """The verdict of one depth on the candidate. Raises ValueError where that depth has no verdict."""
     found = next((verdict for verdict in verdicts if verdict.candidate == name), None)
     if found is None or found.verdict is None:
         who, why = (name, found.reason) if found else ("the candidate", "no cell has been run")
@@ -122,7 +124,7 @@ def _depth(depth: int, verdicts: list[Verdict], name: str) -> Depth:
 
 
 def not_shown(found: Verdict) -> list[str]:
-    """What keeps an undecided verdict from "not worse": a floor that is not shown, or any of the gates shown worse."""
+    """The gates that keep an undecided verdict from "not worse": a floor that is not shown, or a gate shown worse."""
     gates = {gate.metric: gate for gate in found.gates}
     if not gates.keys() & GATES.keys():
         return [found.reason]
@@ -166,7 +168,7 @@ def _listed(depths) -> str:
 
 
 def false_promotion(depths: int, alpha: float) -> float:
-    """Chance that some depth promotes a change that does nothing: what a miniseries alone would let through.
+    """Chance that some depth promotes a change that does nothing: the error rate of a miniseries alone.
 
     >>> round(false_promotion(3, 0.05), 3)
     0.143
@@ -198,7 +200,7 @@ def results_table(verdicts: list[Robustness], alpha: float) -> str:
 
 
 def summary(verdicts: list[Robustness]) -> list[dict]:
-    """For JSON: verdicts, with what each depth says and its bounds."""
+    """The verdicts for JSON, each with the verdicts and bounds of all depths."""
     def at_depth(d):
         return {"depth": d.depth, "says": d.says, "why": d.why, "n": d.found.n, "mean_gain": d.found.mean_gain,
                 "lo": d.found.lo, "hi": d.found.hi}

@@ -1,10 +1,11 @@
 """
-The rules of a cycle, as pure functions of result files and the ledger; cycle/walk.py goes through the phases.
+The rules of a cycle, as pure functions of result files and the ledger. cycle/walk.py goes through the phases:
 
     0 noise   1 theory slice   2 sweeps around the winner   3 shape and fusion   4 miniseries   5 promotion
 
-A label is finished when each of its candidates has a verdict and no declared look is left for it. What a label
-promotes with the largest lower bound is carried into the next one; a price inside a floor is not carried.
+A label is finished when each of its candidates has a verdict and no declared look is left for it. A label may promote
+several candidates. The candidate with the largest lower bound of its gain is carried into the next label. A
+candidate whose verdict is "optional" is not carried: it gains, but at a price inside its floor.
 """
 
 import math
@@ -29,7 +30,7 @@ FUTILE = 0.10  # a candidate with a smaller chance to pass at the last look gets
 
 @dataclass(frozen=True)
 class Step(Stored):
-    """One label or phase of a walk."""
+    """A line of the cycle's record: a label or a phase of the walk, and its state."""
     phase: int  # position in PHASES
     what: str
     state: str  # done | open | skipped
@@ -38,7 +39,7 @@ class Step(Stored):
 
 @dataclass(frozen=True)
 class CycleRecord(Stored):
-    """results/<label>_cycle.json: what a walk came to."""
+    """The record of a walk, as results/<label>_cycle.json holds it."""
     label: str
     timestamp: str | None = None  # UTC
     profile: str | None = None  # its name
@@ -46,7 +47,7 @@ class CycleRecord(Stored):
     accepted: list[str] = field(default_factory=list)  # flags that its labels have promoted
     phases: list[Step] = field(default_factory=list)
     stopped: str | None = None  # where and why, if not at its end
-    complete: bool = False  # ended by what the runs show, not for want of runs
+    complete: bool = False  # finished runs ended it, not a lack of runs
     improvement: float = 0.0  # a share, robust: its lower bound at every depth
     promoted: bool = False  # by its miniseries
 
@@ -61,7 +62,7 @@ class CycleRecord(Stored):
 
 @dataclass(frozen=True)
 class Past:
-    """An earlier verdict on flags."""
+    """An earlier verdict on a candidate with these flags."""
     label: str
     flags: str
     seeds: list[int]
@@ -72,12 +73,12 @@ class Past:
 class Winner:
     """A promoted candidate."""
     found: Verdict
-    flags: str  # what it adds to the control
+    flags: str  # options that it adds to the control
 
 
 @dataclass(frozen=True)
 class Status:
-    """What the result file of one label says."""
+    """The state of a label, as its result file shows it."""
     finished: bool
     why: str
     winner: Winner | None = None
@@ -87,7 +88,7 @@ class Status:
 # One label
 
 def label_status(results: ResultFile | None, flags: str = "") -> Status:
-    """results: of the label, None where there are none. flags: those that every arm has to have had."""
+    """The status of a label. results: its result file, or None. flags: flags that every arm must have had."""
     if not results or not results.verdicts:
         return Status(False, "not run yet")
     missing = [word for word in shlex.split(flags) if word not in results.settings.common_flags]
@@ -109,7 +110,7 @@ def flags_of(results: ResultFile, candidate: str) -> str:
 
 
 def has_looks_left(looks: list[int], found: Verdict) -> bool:
-    """No verdict at all, or an undecided one that more of its declared seeds could still decide."""
+    """True if there is no verdict, or an undecided verdict that more of the declared seeds could still decide."""
     if found.verdict != "inconclusive":
         return found.verdict is None
     chance = found.chance_at_max
@@ -135,7 +136,7 @@ def common_winner(statuses: list[Status], labels: list[ResultFile]) -> Winner | 
 
 
 def relative_gain(results: ResultFile, found: Verdict) -> float:
-    """What a candidate is shown to gain at least, as a share of the control: 0.02 is 2 %. Never below 0."""
+    """The lower bound of a candidate's gain, as a share of the control: 0.02 is 2 %. Never below 0."""
     if found.lo is None or found.lo <= 0:
         return 0.0
     if results.declaration.primary != "val_bpb":
@@ -179,8 +180,8 @@ def plateau(cycles: list[CycleRecord]) -> tuple[bool, str]:
 def rollback(miniseries: Robustness, complexity: str | None = None, reasoning: str | None = None) -> list[str]:
     """Reasons why a change goes back to default-off; [] where it stays.
 
-    The first is measured. The others a person judges and writes down: complexity out of proportion, behaviour harder to
-    reason about.
+    A regression at some depth is measured. The other two reasons are written down by a person who judges the change:
+    complexity out of proportion, and behaviour that is harder to reason about.
     """
     worse = [f"depth {d.depth}: {d.why}" for d in miniseries.depths if d.says == "reject"]
     reasons = [f"cross-depth regression ({'; '.join(worse)})"] if worse else []
@@ -192,7 +193,8 @@ def reentry(earlier: list[Past], label: str, flags: str, seeds: list[int], *, de
             at_plateau=False) -> list[str]:
     """Why a candidate may not be tried (again); [] where it may.
 
-    A rejected candidate comes back under a new label with new seeds; a deferred architecture only at a plateau.
+    A rejected candidate may be tried again under a new label with new seeds. A deferred architecture may be tried only
+    at a plateau.
     """
     refusals = []
     for past in earlier:

@@ -1,9 +1,12 @@
 """
-Walk the phases of a cycle as far as the gates allow. What has been done is read from result files and the ledger,
-never from log text; what is left is run by the templates in runs/, which skip what is complete themselves.
+Walk the phases of a cycle as far as the gates allow.
 
-The flags that a label promotes join those that every arm of the next label has, so each step is tested
-against the best so far; the miniseries then tests all of them together against the baseline.
+Example: the theory slice of cycle1 promotes --symplectic-gate. Every arm of the sweeps that follow has this flag, the
+control too. So each step is tested against the best so far. The miniseries then tests all promoted flags together
+against the baseline.
+
+Finished steps are known from result files and the ledger, never from log text. The other steps are run by the templates
+in runs/. A template itself skips the cells that are complete.
 """
 
 import shlex
@@ -39,7 +42,7 @@ NEXT = ("make the accepted flags the default (nanochat/config.py), results check
 
 
 class Stop(Exception):
-    """The walk ends here. decided: by what the runs show, not for want of runs."""
+    """The walk ends here. decided: True if finished runs decided it, False if runs are missing."""
 
     def __init__(self, why: str, decided: bool = False):
         super().__init__(why)
@@ -66,7 +69,7 @@ class Cycle:
         return " ".join([self.flags, *self.accepted]).strip()
 
     def results(self, label: str) -> ResultFile | None:
-        """None where there is no file that can be read: the label has to be run."""
+        """The results of a label, or None if no file can be read: the label then has to be run."""
         try:
             return read_results(path_of(label, self.results_dir))
         except (OSError, ValueError):
@@ -78,7 +81,7 @@ class Cycle:
 
 
 def walk(cycle: Cycle, call, say=print) -> CycleRecord:
-    """Run what is left, phase by phase; writes and returns results/<label>_cycle.json.
+    """Run the open steps, phase by phase; writes and returns results/<label>_cycle.json.
 
     call(command, env) -> exit code.
     """
@@ -107,7 +110,7 @@ def read_cycles(folder) -> list[CycleRecord]:
 # Steps
 
 def _run(cycle, call, say, command, env=None):
-    """One public command; a failed cell is a fact for the gates, anything else ends the walk."""
+    """Run a public command. A failed cell does not end the walk, because the gates judge it; any other failure does."""
     say(to_paste(f"  $ {shown(command, env)}"))
     if cycle.dry_run:
         return
@@ -117,7 +120,7 @@ def _run(cycle, call, say, command, env=None):
 
 
 def _template(cycle, call, say, phase: int, name: str, labels: list[str], **env) -> list[Status]:
-    """The statuses of a template's labels, after running it where one of them is not finished."""
+    """The statuses of a template's labels. The template is run first if any of the labels is not finished."""
     flags = cycle.base()
     statuses = [label_status(cycle.results(label), flags) for label in labels]
     if not all(status.finished for status in statuses):
@@ -133,7 +136,7 @@ def _template(cycle, call, say, phase: int, name: str, labels: list[str], **env)
 
 
 def _accept(cycle: Cycle, label: str, winner: Winner, say):
-    """Carry a promoted candidate on, unless it was rejected before and has come back on the same seeds."""
+    """Add a winner's flags to the accepted ones, unless the same flags were rejected before on the same seeds."""
     results = cycle.results(label)
     refusals = reentry(_earlier(cycle, label), label, winner.flags, results.declaration.seeds)
     if refusals:
@@ -144,7 +147,7 @@ def _accept(cycle: Cycle, label: str, winner: Winner, say):
 
 
 def _earlier(cycle: Cycle, label: str) -> list[Past]:
-    """Verdicts of the other labels here: what was rejected, with which flags, on which seeds."""
+    """The verdicts of the other labels in the results folder, each with its flags and seeds."""
     files = [read_results(path) for path in sorted(cycle.results_dir.glob("*_latest.json"))]
     others = [results for results in files if results.declaration and results.declaration.label != label]
     return [Past(results.declaration.label, flags_of(results, found.candidate), results.declaration.seeds,
@@ -194,7 +197,10 @@ def _sweeps(cycle, call, say):
 
 
 def _batch_refusal(cycle, centre: float) -> str | None:
-    """Why the sweep is left out: on a small profile 0.7 x the batch may round to the batch, which is refused."""
+    """Why the batch sweep is left out; None where it can be run.
+
+    On a small profile 0.7 x the batch may round to the batch itself, and such an arm is refused.
+    """
     common = [*cycle.profile.flags, *shlex.split(cycle.base())]
     try:
         for factor in (1.0, 0.7, 1.4):
@@ -242,7 +248,7 @@ def _miniseries(cycle, call, say):
 
 
 def _is_finished(cycle, label) -> bool:
-    """The label has a verdict, and on what is accepted now."""
+    """True if the label has a verdict on exactly the flags that are accepted now."""
     results = cycle.results(label)
     return label_status(results).finished and results.declaration.arms[1].flags == " ".join(cycle.accepted)
 

@@ -1,9 +1,10 @@
 """
-The ledger of experiments: one row a run, failed runs too, appended and never changed.
+The ledger of experiments: a row for each run, also for a failed run. Rows are appended and never changed.
 
-The columns are ideas/experiment_schema.csv: first the 23 of the plan, then what makes a row reproducible and
-comparable. Values are what a run did (its record's "resolved"), not what was asked for; an empty cell was not
-measured. A row is one line, so a torn line is one lost row, and two branches that both added rows merge.
+The columns are those of ideas/experiment_schema.csv: first the 23 of the plan, then the columns that make a row
+reproducible and comparable. A value says how the run was really done (its record's "resolved"), not how it was asked
+for. An empty cell was not measured. A row is one line. So a torn line loses only one row, and two branches that both
+added rows can be merged.
 
     rows = read(LEDGER, label="noise", arm="control")
     bank(rows, profile_hash, "val_bpb", exclude_seeds=[1337, 2026]).s_b
@@ -54,14 +55,14 @@ def row_of_record(record: dict, metrics_rows, target=None, **told) -> dict:
 
 
 def row_of_run(run: RunSummary, record: dict, metrics_rows, target=None) -> dict:
-    """The row of a run, in schema order: the columns that `run` has, and what its record says beyond them.
+    """The row of a run, in schema order: the columns that `run` has, then the columns that only its record has.
 
     record: the run.json that `run` was made of, or {}; metrics_rows: its metrics.jsonl.
     target: {"metric", "threshold"}. Raises ValueError for a metric that has no curve.
     """
     config, done, clocks = (record.get(key) or {} for key in ("config", "resolved", "clocks"))
     row = dict.fromkeys(schema())
-    row |= {name: config.get(name) for name in row if name in FIELDS}  # what was resolved replaces some of them below
+    row |= {name: config.get(name) for name in row if name in FIELDS}  # resolved values replace some of them below
     row |= {name: getattr(run, name) for name in OF_RUN}
     row |= {name: record.get(name) for name in ("run_id", "config_hash", "tree_hash", "patch_hash")}
     row |= {name: clocks.get(name) for name in ("wall_time_sec", "compile_sec", "eval_sec")}
@@ -74,8 +75,8 @@ def row_of_run(run: RunSummary, record: dict, metrics_rows, target=None) -> dict
         "device": _device(record.get("device") or {}), "versions": _versions(record.get("versions") or {}),
         "bound": record.get("bound") or run.bound or (done.get("horizon") if run.run_status == "ok" else None),
     }
-    # What a record does not say is known from the cell. Elsewhere the record is right: in an A/A protocol the seed of a
-    # candidate's training is not that of its pair, and code that was edited meanwhile gives another hash.
+    # A value that is missing in the record is taken from the cell. Where both have it, the record is right: in an A/A
+    # protocol a candidate trains with another seed than its pair has, and edited code gives another hash.
     of_cell = {"run_id": run.run_tag, "seed": run.seed, "config_hash": run.config_hash,
                "timestamp": run.started_at or run.timestamp}
     row |= {name: value for name, value in of_cell.items() if row[name] is None}
@@ -114,7 +115,10 @@ def metric_curve(metrics_rows, metric="val_bpb") -> list[tuple]:
 
 
 def _measured(value):
-    """A number that is not finite was not measured; a line break would make two rows of one."""
+    """The value as a cell holds it. A number that is not finite counts as not measured, so its cell is empty.
+
+    Line breaks become spaces, because a line break would split the row into two.
+    """
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return " ".join(value.splitlines()) if isinstance(value, str) else value
@@ -126,12 +130,12 @@ def append(path, row: dict):
 
 
 def identity(row: dict) -> tuple:
-    """Which run a row is of: a run id may be used again, and one run may be stopped and resumed."""
+    """The key of the run that made the row. The run id is not enough: it may be used again, and runs are resumed."""
     return row["run_id"], row["config_hash"], row["timestamp"], row["status"]
 
 
 def is_of(record: dict | None, row: dict) -> bool:
-    """Whether a stored record still is the run of `row`."""
+    """True if a stored record still is the record of the run that made `row`."""
     key = row["config_hash"], row["timestamp"]
     return bool(record) and (record.get("config_hash"), record.get("started_at")) == key
 
@@ -140,7 +144,7 @@ def is_of(record: dict | None, row: dict) -> bool:
 # Reading
 
 def parse_cell(name: str, text: str):
-    """The value of a cell; None for an empty one. Raises ValueError for what is no value of that column."""
+    """The value of a cell, or None for an empty cell. Raises ValueError for a text that is no value of that column."""
     if not text:
         return None
     if name in BOOLS:
@@ -168,7 +172,10 @@ def read(path, where=(), last: int | None = None, **filters) -> list[dict]:
 
 @dataclass(frozen=True)
 class Bank:
-    """values: of one metric, a seed each, logs for times and rates; s_b: their sd, nu its degrees of freedom."""
+    """The values of one metric over the banked runs of a profile, a value for each seed.
+
+    Times and rates are natural logs. s_b: sd of the values. nu: degrees of freedom of s_b.
+    """
     values: list[float]
     s_b: float | None
     nu: int
@@ -185,7 +192,7 @@ def value_of(row: dict, metric: str) -> float | None:
 
 
 def bank(rows, profile_hash: str, metric: str, exclude_seeds=()) -> Bank:
-    """The banked runs of a profile.
+    """The bank of a metric: the control runs of a profile that were banked, without the seeds in exclude_seeds.
 
     Raises ValueError for a spread of zero, and for a target that a banked run missed.
     """
@@ -205,7 +212,7 @@ def bank(rows, profile_hash: str, metric: str, exclude_seeds=()) -> Bank:
 
 
 def banked_runs(rows, profile_hash: str, exclude_seeds=()) -> tuple[list[dict], list[str]]:
-    """(one row a seed, why others were left out). The newest row says which options the control has."""
+    """(a row for each seed, reasons why other rows were left out). The newest row sets the options of the control."""
     rows = [row for row in rows if (row["profile_hash"], row["arm"], row["label"]) == (profile_hash, CONTROL, NOISE)]
     kept, left_out, twice = {}, [], {}
     for row in reversed(rows):

@@ -1,8 +1,8 @@
 """
 Find the record of any run: by its run id in a base directory and the lab's homes below it, or by a path.
 
-An upstream checkpoint has no record, but its meta_*.json files say what was asked for, and one validation each:
-enough for a row with empty cells. A base model's folder under base_checkpoints/ is such a path.
+An upstream checkpoint has no record. But each of its meta_*.json files has the options of the run and one validation.
+That is enough for a row, with some empty cells. The path may be the folder of a base model under base_checkpoints/.
 """
 
 from pathlib import Path

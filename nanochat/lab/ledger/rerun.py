@@ -1,8 +1,9 @@
 """
-Run a row of the ledger again: its command, at its commit, in a worktree outside the tree, and compare.
+Run a row of the ledger again, and compare: the row's command, at its commit, in a worktree outside the tree.
 
-The run gets a model tag of its own, so that the artifacts of the first one stay where they are; everything else
-is the command to the letter. On a CPU, eager, with the same threads and versions, val_bpb is equal to the last bit.
+The new run gets a model tag of its own, such as nc_mix005_d4_gate_s1337_rerun. So the artifacts of the first run stay
+where they are. Everything else is the command to the letter. On a CPU, without compiling, with the same threads and
+versions, val_bpb is equal to the last bit.
 """
 
 import contextlib
@@ -25,7 +26,8 @@ from nanochat.options import flag, tagged
 from nanochat.record import read_record
 from nanochat.stage import BASE
 
-# What the first run was called, and from where it went on; its seed, which a cell is given too, is part of the run.
+# Options that are dropped from the command: the name of the first run, and the step from which it was resumed. The seed
+# stays: a cell is given its seed too, but the seed is part of the run.
 OF_THE_FIRST_RUN = tuple(name for name in tagged(FIELDS, "cell") if FIELDS[name].role == "run")
 HASH_LETTERS = 8
 
@@ -57,9 +59,9 @@ class Rerun:
         return "\n".join([*lines, f"export NANOCHAT_BASE_DIR={shlex.quote(str(self.home))}", command])
 
     def refuse_patched(self):
-        """Raise ValueError for a row that ran with a patch, naming the command that does it instead.
+        """Raise ValueError for a row whose run had a patch, because the row keeps only the hash of the patch.
 
-        Of the patch the row has only the hash.
+        The message gives the command of the row's protocol, which applies the patch and runs the cell anew.
         """
         if not self.row["patch_hash"]:
             return
@@ -85,7 +87,7 @@ class Rerun:
         return [*kept, f"{flag('model_tag')}={self.tag}"]
 
     def run(self, say=print) -> dict:
-        """Run it; the new record. Raises ValueError where the code cannot be had, or the run leaves no record."""
+        """Run the row again; returns the new record. Raises ValueError without its commit, or without a new record."""
         self.refuse_patched()
         with worktree(self.row["git_commit"], self.repo) as tree:
             if self.row["tree_hash"] and self.row["tree_hash"] not in (tree_hash(tree), tree_hash_of_0_1(tree)):
@@ -101,7 +103,7 @@ class Rerun:
         return record
 
     def compare(self, record: dict) -> tuple[bool, list[str]]:
-        """(whether val_bpb came out again, to the last bit; what to know about it)."""
+        """(True if val_bpb is equal to the last bit, lines that name differences and the result)."""
         old, new = self.row["val_bpb"], (record.get("results") or {}).get("val_bpb")
         same = ("dataset_id", "tokenizer_id", "threads", "tree_hash")
         lines = [f"{name}: {self.row[name]} then, {record.get(name)} now"
@@ -117,7 +119,7 @@ class Rerun:
 
 
 def protocol_of(row: dict, path) -> str | None:
-    """The command of the protocol whose result file is at `path`, if it is the one that the row's run belongs to."""
+    """The command of the protocol whose result file is at `path`; None if the row's run is not in that file."""
     try:
         facts = read_json(path)
         runs = [RunSummary.from_json(run, path) for run in facts["runs"]]
@@ -128,7 +130,7 @@ def protocol_of(row: dict, path) -> str | None:
 
 
 def home_of(row: dict, base_dir) -> Path:
-    """Base dir of the row's run: its profile's, where it has one that is known here."""
+    """Base dir of the row's run: that of its profile, if the profile is known here, else `base_dir`."""
     return PROFILES[row["profile"]].home(base_dir) if row["profile"] in PROFILES else Path(base_dir).resolve()
 
 

@@ -1,5 +1,5 @@
 """
-A protocol from what a command was asked for. scripts.protocol, scripts.smoke and scripts.noise all make theirs here:
+A protocol from the arguments of a command. scripts.protocol, scripts.smoke and scripts.noise make their protocols here:
 
     workload = choose_workload(args.profile, "protocol-16gb", common_flags)
     protocol = build_protocol(label, workload, make_arms(candidates, workload.flags), seeds)
@@ -17,7 +17,7 @@ from nanochat.lab.protocol.protocol import Protocol
 
 
 def choose_workload(name: str | None, with_card: str, common_flags=(), worth_compiling=True) -> Workload:
-    """The profile of this name, or by what the machine has: smoke-cpu, or `with_card`.
+    """The profile of this name; without a name smoke-cpu, or `with_card` on a machine that has a card.
 
     common_flags: what the user adds for every arm. worth_compiling: False for runs that never earn back their
     compilation. Raises ValueError for a profile that is not known here, or needs a card where there is none.
@@ -49,10 +49,10 @@ def make_data(protocol: Protocol, dataset, tokenizer):
 
 
 def check_arms(protocol: Protocol, resolve, tokenizer):
-    """Raise ValueError, naming the arm, for one that cannot be run, or that rounds to the run of another one.
+    """Raise ValueError, naming the arm, where an arm cannot be run, or resolves to the same run as an earlier arm.
 
     resolve: nanochat.cost.resolve, and tokenizer: the module, neither of which the lab imports. An arm of another tree
-    may name rows that only its tree has: what cannot be resolved here is left to that tree's trainer.
+    may name rows that only its tree has. If it cannot be resolved here, the check is left to that tree's trainer.
     """
     vocab_size, arms, resolved = tokenizer.get_tokenizer(protocol.home).get_vocab_size(), [], []
     for arm in protocol.arms:

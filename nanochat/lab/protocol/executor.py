@@ -5,8 +5,8 @@ Where cells are trained. A protocol hands a cell in, asks now and then how it is
     while (outcome := executor.poll(attempt, sec=0.5)) is None:
         steps, total = executor.position(attempt)
 
-LocalExecutor starts a subprocess on this machine. An executor for a cluster would submit a job instead; which command a
-cell is, and how its end is judged, stays with the Runner (lab/protocol/runner.py).
+LocalExecutor starts a subprocess on this machine. An executor for a cluster would submit a job instead. The command of
+a cell, and the judgement of its end, stay with the Runner (lab/protocol/runner.py).
 """
 
 import contextlib
@@ -24,7 +24,7 @@ SAVE_GRACE_SEC = 180  # a run asked to stop saves first; a slow disk and a large
 
 
 class Executor(ABC):
-    """Wherever a cell runs, its record goes to Runner.home, and what it prints to Runner.log_path(cell)."""
+    """A place where cells run. The record of a cell goes to Runner.home, its output to Runner.log_path(cell)."""
 
     @abstractmethod
     def submit(self, cell: Cell) -> Attempt:
@@ -32,7 +32,7 @@ class Executor(ABC):
 
     @abstractmethod
     def poll(self, attempt: Attempt, sec: float) -> Outcome | None:
-        """What became of `attempt` when it has ended, or its time is up; None when it still runs after `sec`."""
+        """The outcome of `attempt` if it has ended or its time is up; None if it still runs after `sec` seconds."""
 
     @abstractmethod
     def stop(self, attempts: list[Attempt], by: str = "SIGINT") -> list[Outcome]:
@@ -40,7 +40,7 @@ class Executor(ABC):
 
     @abstractmethod
     def position(self, attempt: Attempt) -> tuple[int | None, int | None]:
-        """(optimizer steps done, of how many); None for what is not known yet."""
+        """(optimizer steps done, steps in all); None for a number that is not known yet."""
 
 
 class LocalExecutor(Executor):
@@ -98,7 +98,7 @@ def ask_to_stop(children, grace_sec: float = SAVE_GRACE_SEC):
 
 
 def _kill(child):
-    """With the processes that it started: a trainer of another tree is a child of its child."""
+    """Kill a child and the processes that it started: a trainer of another tree is a child of the child."""
     if os.name == "nt":
         child.kill()
     else:

@@ -1,5 +1,5 @@
 """
-What is decided about a protocol before its first run: how it will be judged, and on which workload.
+The choices about a protocol that are made before its first run: the rules of judgement, and the workload.
 """
 
 import math
@@ -11,7 +11,7 @@ from nanochat.lab.profiles import Profile
 
 @dataclass(frozen=True)
 class Plan:
-    """How candidates are judged; it becomes the declaration. Raises ValueError for a gain that is none."""
+    """The rules of judgement, which become the declaration. Raises ValueError for a min_gain that is no gain."""
     primary: str = "val_bpb"  # the metric that decides
     fallback: str | None = None  # judged where a candidate misses the target
     min_gain: float | None = None  # in the unit of the primary metric; the smallest gain worth having
@@ -42,7 +42,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Workload:
-    """What all arms share: a profile, with the flags that this machine and the user add to it."""
+    """The workload of all arms: a profile, with the flags that this machine and the user add to it."""
     profile: Profile
     home: Path  # base dir of the cells
     machine_flags: list[str] = field(default_factory=list)  # as profiles.machine_flags chose them

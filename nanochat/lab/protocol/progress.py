@@ -1,5 +1,5 @@
 """
-One line that says where a protocol is: rewritten in place in a terminal, now and then in a log.
+The progress line of a protocol: rewritten in place in a terminal, printed now and then in a log.
 """
 
 import shutil
@@ -15,7 +15,7 @@ LOG_EVERY_SEC = 30
 
 @dataclass
 class Running:
-    """A cell that is being trained, by the steps that were seen."""
+    """A cell that is being trained, as far as its steps were seen."""
     begun: float
     first: int | None = None  # step where it was first seen: 0, or where it was resumed; None = not started to step
     step: int | None = None
@@ -39,11 +39,11 @@ class Running:
 
 
 class Progress:
-    """ETA = for each cell left, what starting took so far, and its steps at the pace so far, over the cells that run
-    side by side.
+    """The progress line, with an ETA.
 
-    Both are taken over the cells of this session; validation is in the pace. `name` tells apart the cells that are
-    running.
+    Each cell that is left takes the usual time to start, and then its steps at the usual pace. ETA is the sum of these
+    times, divided by the number of cells that run side by side. Both times are means over the cells of this session,
+    and the pace includes validation. `name` tells apart the cells that are running.
     """
 
     def __init__(self, n_cells: int, n_to_run: int, out=None, clock=time.monotonic):
@@ -89,7 +89,7 @@ class Progress:
             print(self.line(), file=self.out, flush=True)
 
     def say(self, text: str):
-        """A line that stays, above the one that moves."""
+        """Print a line that stays, above the moving line."""
         if self.live:
             self.out.write("\r\x1b[2K")
         print(text, file=self.out, flush=True)

@@ -1,8 +1,8 @@
 """
 A protocol: control and candidates over the same seeds, cell by cell, into one result file.
 
-The declaration (arms, seeds, gates, looks, what counts as noise) is on disk before the first run and is what
-the verdict is read from. `run` is everything between parsed arguments and the exit code.
+The declaration (arms, seeds, gates, looks, source of the noise) is on disk before the first run. The verdict is read
+from this declaration. `run` does everything between the parsed arguments and the exit code.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ class Protocol:
         self.results = Results(self.results_dir, self.name)  # a foreign history is refused here
 
     def identify(self, dataset_id: str, tokenizer_id: str):
-        """Fix what the cells are computed from; their hashes follow."""
+        """Fix the inputs of the cells; their hashes follow from the inputs."""
         self.inputs, self.reader = Inputs(dataset_id, tokenizer_id, tree_hash()), reader_hash(self.arms)
         self.cells = make_cells(self.arms, self.seeds, self.label, self.inputs, AA_OFFSET if self.plan.aa else 0)
         control = self.arms[0].config
@@ -102,7 +102,7 @@ class Protocol:
 
 
 def run(protocol: Protocol, say=print) -> int:
-    """Declare, run what is missing, write and print the results. Returns the exit code."""
+    """Declare, run the missing cells, write and print the results. Returns the exit code."""
     assert protocol.cells, "identify() comes first"
     with _only_one(protocol):
         session = Session(protocol)
@@ -123,7 +123,7 @@ def run(protocol: Protocol, say=print) -> int:
 
 
 def batches(session: Session):
-    """The cells up to each declared look, of the arms that are still undecided; a fixed protocol has one look."""
+    """Yield the cells up to each declared look, without the arms that are decided. A fixed protocol has one look."""
     protocol, done = session.protocol, 0
     for look in session.declaration.looks:
         if done:
@@ -161,7 +161,7 @@ def run_cells(session: Session, cells: list[Cell]) -> bool:
         for attempt, outcome in zip(running, executor.stop(running, by=str(e) or "SIGINT")):
             _tell(session, progress, attempt.cell, outcome)
         return True
-    except BaseException:  # a full disk, edited code: what runs is saved before the protocol leaves
+    except BaseException:  # a full disk, edited code: running cells save before the protocol ends
         executor.stop(running)
         raise
     return False
@@ -230,7 +230,7 @@ def _announce_cells(session, cells, left, say):
 
 @contextlib.contextmanager
 def _only_one(protocol: Protocol):
-    """A second protocol of one name would write over the first one's results and fight for its run tags."""
+    """Raise ValueError if a protocol of this name is running: both would write the same results and run tags."""
     folder = Path(protocol.results_dir)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".{protocol.name}.lock"

@@ -1,11 +1,11 @@
 """
-What a protocol leaves behind, besides the records of its runs:
+The files that a protocol leaves behind, besides the records of its runs:
 
     results/<name>_latest.json    declaration, runs, paired differences, verdicts; replaced whole
     results/<name>_history.csv    one row for each cell that was run, failed ones too; appended
 
-duration_sec is the wall clock of the run, start-up and validation included; avg_tok_per_sec is not made
-from it but counts training steps only, so speeds compare and durations tell how long one has to wait.
+duration_sec is the wall clock of a run, with start-up and validation: it tells how long a user has to wait.
+avg_tok_per_sec is not made from duration_sec. It counts training steps only, so that speeds can be compared.
 """
 
 import os
@@ -34,14 +34,14 @@ class Results:
         check_header(self.history, self.schema)
 
     def read_latest(self) -> dict:
-        """The last protocol of this name; {} where there is none that can be read."""
+        """The result file of the last protocol of this name; {} where no such file can be read."""
         try:
             return read_json(self.latest)
         except (OSError, ValueError):
             return {}
 
     def read_runs(self) -> list[RunSummary]:
-        """The runs of the last protocol of this name. Raises ValueError for a value that is none of its field."""
+        """The runs of the last protocol of this name. Raises ValueError for a value that does not fit its field."""
         return [RunSummary.from_json(run, self.latest) for run in self.read_latest().get("runs", [])]
 
     def append(self, run: RunSummary):
@@ -70,7 +70,7 @@ def tags_of(label: str, folder=RESULTS_DIR) -> list[str]:
 # Runs
 
 def summary_of(cell, outcome, **told) -> RunSummary:
-    """The run of a cell that has ended. told: what neither the cell nor its record says, as label and timestamp."""
+    """The run of a cell that has ended. told: fields that neither cell nor record has, such as label and timestamp."""
     run = RunSummary.of_record(
         outcome.record, run_tag=cell.tag, seed=cell.seed, config_hash=cell.config_hash, arm=cell.arm.name,
         candidate=cell.arm.flags, window_pattern=cell.config.window_pattern, run_status=outcome.status,
@@ -96,7 +96,7 @@ def curve(home, tag: str) -> list[tuple[int, float | None, float]]:
 # Differences
 
 def delta_rows(arms: list[str], seeds: list[int], runs: list[RunSummary]) -> list[dict]:
-    """Candidate minus control for every pair that has been tried; a value that cannot be had is None, with a note."""
+    """Candidate minus control for every pair that was tried. A value that cannot be computed is None, with a note."""
     by_cell = {(run.arm, run.seed): run for run in runs}
     rows = []
     for arm in arms:

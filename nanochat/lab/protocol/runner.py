@@ -1,11 +1,16 @@
 """
-What is run for a cell, the public training command, and how its end is judged: by the record that it leaves.
+The command of a cell, and the judgement of its end.
 
-Where it runs is the executor's part (lab/protocol/executor.py).
-Idempotent: a cell whose record is complete under the same config hash is not run again, whoever ran it.
-"Complete" is ok or diverged: a divergence is a result, and repeating it until it looks better would be
-choosing. Anything else under the same hash is resumed; under another hash it starts anew, and the trainer
-moves the old artifacts aside.
+Example: the cell nc_mix005_d4_gate_s1337 is the public command, python -m scripts.base_train with the arm's flags. The
+record that the run leaves says how the run ended. The executor (lab/protocol/executor.py) decides where it runs.
+
+A cell may be asked for again:
+- Its record is complete under the same config hash: the cell is not run again, even if another protocol ran it.
+- Its record is not complete, under the same hash: the run is resumed.
+- Its record has another hash: the run starts anew, and the trainer moves the old artifacts aside.
+
+"Complete" means ok or diverged. A divergence is a result. To repeat it until it looks better would be to choose
+among results.
 """
 
 import os
@@ -21,7 +26,7 @@ from nanochat.stage import BASE
 
 TRAINER = (sys.executable, "-m", BASE.command)
 COMPLETE = ("ok", "diverged")
-# What an exit code says where there is no record that does. Code 0 says nothing: a run that ended well has left one.
+# Status by exit code, for a run that left no record. Code 0 has no entry, because a run that ended well left a record.
 EXIT_STATUS = {code: status for status, code in EXIT_CODES.items() if status != "ok"} \
     | {-signal.SIGINT: "interrupted", -signal.SIGTERM: "interrupted"}
 
@@ -51,13 +56,13 @@ class Runner:
         return Outcome(record["status"], record, error=record.get("error"), reused=True)
 
     def command(self, cell: Cell) -> tuple[list[str], bool]:
-        """(what to run, whether it goes on from the latest checkpoint of the same hash)."""
+        """(command line, True if the run goes on from the latest checkpoint of the same hash)."""
         before = read_record(self.home, cell.tag)
         resume = not self.fresh and before is not None and before.get("config_hash") == cell.config_hash
         return cell.arm.command(cell, self, resume), resume
 
     def attempt(self, cell: Cell) -> "Attempt":
-        """To be made before the cell is started: its record from then on is told from an earlier one."""
+        """The attempt, made before the cell is started: it notes an earlier record, to tell the new record from it."""
         return Attempt(cell, record_stamp(self.home, cell.tag))
 
     def log_path(self, cell: Cell) -> Path:
@@ -75,10 +80,13 @@ class Runner:
         return {**os.environ, **threads, "NANOCHAT_BASE_DIR": str(self.home), "PYTHONUNBUFFERED": "1"}
 
     def position(self, attempt: "Attempt") -> tuple[int | None, int | None]:
-        """(optimizer steps done, of how many). None while the run has not written: the file may be an older run's."""
+        """(optimizer steps done, steps in all).
+
+        Steps done are None until this run has written its metrics: a file from before may be an older run's.
+        """
         cell = attempt.cell
         path = record_dir(self.home, cell.tag) / "metrics.jsonl"
-        # Otherwise the trainer decides how many.
+        # Without a given number of steps the trainer decides the number.
         given = cell.config.num_iterations > 0 and cell.config.batch_multiplier == 1
         total = cell.config.num_iterations if given else None
         try:
@@ -92,7 +100,7 @@ class Runner:
         return (row["step"] if row else None), total
 
     def judge(self, attempt: "Attempt", code: int, timed_out=False, stopped_by=None) -> Outcome:
-        """Status from the record where this run has written one, from the exit code where it could not."""
+        """The status is the record's if this run wrote one. Otherwise it follows from the exit code."""
         cell = attempt.cell
         record = read_record(self.home, cell.tag)
         own = record is not None and record_stamp(self.home, cell.tag) != attempt.stamp
@@ -106,7 +114,7 @@ class Runner:
             status, error = "crash", "code, data or tokenizer changed while the protocol ran; run it again"
         if status != "ok" and timed_out:
             status, error = "timeout", f"stopped after {self.timeout_sec:.0f} s; run the same command again to go on"
-        # What the child was sent by us, and its own flags to go on, are no news.
+        # The record speaks of the signal that we sent, and of the trainer's flags to go on. The user needs neither.
         if status == "interrupted" and stopped_by:
             step = (record.get("results") or {}).get("steps") if own else None
             error = f"stopped by {stopped_by}{'' if step is None else f' at step {step}'}; the same command goes on"
@@ -118,7 +126,7 @@ class Attempt:
     """A cell that is being trained."""
     cell: Cell
     stamp: tuple | None  # of the run.json that was there before
-    job: object = None  # what its executor knows it by: a process here, the id of a job elsewhere
+    job: object = None  # the executor's handle: a process on this machine, the id of a job on a cluster
     start: float = field(default_factory=time.monotonic)
     wall_start: float = field(default_factory=time.time)
 

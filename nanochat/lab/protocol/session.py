@@ -1,5 +1,5 @@
 """
-One invocation of a protocol: its declaration, what has been run or reused so far, and the files that say so.
+One invocation of a protocol: its declaration, the cells that were run or reused so far, and the results file.
 
 The results file is replaced after every cell, so a reboot costs at most one cell's work since its last checkpoint.
 """
@@ -43,10 +43,11 @@ class Session:
     # Declaration
 
     def declare(self) -> list[str]:
-        """Fix the declaration and write it; returns what differs from the label's last one.
+        """Fix the declaration and write it. Returns the differences from the label's last declaration.
 
-        A label that could decide keeps its declaration: another one, after its runs were seen, would be an undeclared
-        look.
+        An unchanged label with runs keeps its last declaration. Raises ValueError for a changed declaration, if the
+        label has runs and its last declaration could decide: a new one would be an undeclared look at these runs. A
+        protocol that is run fresh may declare anew.
         """
         p, plan = self.protocol, self.protocol.plan
         changes = {arm.name: profile_changes(p.arms[0], arm, plan.primary) for arm in p.arms[1:]}
@@ -68,15 +69,16 @@ class Session:
         return changed
 
     def read_bank(self) -> tuple[Noise | None, Target | None]:
-        """(what is banked for this profile on this machine, the target); None without a ledger, a bank or a target.
+        """(noise that is banked for this profile on this machine, the target); None for either where there is none.
 
-        The target is by hand, or what every banked control run reached; the bank's times are to that target.
+        The target is set by hand. Otherwise it is a value that every banked control run reached. The bank's times are
+        times to that target.
         """
         p = self.protocol
         by_hand = p.plan.target_bpb is not None
         target = Target("val_bpb", p.plan.target_bpb, "by hand") if by_hand else None
         bank = p.bank or p.ledger
-        if bank is None or p.arms[0].tree_id:  # what is banked is the noise of this repository
+        if bank is None or p.arms[0].tree_id:  # the bank holds the noise of this repository, not of another tree
             return None, target
         kind = p.arms[0].config.device_type or "cpu"
         rows = experiments.read(bank, profile_hash=p.profile_hash, device=f"{kind}: {p.machine}")
@@ -93,7 +95,7 @@ class Session:
     # Runs
 
     def reuse(self, cells: list[Cell]) -> list[Cell]:
-        """Take over every cell that is complete; returns those that are left to run, in order."""
+        """Take over every cell whose run is complete. Returns the cells that are left to run, in order."""
         earlier = {(run.run_tag, run.config_hash): run for run in self.earlier_runs}
         left = []
         for cell in cells:
@@ -106,7 +108,7 @@ class Session:
         return left
 
     def finish(self, cell: Cell, outcome: Outcome) -> RunSummary:
-        """The run of a cell that has ended: in memory, in the history, in the ledger, in the results."""
+        """The run of a cell that has ended, after it was written to the history, the ledger and the results."""
         run = self._keep(cell, outcome, self.declaration.declared_at, now())
         self.results.append(run)
         if self.protocol.ledger and outcome.record:
@@ -117,7 +119,7 @@ class Session:
         return run
 
     def _keep(self, cell, outcome, declared_at, timestamp) -> RunSummary:
-        """declared_at: when the protocol was declared under which the cell was run; timestamp: when it ended."""
+        """Keep the run in memory. declared_at: date of the declaration under which it ran. timestamp: when it ended."""
         p, goal = self.protocol, self.declaration.target
         points = curve(p.home, cell.tag) if goal else []
         run = summary_of(

@@ -1,9 +1,10 @@
 """
-A gain in words: what the terminal, the HTML page and the LOG draft say about a gate, said in one place.
+A gain in words, for the terminal, the HTML page and the draft of a LOG entry.
 
-A gain d is control minus candidate, POSITIVE = candidate better. Ratios (times, train loss, tok/s) are differences of
-natural logs there, which add up and average, and percent here, which people read. After an early stop the measured
-gain is optimistic and its interval is not, so a headline quotes the lower bound.
+A gain d is control minus candidate, POSITIVE = candidate better. Example: a time to target of d = 0.0519 is shown as
+"5.06 % less time to target". A verdict keeps ratios (times, train loss, tok/s) as differences of natural logs, which
+can be added and averaged. Here they become percent, which is easier to read. After an early stop the measured gain is
+optimistic, but its interval is not. So a headline quotes the lower bound.
 """
 
 import math
@@ -40,7 +41,7 @@ def pair_gains(metric: str, runs: list[RunSummary], candidate: str) -> list[tupl
 
 
 def primary_gate(verdict: Verdict) -> GateRow:
-    """The gate that decides; a verdict without gates is itself the only one, on val_bpb."""
+    """The gate that decides. A verdict without gates is read as a single gate, on val_bpb if it names no metric."""
     gates = [gate for gate in verdict.gates if gate.role == "primary"]
     metric = verdict.metric or "val_bpb"
     return gates[0] if gates else GateRow(metric, "primary", metric, n=verdict.n, mean=verdict.mean_gain, lo=verdict.lo,
@@ -48,13 +49,13 @@ def primary_gate(verdict: Verdict) -> GateRow:
 
 
 def shown_gain(verdict: Verdict) -> float | None:
-    """The lower bound of a gain that was shown; None where none was."""
+    """The lower bound of the gain, if a gain was shown; else None."""
     lo = primary_gate(verdict).lo
     return lo if verdict.verdict in ("promote", "optional") and lo is not None and lo > 0 else None
 
 
 def headline(verdict: Verdict) -> str:
-    """One sentence: for a promotion the lower bound of the gain, else the verdict's reason."""
+    """A sentence with the lower bound of the gain, if a gain was shown; else the reason of the verdict."""
     gate, lo = primary_gate(verdict), shown_gain(verdict)
     if lo is not None and gate.mean is not None:
         price = "; every floor holds" if verdict.verdict == "promote" else ", at a price inside its floor"

@@ -1,9 +1,9 @@
 """
 results/<label>/report.html: a protocol on one page, verdict first, for a reader who was not there.
 
-One file that needs nothing else: style and charts are inline, there is no script and no outside resource, it reads on a
-light and on a dark screen and on paper. A pure function of the facts (results/<label>_latest.json) and the curves;
-`el` escapes every text, so nothing that a user named or a run printed becomes markup.
+The page is a single file: style and charts are inline, and there is no script and no outside resource. It can be read
+on a light screen, a dark screen and paper. It depends only on the facts (results/<label>_latest.json) and the curves.
+`el` escapes every text. So the name "a < b" of a user, or a line that a run printed, never becomes markup.
 """
 
 import math
@@ -33,7 +33,7 @@ from nanochat.lab.verdict.facts import Declaration, GateRow, Verdict
 
 
 def write_report(path, results: ResultFile, curves: dict):
-    """curves: {(arm, seed): [(step, training seconds or None, val_bpb), ...]}."""
+    """Write the page. curves: {(arm, seed): [(step, training seconds or None, val_bpb), ...]}."""
     atomic_write(path, page(results, curves))
 
 
@@ -70,7 +70,7 @@ def _section(title: str, *parts) -> Markup | None:
 
 
 def _table(header: list[str], rows: list[list], left: int = 1, classes: dict | None = None) -> Markup:
-    """left: columns of words, the others are numbers. classes: {text of a cell: class}."""
+    """A table. left: the columns that hold words; the others hold numbers. classes: {text of a cell: class}."""
     def cell(i, value):
         value = "" if value is None else value
         names = ["t" if i < left else "", (classes or {}).get(str(value), "")]
@@ -118,7 +118,7 @@ def _verdict(verdict: Verdict) -> Markup:
 
 
 def _evidence(verdict: Verdict) -> str | None:
-    """n, p against its Holm level, and whose noise; None where no test was made."""
+    """n, p against its Holm level, and the source of the noise; None where no test was made."""
     if verdict.p is None or verdict.se is None:
         return None
     gate = primary_gate(verdict)
@@ -153,7 +153,7 @@ def _arms(results: ResultFile) -> list[str]:
 
 
 def _gains(results: ResultFile) -> Markup | None:
-    """A chart a metric: the primary first, then the floors in the order of the gates."""
+    """A chart for each metric: the primary metric first, then the floors in the order of the gates."""
     charts = {}
     for verdict in results.verdicts:
         for gate in sorted(verdict.gates or [primary_gate(verdict)], key=lambda gate: gate.role != "primary"):
@@ -211,7 +211,7 @@ COLUMNS = {"val_bpb": ".5f", "min_val_bpb": ".5f", "final_train_loss": ".4f", "t
 
 
 def _runs(runs: list[RunSummary]) -> Markup | None:
-    """A column that no run has is left out; a cell that was not measured stays empty."""
+    """The table of runs. A column without any value is left out; a value that was not measured is an empty cell."""
     shown = [name for name in COLUMNS if any(getattr(run, name) is not None for run in runs)]
     rows = [[run.arm, run.seed, run.run_status, _remarks(run),
              *[number(getattr(run, name), COLUMNS[name]) for name in shown]] for run in runs]

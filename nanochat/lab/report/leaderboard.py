@@ -1,12 +1,13 @@
 """
-dev/LEADERBOARD.md from the ledger: one table a profile, an entry for each arm on the same code, rewritten between two
-markers.
+dev/LEADERBOARD.md from the ledger. Each profile has a table; each arm, with its options, code and patch, has a row in
+it. The tables are rewritten between two markers of the page.
 
-Entries are ranked by measured time-to-target, then by val_bpb. A time counts only where every run of the entry reached
-the same target: the mean over those that happened to reach it would flatter. An extrapolated time has a column of its
-own and never ranks. The order is an overview of what was measured, not a test: runs of different days are compared
-here, and noise decides between neighbours. The verdict column is the test (verdict/gates.py), where a result file of
-the label is at hand.
+Entries are ranked by measured time to target, then by val_bpb. A time counts only if every run of the entry reached the
+same target. Example: three of four runs reached it. The mean over these three would flatter the arm, so the entry has
+no time. An extrapolated time has a column of its own and never ranks.
+
+The order is an overview, not a test: it compares runs of different days, and noise decides between neighbours. The test
+is in the verdict column (verdict/gates.py), which is filled where a result file of the label exists.
 """
 
 import re
@@ -20,7 +21,7 @@ from nanochat.lab.table import number
 from nanochat.options import flag, tagged
 
 BEGIN, END = "<!-- leaderboard: begin -->", "<!-- leaderboard: end -->"
-OF_ONE_RUN = ("--seed", *map(flag, tagged(FIELDS, "name")))  # what tells the runs of an entry apart
+OF_ONE_RUN = ("--seed", *map(flag, tagged(FIELDS, "name")))  # options by which the runs of an entry differ
 TIME, EXTRAPOLATED = "time_to_target_sec_measured", "time_to_target_sec_extrapolated"
 BPB, SPEED = "val_bpb", "tok_per_sec_median"
 SAYS_OF_THE_ARM = ("ok", "diverged")  # other endings say something of the machine
@@ -39,7 +40,7 @@ class Entry:
         return [run for run in self.runs if run["status"] == "ok"]
 
     def values(self, key):
-        """Of the runs that ended ok and have it, as numbers."""
+        """The numbers of the runs that ended ok and have a value."""
         return [value for value in (as_number(run.get(key)) for run in self.ok) if value is not None]
 
     def time(self, target) -> float | None:
@@ -73,7 +74,7 @@ def target_of(row) -> tuple | None:
 # Entries
 
 def shared_command(command: str) -> str:
-    """What the runs of an entry have in common.
+    """The command without the options by which the runs of an entry differ, such as the seed.
 
     >>> shared_command("python -m scripts.base_train --depth=4 --seed=7 --model-tag nc_a_s7 --warmdown-ratio=0.4")
     'python -m scripts.base_train --depth=4 --warmdown-ratio=0.4'
@@ -95,7 +96,7 @@ def code_of(row) -> str:
 def make_entries(rows: list[dict], verdicts: dict | None = None) -> list[Entry]:
     """Rows of one profile, grouped by arm, options, code and patch. verdicts: {(label, arm, config_hash): verdict}.
 
-    Of a seed that was run twice the later row counts: the same cell again is not another sample.
+    If a seed was run twice, the later row counts: the same cell again is not another sample.
     """
     groups: dict[tuple, dict] = {}
     for row in sorted(rows, key=lambda row: (text_of(row, "timestamp"), text_of(row, "run_id"))):
@@ -113,14 +114,18 @@ def make_entries(rows: list[dict], verdicts: dict | None = None) -> list[Entry]:
 
 
 def ranking_target(rows: list[dict]) -> tuple | None:
-    """The target that the profile's newest row with one names: times to others are not comparable with it."""
+    """The target of the profile's newest row that has a target. Times to other targets are not compared."""
     with_target = [row for row in rows if target_of(row)]
     newest = max(with_target, key=lambda row: (text_of(row, "timestamp"), text_of(row, "run_id")), default=None)
     return target_of(newest) if newest else None
 
 
 def rank(entries: list[Entry], target) -> list[Entry]:
-    """All runs reached the target: by time. Then the others by val_bpb. Last: a run diverged, or none ended ok."""
+    """Entries in their order, in three groups.
+
+    First the entries whose runs all reached the target, by time. Then the others, by val_bpb. Last the entries in
+    which a run diverged or no run ended ok.
+    """
     def key(entry):
         time, bpb = entry.time(target), entry.values(BPB)
         broken = not bpb or any(run["status"] == "diverged" for run in entry.runs)
@@ -158,7 +163,7 @@ def profiles(rows: list[dict], verdicts: dict | None = None) -> list[tuple[str, 
 # Text
 
 def markdown(rows: list[dict], verdicts: dict | None = None) -> str:
-    """What stands between the markers. The same rows and verdicts give the same bytes."""
+    """The text between the markers. The same rows and verdicts give the same bytes."""
     found = profiles(rows, verdicts)
     parts = [section(*profile) for profile in with_rivals(found)]
     alone = [profile for profile in found if profile not in with_rivals(found)]
@@ -169,7 +174,7 @@ def markdown(rows: list[dict], verdicts: dict | None = None) -> str:
 
 
 def with_rivals(found: list[tuple]) -> list[tuple]:
-    """The profiles that have something to rank; all of them where none has."""
+    """The profiles with two entries or more, which can be ranked; all profiles if there is no such profile."""
     return [profile for profile in found if len(profile[2]) > 1] or found
 
 
@@ -223,7 +228,7 @@ def time_cell(entry, target) -> str:
 
 
 def extrapolated_cell(entry, target) -> str:
-    """With its method; of the runs that did not measure their time."""
+    """The mean extrapolated time, with its method, over the runs whose time was not measured."""
     runs = [run for run in entry.ok if as_number(run.get(EXTRAPOLATED)) is not None and as_number(run.get(TIME)) is None
             and target_of(run) == target]
     methods = " ".join(sorted({text_of(run, "extrapolation_method") for run in runs}))
@@ -235,7 +240,7 @@ def spread(values, form) -> str:
 
 
 def in_line(text: str) -> str:
-    """One line of plain text: a name never opens a tag, nor a marker."""
+    """The text on a single line. Its "<" is escaped, so that a name never opens a tag or a marker."""
     return re.sub(r"\s+", " ", text).replace("<", "&lt;")
 
 
@@ -244,7 +249,7 @@ def in_cell(text: str) -> str:
 
 
 def fenced(text: str) -> str:
-    """A code block whose fence is longer than any in the text; the end marker must not stand in it."""
+    """A code block whose fence is longer than any in the text. The text may hold no marker, so "<!--" is broken up."""
     fence = "`" * max(3, 1 + max((len(ticks) for ticks in re.findall("`+", text)), default=0))
     return f"{fence}\n{text.replace('<!--', '< !--')}\n{fence}"
 

@@ -1,7 +1,7 @@
 """
 A draft of an entry of dev/LOG.md from a result file, in the format of dev/STYLE.md: an entry for each candidate.
 
-Every number is read from the facts. What no record knows is why the change was tried: that is left as TODO.
+Every number is read from the facts. No record knows why the change was tried, so the reason is left as TODO.
 """
 
 import re
@@ -47,7 +47,7 @@ def _title(label: str, verdict: Verdict) -> str:
     if lo is not None:
         result = f"at least {gain_text(gate.metric, lo)}"
     else:
-        result = SAYS.get(verdict.verdict, "no loss shown")  # promoted without a gain: what it buys is in the reason
+        result = SAYS.get(verdict.verdict, "no loss shown")  # promoted without a gain: the reason names its use
         result += f", measured {gain_text(gate.metric, gate.mean)}" if gate.mean is not None else ""
     return f"{verdict.candidate} of {label or 'protocol'}: {result} ({verdict.verdict or 'no verdict'})"
 
@@ -69,7 +69,7 @@ def _did_it_help(verdict: Verdict) -> str:
 
 
 def _how_sure(results: ResultFile, verdict: Verdict) -> str:
-    """Seeds and planned checks, what noise the label leans on, and how many seeds would settle it."""
+    """Seeds and planned checks, the source of the noise, and the number of seeds that would settle the question."""
     declared, seeds = results.declaration, sorted({run.seed for run in results.runs})
     lines = [f"Seeds {' '.join(map(str, seeds))}; planned checks at {looks_text(declared.looks)}; "
              f"{declared.K} candidate{'s' * (declared.K != 1)}; declared {declared.declared_at}"]
@@ -101,7 +101,7 @@ def _tables(runs: list[RunSummary], verdict: Verdict) -> list[str]:
 
 
 def _means(runs: list[RunSummary], candidate: str) -> list[str]:
-    """Control against candidate: mean ± standard deviation (n) of what was measured."""
+    """Control against candidate: mean ± standard deviation (n) of every metric that was measured."""
     rows = [["metric", CONTROL, candidate], ["---", "---:", "---:"]]
     for name, form in SHOWN.items():
         values = [[getattr(run, name) for run in runs if run.arm == arm and run.run_status == "ok"
@@ -119,7 +119,7 @@ def _mean_text(values, form) -> str:
 
 
 def _list(lines) -> str:
-    """What stands after a section's bold name: a sentence in its line, or several as a list below it."""
+    """The text after a section's bold name: a single sentence on its line, or several as a list below it."""
     return f" {lines[0]}." if len(lines) == 1 else "".join(f"\n- {line}." for line in lines)
 
 

@@ -1,9 +1,9 @@
 """
-The picture of a protocol: validation curves over step and over training time, and the paired differences; and that of a
-leaderboard: val_bpb against training time.
+Two pictures. A protocol's shows validation curves over step and over training time, and the paired differences. A
+leaderboard's shows val_bpb against training time.
 
-Thin lines and dots are single runs, thick lines and bars are means: what varies from seed to seed is shown
-beside what is claimed. Numbers in, picture out; matplotlib is imported nowhere else.
+Thin lines and dots are single runs; thick lines and bars are means. So the spread from seed to seed is seen beside the
+mean. The functions take numbers and write a file. No other module imports matplotlib.
 """
 
 from pathlib import Path
@@ -118,7 +118,7 @@ def _mean_bar(ax, x, d, color) -> bool:
 
 
 def _name_sides(ax, has_bar):
-    """Room for zero and for the words: which side of it is good, and what the bar is."""
+    """Make room for zero and for two notes: the side of zero that is good, and the meaning of the bar."""
     values = np.array([0.0, *np.concatenate([line.get_ydata() for line in ax.lines])], dtype=float)
     bars = [y for bar in ax.collections for path in bar.get_paths() for y in path.vertices[:, 1]]
     lo, hi = min(values.min(), *bars, 0), max(values.max(), *bars, 0)

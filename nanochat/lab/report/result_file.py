@@ -18,10 +18,10 @@ from nanochat.lab.verdict.facts import Declaration, Noise, Stored, Verdict, read
 
 @dataclass(frozen=True)
 class Settings(Stored):
-    """How the protocol was called."""
+    """The settings with which the protocol was called."""
     label: str = ""
     profile: str | None = None  # its name
-    profile_flags: list[str] = field(default_factory=list)  # of every arm: what the profile is
+    profile_flags: list[str] = field(default_factory=list)  # of every arm: the options of the profile
     machine_flags: list[str] = field(default_factory=list)  # of every arm: chosen for the machine
     common_flags: list[str] = field(default_factory=list)  # of every arm: given on the command line
     seeds: list[int] = field(default_factory=list)
@@ -61,11 +61,11 @@ class ResultFile(Stored):
     by_candidate: dict[str, Means] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
     noise: Noise = Noise()
-    provenance: dict = field(default_factory=dict)  # {what is known of code and data: its value}, shown as it is
+    provenance: dict = field(default_factory=dict)  # {fact about code or data: its value}, shown as it is
     declaration: Declaration | None = None  # None in a file that no protocol wrote
 
     def to_json(self) -> dict:
-        """The file. Two means stand in it twice: those of the only candidate are also on top, null with several."""
+        """The file as JSON. Two means are also at its top level: those of the only candidate, or null with several."""
         only = next(iter(self.by_candidate.values())) if len(self.by_candidate) == 1 else Means()
         return {
             "timestamp": self.timestamp, "settings": asdict(self.settings),
@@ -92,7 +92,7 @@ def path_of(label: str, folder=RESULTS_DIR) -> Path:
 
 
 def read_results(path: str | os.PathLike) -> ResultFile:
-    """The parts of a result file. Raises OSError where it cannot be read, ValueError where it is none."""
+    """The parts of a result file. Raises OSError if it cannot be read, ValueError if it is no result file."""
     try:
         return ResultFile.from_json(read_json(path))
     except (AttributeError, TypeError) as e:

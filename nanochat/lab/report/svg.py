@@ -121,7 +121,7 @@ def _polyline(points, x, to_x, to_y, cls, dash, title) -> str:
 # Gains
 
 def gain_chart(label: str, rows: list[dict], margin: float | None) -> str:
-    """One strip for each candidate: dots are seeds, the diamond is their mean, the bar is the interval of the mean.
+    """A strip for each candidate: dots are seeds, the diamond is their mean, the bar is the interval of the mean.
 
     Right of 0 the candidate is better. rows: {"name", "color" (index of the arm), "gains" [(seed, d), ...], "mean",
     "lo", "hi", "value" (in words)}; a mean of None was not measured, a bound of None is open. margin: the loss that a

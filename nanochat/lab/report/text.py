@@ -1,6 +1,6 @@
 """
-Results as text: a table of runs, one of differences, one of gates and a verdict per candidate, and what the label
-rests on.
+Results as text: tables of runs, of differences and of gates, a verdict per candidate, and the basis of the label: its
+declaration and its noise.
 """
 
 import itertools
@@ -28,7 +28,7 @@ def run_line(run: RunSummary, elapsed_sec: float) -> str:
 
 
 def failure(run: RunSummary, log, lines: int = 5) -> str:
-    """Why a cell has no result, and, where that was not the user's wish, what else the end of its log says."""
+    """The reason why a cell has no result. If the user did not stop it, the end of its log is added."""
     why = run.error or "no reason recorded"
     if run.run_status == "interrupted":
         return f"  {why}; log: {log}"
@@ -93,7 +93,7 @@ def checks(verdict: Verdict) -> list[str]:
 
 
 def verdicts(results: ResultFile) -> str:
-    """Every candidate's gates and verdict, then what the label rests on."""
+    """Every candidate's gates and verdict, then the declaration and the noise of the label."""
     parts = [part for verdict in results.verdicts for part in (gates_table(verdict), verdict_text(verdict)) if part]
     return "\n\n".join([*parts, "\n".join(basis_lines(results))])
 
@@ -110,7 +110,7 @@ GATE_HEADER = ["gate", "role", "n", "mean (sd)", "interval", "level", "p", "lo m
 
 
 def gate_cells(gate: GateRow) -> list[str]:
-    """One gate as a row under GATE_HEADER. A gate passes when the lower end of its interval reaches -margin."""
+    """A gate as a row under GATE_HEADER. A gate passes when the lower end of its interval reaches -margin."""
     margin, margin_sd = (None if value is None else 0.0 - value for value in (gate.threshold, gate.threshold_in_sd))
     interval = f"[{_bound(gate.lo, '-inf')}, {_bound(gate.hi, 'inf')}]" if gate.mean is not None else ""
     name = gate.gate if gate.gate == gate.metric else f"{gate.gate}: {gate.metric}"
@@ -135,7 +135,7 @@ def gate_notes(verdict: Verdict) -> list[str]:
 
 
 def gates_table(verdict: Verdict) -> str:
-    """One row a gate, and the notes below; empty where no gate was reached."""
+    """A row for each gate, and the notes below; empty where no gate was reached."""
     if not verdict.gates:
         return ""
     lines = [f"gates of {verdict.candidate} (above 0 the candidate is better; "
@@ -145,7 +145,7 @@ def gates_table(verdict: Verdict) -> str:
 
 
 # -----------------------------------------------------------------------------
-# What a label rests on
+# The declaration and the noise of a label
 
 SEEDS_SHOWN = (2, 3, 5, 8, 12)
 
@@ -153,13 +153,13 @@ NOISE_FROM = {"bank": "the noise bank", "own": "the differences themselves", "no
 
 
 def label_lines(results: ResultFile) -> list[str]:
-    """What was declared, the noise, and what these seeds can and cannot show."""
+    """The declaration, the noise, and the gains that these seeds can and cannot show."""
     seeds = [f"{verdict.candidate}: {text}" for verdict in results.verdicts if (text := seeds_text(verdict))]
     return basis_lines(results) + seeds
 
 
 def basis_lines(results: ResultFile) -> list[str]:
-    """The same of the label alone, without its candidates."""
+    """The same for the label alone, without its candidates."""
     declaration = results.declaration
     lines = [f"{declaration.K} candidate{'s' * (declaration.K != 1)}; a verdict may be given at "
              f"{looks_text(declaration.looks)} seeds (looks); at most {declaration.alpha:.3g} of such comparisons "
@@ -173,7 +173,7 @@ def basis_lines(results: ResultFile) -> list[str]:
 
 
 def bank_lines(noise: Noise) -> list[str]:
-    """What else is known of the bank."""
+    """Further facts about the bank."""
     lines = [f"correlation of earlier pairs on {name}: {plain(found.to_json())}"
              for name, found in noise.correlation.items()]
     return lines + [f"left out of the bank: {text}" for text in noise.left_out]
@@ -196,7 +196,7 @@ def smallest_gains(results: ResultFile) -> list[tuple[int, float]]:
 
 
 def seeds_text(verdict: Verdict) -> str:
-    """What would have been seen, beside every verdict that is not promote; empty where nothing is known of it."""
+    """The gain that these seeds could show, and the seeds still needed; empty for promote and without a verdict."""
     if verdict.verdict in (None, "promote"):
         return ""
     facts = []

@@ -42,7 +42,7 @@ UNLUCKY_SHARE = 0.10  # the bank is the 10th percentile of all banks
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the targets: how the runs are made up, how they are judged, and the numbers to find again."""
+    """A row of the targets: the rules for making up runs and for judging them, and the numbers to find again."""
     table: str
     data: str
     rho: float
@@ -163,7 +163,7 @@ def measure(cell: Cell, protocols: int = PROTOCOLS, seed: int = SEED) -> dict:
 
 
 def check(cell: Cell, found: dict, protocols: int) -> list[dict]:
-    """One row for each measure: the found value, its target, their difference, the tolerance, whether it is inside."""
+    """A row for each measure: the found value, its target, their difference, the tolerance, whether it is inside."""
     rows = []
     for name, value in found.items():
         within = tolerance(cell, name, protocols)
@@ -177,7 +177,7 @@ def check(cell: Cell, found: dict, protocols: int) -> list[dict]:
 
 
 def is_sound(cell) -> bool:
-    """Whether 5 % is promised in this cell: its noise is as assumed, and the rule of its table is ours."""
+    """True if 5 % is promised in this cell: its noise is as assumed, and its table tests our rule."""
     return cell.table in SOUND_TABLES and cell.data == EQUAL
 
 

@@ -1,11 +1,12 @@
 """
-How often a verdict promotes a change that is none, on real runs: a pool of control runs is cut at random into A/A
-protocols.
+How often a verdict promotes a change that does nothing, measured on real runs.
 
-Every protocol takes runs of its own from the pool, each of them once: a bank, controls, and as many controls again that
-play the candidate. It goes through the functions that decide (stats.moderated_t on every gate, looks.replay), so what
-it promotes is a false promotion. The simulation (simulation/made_up_runs.py) assumes normal noise; this asks the noise
-there is.
+A pool of control runs is cut at random into A/A protocols, in which the candidate is a control too.
+
+Every protocol draws its runs from the pool, each run at most once: a bank, the controls, and as many controls again
+that stand for the candidate. The functions that decide real protocols judge it (stats.moderated_t on every gate,
+looks.replay). So every promotion is a false promotion. The simulation (simulation/made_up_runs.py) assumes normal
+noise; these runs have the noise of real training.
 """
 
 from typing import NamedTuple
@@ -59,9 +60,10 @@ def runs_of(looks) -> int:
 def false_promotions(values: dict, looks, protocols: int = PROTOCOLS, seed: int = SEED) -> Rate:
     """The share of A/A protocols drawn from a pool that promote, with one candidate and a bank of BANK_SEEDS runs.
 
-    The interval is a jackknife over RUNS (Efron & Stein 1981, Ann. Stat. 9:586): protocols of one pool share its runs,
-    so their number says little of how well the rate is known. What the number of protocols adds to it is taken out of
-    the jackknife, which would count it once a run, and put back once.
+    The interval is a jackknife over RUNS (Efron & Stein 1981, Ann. Stat. 9:586). Protocols of one pool share its runs,
+    so a large number of protocols alone does not make the rate well known. The number of protocols is a second
+    source of error, with variance p (1 - p) / protocols. The jackknife's sum contains it once for each run. So it is
+    subtracted from that sum, and added once at the end.
     """
     R = len(values["val_bpb"])
     if runs_of(looks) >= R:  # without a run left out there is no telling how much the pool's own make-up matters
@@ -76,7 +78,7 @@ def false_promotions(values: dict, looks, protocols: int = PROTOCOLS, seed: int 
 
 
 def promoted(values: dict, drawn, looks) -> np.ndarray:
-    """Which protocols promote.
+    """[protocols] of bool: True where the protocol promotes.
 
     drawn [protocols, runs_of(looks)]: positions in the pool, first the bank, then controls, then candidates.
     """

@@ -1,11 +1,11 @@
 """
-How the verdicts fall, and what missed targets do to them, on made-up runs that gates.judge itself decides.
+Shares of the verdicts, and the effect of missed targets on them, on made-up runs that gates.judge decides.
 
-made_up_runs.py measures the rules in bulk, protocol by protocol in arrays; here each protocol is a declaration and its
-runs, so that the table of verdicts is measured as it stands in the code. One candidate, one gate, runs of unit spread;
-a bank of nu + 1 runs, which lends its spread: that each of them reached the target, as a real bank must have, is not
-asked. Every cell of ideas/verdict_targets.csv has a generator of its own. Command line: scripts/simulate_gates.py
---table verdicts, missed
+made_up_runs.py measures the rules in bulk, on arrays of protocols. Here each protocol is a declaration and its runs. So
+the table of verdicts is measured as it stands in the code. A protocol has one candidate and one gate, and its runs have
+unit spread. Its bank has nu + 1 runs, of which only the spread is used. A real bank must also have reached the target
+in each of its runs; a made-up bank need not. Every cell of ideas/verdict_targets.csv has a random generator of its own.
+Command line: scripts/simulate_gates.py --table verdicts, missed
 """
 
 import csv
@@ -35,8 +35,12 @@ WHEN = "2026-01-01T00:00:00+00:00"
 
 @dataclass(frozen=True)
 class Cell:
-    """reached: share of the control's runs that reach a target, 1 where the metric is a loss. most: seeds; peeking:
-    looked at after each. gain: in sd of a run. targets: {measure: (low, high)}, a range where it was given as one."""
+    """A row of the targets.
+
+    reached: share of the control's runs that reach a target, 1 where the metric is a loss. most: number of seeds.
+    peeking: True if there is a look after each seed. gain: in sd of a run. targets: {measure: (low, high)}; low and
+    high are equal where the target is a single number.
+    """
     table: str
     reached: float
     nu: int
@@ -68,7 +72,7 @@ def _range(text: str) -> tuple[float, float]:
 # A protocol
 
 def declaration_of(cell: Cell, s_b: float) -> Declaration:
-    """As scripts.protocol declares it, with the bank's spread s_b; without floors, which the target's figures lack."""
+    """As scripts.protocol declares it, with the bank's spread s_b, but without floors: the targets have none."""
     metric = "val_bpb" if cell.reached == 1 else "time_to_target"
     scale, target = (1.0, None) if cell.reached == 1 else (SD_LOG, Target("val_bpb", LEVEL))
     arms = make_arms(["candidate: --matrix-lr=0.03"], [])
@@ -79,7 +83,10 @@ def declaration_of(cell: Cell, s_b: float) -> Declaration:
 
 
 def runs_of(cell: Cell, z) -> list[RunSummary]:
-    """z: [2, most], control and candidate in sd, the gain taken off. A time above the budget is a target missed."""
+    """The runs of a protocol. A time above the budget counts as a missed target.
+
+    z: [2, most], control and candidate in sd, after the gain was subtracted from the candidate.
+    """
     budget = math.exp(SD_LOG * float(ndtri(cell.reached))) if cell.reached < 1 else 1.0
     if cell.reached == 1:
         name, values = METRICS["val_bpb"].key, (LEVEL + z).tolist()
@@ -92,7 +99,7 @@ def runs_of(cell: Cell, z) -> list[RunSummary]:
 
 
 def measure(cell: Cell, protocols: int, seed: int = SEED) -> dict:
-    """{measure: value} for what the cell has targets for: shares of the verdicts in percent, mean seeds."""
+    """{measure: value} for each measure with a target in this cell: shares of verdicts in percent, mean seeds."""
     rng, verdicts, seeds = np.random.default_rng([seed, crc32(cell.name.encode())]), Counter(), 0
     for _ in range(protocols):
         z, s_b = rng.standard_normal((2, cell.most)), float(rng.standard_normal(cell.nu + 1).std(ddof=1))
@@ -105,7 +112,7 @@ def measure(cell: Cell, protocols: int, seed: int = SEED) -> dict:
 
 
 def check(cell: Cell, found: dict, protocols: int) -> list[dict]:
-    """One row a measure: what was found, its target, how far outside it is, what is allowed, whether it is inside."""
+    """A row for each measure: found value, target, distance outside the target, tolerance, True if inside."""
     rows = []
     for name, value in found.items():
         low, high = cell.targets[name]

@@ -17,7 +17,7 @@ from nanochat.record import EMA_BETA
 
 @dataclass(frozen=True)
 class Meta:
-    """Values as they were written, so that a loss may be infinite or no number; None where the file has none."""
+    """The values of a meta file as they were written: a loss may be infinite or nan. A missing value is None."""
     step: int
     val_bpb: float | None = None
     min_val_bpb: float | None = None
@@ -48,7 +48,10 @@ def finite(value) -> float | None:
 
 
 def read_meta(path: Path) -> Meta | None:
-    """None while the file is being written. Upstream's may hold a bare Infinity or NaN, which Python's json reads."""
+    """The values of a meta file, or None while the file is still being written.
+
+    Upstream's files may hold a bare Infinity or NaN, which Python's json can read.
+    """
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(said.get("step"), int):
@@ -62,7 +65,7 @@ def read_meta(path: Path) -> Meta | None:
 
 
 def read_metas(folder: Path) -> list[Meta]:
-    """Every meta file of a run that has ended, by step. Raises ValueError for one that cannot be read."""
+    """Every meta file of a run that has ended, by step. Raises ValueError for a file that cannot be read."""
     found = {path: read_meta(path) for path in folder.glob("meta_*.json")}
     for path, meta in found.items():
         if meta is None:
@@ -83,7 +86,7 @@ def meta_steps(folder: Path) -> list[int]:
 # With their weights
 
 def is_whole(folder: Path, step: int) -> bool:
-    """Model, meta and optimizer are there; the zip's directory, which torch writes last, is too."""
+    """True if model, meta and optimizer files are complete. torch writes the directory of the zip last."""
     weights = [folder / f"model_{step:06d}.pt", *folder.glob(f"optim_{step:06d}_rank*.pt")]
     return len(weights) > 1 and all(path.is_file() and is_zipfile(path) for path in weights) \
         and read_meta(meta_path(folder, step)) is not None
@@ -94,7 +97,7 @@ def last_whole_step(folder: Path) -> int | None:
 
 
 def set_aside(folder: Path):
-    """An older run's files would be taken for this one's."""
+    """Rename the folder of an older run, because its files would be taken for those of the new run."""
     if folder.is_dir() and any(folder.iterdir()):
         names = (folder.with_name(f"{folder.name}.{i}") for i in range(1, 10 ** 6))
         folder.rename(next(path for path in names if not path.exists()))

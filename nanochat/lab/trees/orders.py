@@ -1,8 +1,8 @@
 """
-A cell of a tree's arm: what nanochat/lab/trees/run.py, its subprocess, is told to do.
+The order of a cell that runs on another tree. The subprocess nanochat/lab/trees/run.py reads it and carries it out.
 
-The order is a file beside the records. It is also what the next attempt resumes from: the same hash, go on; another,
-anew.
+The order is a file beside the records. The next attempt at the cell reads it too: with the same hash the run is
+resumed, with another hash it starts anew.
 """
 
 import shlex
@@ -18,11 +18,11 @@ from nanochat.lab.profiles import machine_name
 from nanochat.options import flag
 from nanochat.stage import BASE
 
-READER = "nanochat/lab/trees/run.py"  # what runs a cell of another tree, and reads its result
+READER = "nanochat/lab/trees/run.py"  # the code that runs a cell of another tree, and reads its result
 
 
 def reader_hash(arms) -> str | None:
-    """Hash of the code that reads the results of other trees' cells; None where no arm is one."""
+    """Hash of the code that reads the results of other trees' cells; None if no arm runs another tree."""
     return tree_hash(start=READER) if any(arm.tree_id for arm in arms) else None
 
 
@@ -70,6 +70,6 @@ def make_order(arm, cell: Cell, home) -> dict:
 
 
 def _command(argv, environment) -> str:
-    """As one would type it in the tree."""
+    """The command as a user would type it in the tree."""
     variables = [f"{key}={value}" for key, value in environment.items() if value is not None]
     return shlex.join([*variables, "python", "-m", BASE.command, *argv])

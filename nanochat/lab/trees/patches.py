@@ -1,5 +1,5 @@
 """
-Patches on a checkout of any nanochat: check, apply, revert. Also the making of a checkout of upstream.
+Patches on a checkout of any nanochat: check, apply, revert. It also makes a checkout of upstream.
 
 `git apply` does the work. A diff is applied whole or not at all. A revert takes back the lines of the patch and no
 others, so unrelated edits stay, also in the same files. Each applied patch is noted in the checkout's git directory,
@@ -73,7 +73,7 @@ def read_patch(path) -> Patch:
 
 
 def open_tree(path) -> Path:
-    """The absolute path of a git checkout. Raises ValueError where `path` is not the top of one with a commit."""
+    """The absolute path of a git checkout. Raises ValueError unless `path` is the top of a checkout with a commit."""
     tree = Path(path).expanduser().resolve()
     if not tree.is_dir():
         raise ValueError(f"tree {path}: no such folder; `make upstream` makes a checkout and prints its path")
@@ -222,13 +222,13 @@ def upstream(folder, remote=None, commit=None) -> dict:
 
 
 def _absolute(remote: str) -> str:
-    """A path as an absolute one; a URL as it is."""
+    """A local path becomes absolute; a URL stays as it is."""
     path = Path(remote).expanduser()
     return str(path.resolve()) if path.is_dir() else remote
 
 
 def _clone(remote, folder):
-    """Clone under another name, and rename when done: a clone that was cut off is never taken for a whole one."""
+    """Clone under another name, and rename when done. So an unfinished clone is never taken for a finished clone."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:

@@ -3,10 +3,11 @@ Run one cell on another tree and leave a record like ours:
 
     python -m nanochat.lab.trees.run ORDER.json   (nanochat/lab/trees/orders.py writes it)
 
-A trainer that keeps records only gets the cell's hash written into its own. Any other, upstream's too, is read by its
-meta files (trees/metas.py), one a checkpoint: validation, training seconds, smoothed loss. They become metrics.jsonl
-while it runs; of the weights only the newest are kept. Its median step time is that of the stretches between meta
-files, each the mean of its steps. What meta files do not hold stays null. Exit codes are those of scripts.base_train.
+Some trainers keep records as ours does. Then the run's own record only gets the hash of the cell. Other trainers,
+such as upstream's, leave a meta file for each checkpoint (trees/metas.py), with validation, training seconds and
+smoothed loss. While the run goes on, these become lines of metrics.jsonl, and only the newest weights are kept. The
+mean step time is known for each stretch between two meta files; the median step time is the median over stretches.
+A value that meta files do not hold stays null. Exit codes are those of scripts.base_train.
 """
 
 import contextlib
@@ -51,7 +52,7 @@ GRACE_SEC = 150  # less than the protocol's: the trainer must not outlive us
 
 
 class Stop:
-    """SIGINT or SIGTERM, once or more."""
+    """Notes the time of the first SIGINT or SIGTERM; later signals change nothing."""
 
     def __init__(self):
         self.asked_at = None
@@ -63,7 +64,7 @@ class Stop:
 
 
 def train(order: dict, more, each_poll, stop: Stop) -> int:
-    """The trainer's exit code; each_poll() is called while it runs."""
+    """Run the trainer to its end; returns its exit code. each_poll() is called while it runs."""
     child = subprocess.Popen([sys.executable, "-m", BASE.command, *order["argv"], *more], cwd=order["tree"],
                              env=trainer_environment(order["environment"]), stdin=subprocess.DEVNULL)
     told = False
@@ -91,7 +92,10 @@ def main(argv=None) -> int:
 # A trainer that keeps records
 
 def adopt_record(order, stop) -> str:
-    """Its record, with the hash of the cell and where the code came from."""
+    """Run a trainer that keeps records, and add the cell's hash and the origin of the code to its record.
+
+    Returns the status of the run.
+    """
     home, tag = order["home"], order["tag"]
     before = record_stamp(home, tag)
     resume = order["can_resume"] and _may_resume(order, ("tree_hash",))  # it compares the options itself
@@ -107,7 +111,10 @@ def adopt_record(order, stop) -> str:
 
 
 def _may_resume(order, keys) -> bool:
-    """Whether what the tag holds was begun by this same cell: an order that was never begun is no reason to go on."""
+    """True if the run under this tag was begun by the same cell, so that it may be resumed.
+
+    An order alone is not enough: it may have been written and never begun.
+    """
     record = read_record(order["home"], order["tag"]) or {}
     same = {key: record.get(key) == order["facts"][key] for key in keys}
     same["tree_hash"] = record.get("tree_hash") in (order["facts"]["tree_hash"], tree_hash_of_0_1(order["tree"]))
@@ -199,7 +206,7 @@ class MetaRun:
             drop(self.folder, step, "model", "optim")
 
     def summary(self) -> dict:
-        """clocks, results and resolved, as our trainer has them; what a meta file does not say is None."""
+        """clocks, results and resolved, as in our trainer's records. A value that no meta file holds is None."""
         meta = self.meta or Meta(self.step)
         seconds, tokens, dt = finite(meta.training_sec), meta.total_batch_size, step_sec(self.times)
         timed = self.step - TIMED_FROM_STEP
@@ -237,7 +244,7 @@ def _load():
 
 
 def _machine() -> dict:
-    """What can be said without torch: the trainer runs in this interpreter."""
+    """Facts of this machine that are known without torch. The trainer runs in this same interpreter."""
     threads = os.environ.get("OMP_NUM_THREADS", "")
     return {"versions": versions(), "threads": int(threads) if threads.isdigit() else None,
             "load_start": _load(), "load_end": None,

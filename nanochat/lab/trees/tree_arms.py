@@ -72,7 +72,7 @@ class TreeArm(Arm):
 
     @property
     def keeps_record(self) -> bool:
-        """Whether its trainer writes records as ours does; otherwise they are made from its meta files."""
+        """True if its trainer writes records as ours does. Otherwise records are made from its meta files."""
         return (self.tree.path / "nanochat" / "record.py").exists()
 
     def command(self, cell, runner, resume: bool) -> list[str]:

@@ -1,11 +1,11 @@
 """
-The declaration of a label: all that decides, fixed before its first run and on disk before it.
+The declaration of a label: everything that its verdicts depend on, fixed and on disk before its first run.
 
     plan = Proposal("mix005", "smoke-cpu", arms, seeds=[1337, 2026])
     declaration = declare(plan, changes={}, noise=None, declared_at=now())
 
-Floors and margins are those of the plan, section 7.1. What a label may not change after its runs were seen is all but
-the date and the bank: `declaration_changes` says what differs.
+Floors and margins are those of the plan, section 7.1. After the runs of a label were seen, only the date and the bank
+may change. `declaration_changes` lists every other difference.
 """
 
 import math
@@ -24,7 +24,7 @@ FLOORS = {"final_train_loss": math.log(1.01), "val_bpb": 0.005, "tok_per_sec": -
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a protocol asks for. Raises ValueError for a plan that could decide nothing."""
+    """The request of a protocol, from which its declaration is made. Raises ValueError if it could decide nothing."""
     label: str
     profile: str  # its name
     arms: list[Arm]  # control first
@@ -61,7 +61,7 @@ class Proposal:
 
 
 def declare(plan: Proposal, changes: dict, noise: Noise | None, declared_at: str) -> Declaration:
-    """The declaration of a plan. changes: {arm: profile options it changes}. noise: what the bank has of the profile.
+    """The declaration of a plan. changes: {arm: profile options that it changes}. noise: what is banked, or None.
 
     Raises ValueError where the seeds do not reach the first look.
     """
@@ -80,7 +80,7 @@ def declare(plan: Proposal, changes: dict, noise: Noise | None, declared_at: str
 
 
 def _floors(plan: Proposal) -> list[Floor]:
-    """Without what differs by design.
+    """The floors of the plan, without those whose metric differs by design.
 
     A larger model does fewer tokens a second by design; runs of different lengths end at different losses by design.
     """
@@ -91,7 +91,10 @@ def _floors(plan: Proposal) -> list[Floor]:
 
 
 def declaration_changes(old: Declaration, new: Declaration) -> list[str]:
-    """What differs from an earlier declaration of a label, beside its date and the bank, which may have grown."""
+    """The differences from an earlier declaration of the label.
+
+    The date and the bank are not compared: the bank may have grown. With a bank in both, min_gain is not compared.
+    """
     same = ("declared_at", "noise", "min_gain" if new.noise and old.noise else "noise")
     before, after = old.to_json(), new.to_json()
     return [f"{key}: {before.get(key)} -> {after[key]}" for key in after

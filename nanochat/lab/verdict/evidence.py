@@ -1,9 +1,11 @@
 """
-What the runs of a label show, pair by pair, or the named reason why they can show nothing.
+From the runs of a label to the numbers that its gates test, pair by pair.
 
-A pair is control and candidate on one seed. It is never dropped: a cell that crashed is to be run again, a cell
-that diverged is a result of its own. Runs that were not declared, or that began before their declaration, make
-the whole label unusable.
+Example: control and candidate both ran on seeds 1337 and 2026, which makes two pairs. Each gate gets two differences.
+
+A pair is control and candidate on one seed. No pair is ever dropped. A cell that crashed has to be run again. A cell
+that diverged is a result of its own. Some runs can show nothing; the candidate then gets a refusal that says why.
+A run that was not declared, or that began before its declaration, makes the whole label unusable.
 """
 
 import math
@@ -17,13 +19,13 @@ from nanochat.lab.verdict.facts import Declaration, DeclaredArm, TimeBySteps
 from nanochat.lab.verdict.stats import MIN_PAIRS_WITHOUT_BANK
 from nanochat.lab.verdict.time_to_target import paired_differences, time_from_steps
 
-RERUN = ("crash", "oom", "timeout", "interrupted")  # says nothing about the arm
+RERUN = ("crash", "oom", "timeout", "interrupted")  # how a run ended, where its end says nothing about the arm
 TIMED = ("tok_per_sec", "time_to_target", "wall_time")
 Pair = tuple[RunSummary, RunSummary]  # control, candidate
 
 
 class Refusal(ValueError):
-    """These runs can never give a verdict, whatever their numbers."""
+    """The runs can never give a verdict, whatever their numbers are."""
 
 
 @dataclass
@@ -33,7 +35,7 @@ class Gate:
     margin: float
     d: list[float] = field(default_factory=list)  # control - candidate, positive = better; one per pair
     censored: bool = False  # some d is only a lower bound
-    missed: str | None = None  # why it cannot pass
+    missed: str | None = None  # the reason, if it cannot pass
     note: str | None = None
 
     @property
@@ -61,13 +63,17 @@ class Evidence:
 
 
 def gather(declaration: Declaration, runs: list[RunSummary]) -> dict[str, Evidence]:
-    """{candidate: Evidence}. Raises Refusal for what is wrong with the whole set of runs."""
+    """{candidate: Evidence}. Raises Refusal where the fault is in the whole set of runs, and not in one candidate's."""
     refuse_undeclared(declaration, runs)
     return {arm.name: _evidence(declaration, runs, arm) for arm in declaration.candidates}
 
 
 def refuse_undeclared(declaration: Declaration, runs: list[RunSummary]):
-    """Duplicates, arms or seeds that were not declared, more candidates than declared, clocks that run backwards."""
+    """Raise Refusal for a set of runs that does not fit its declaration.
+
+    Reasons: two runs of one cell, an arm or a seed that was not declared, a declaration that was changed after it was
+    written, a run that began before its declaration.
+    """
     cells = Counter((run.arm, run.seed) for run in runs)
     twice = [cell for cell, n in cells.items() if n > 1]
     if twice:
@@ -98,7 +104,8 @@ def _evidence(declaration: Declaration, runs: list[RunSummary], arm: DeclaredArm
 def paired_runs(declaration: Declaration, runs: list[RunSummary], arm: DeclaredArm) -> list[Pair]:
     """(control, candidate) of the leading seeds that both have run. Raises Refusal where a pair cannot be compared.
 
-    A fixed protocol has one look, at all of its seeds; with several, the seeds after the last look are not there yet.
+    A fixed protocol has one look, so every declared seed has to have run. With several looks, the seeds after the
+    latest look may be missing: they have not been run yet.
     """
     if arm.profile_changes:
         raise Refusal(f"{arm.name} is another workload than the control ({'; '.join(arm.profile_changes)}): "
@@ -128,7 +135,11 @@ def paired_runs(declaration: Declaration, runs: list[RunSummary], arm: DeclaredA
 
 
 def _workload(declaration: Declaration, run: RunSummary) -> tuple:
-    """What the runs of a pair have to share. Where the shape or the length is a treatment, their profiles differ."""
+    """The values that must be equal in all runs that are compared.
+
+    Usually that is the whole profile. Where the length of a run is under test, profiles differ by design: then device,
+    dataset and tokenizer have to be equal. Where the shape is under test, at a matched budget, so has the bound.
+    """
     same = run.device, run.dataset_id, run.tokenizer_id
     if declaration.horizons_differ:
         return same
@@ -170,7 +181,7 @@ def make_gate(pairs: list[Pair], metric: str, role: str, margin: float) -> Gate:
 
 
 def measured(run: RunSummary, metric: str) -> float | None:
-    """The value of a metric as the run has it, which is not yet its logarithm."""
+    """The value of a metric as the run has it, before any logarithm is taken."""
     return getattr(run, METRICS[metric].key)
 
 
@@ -188,9 +199,11 @@ def _step_ratios(control: RunSummary, candidate: RunSummary) -> tuple[float, flo
 
 
 def time_by_steps(e: Evidence, n: int) -> TimeBySteps | None:
-    """Time to target as steps x median step time over the first n pairs, shown beside the measured one, which decides.
+    """Time to target as steps x median step time, over the first n pairs.
 
-    It tells a better step from a faster one. None below the pairs that give the steps a spread of their own.
+    Example: a candidate needs 10 % fewer steps, and each step takes 5 % longer. This split shows both parts. It is
+    shown beside the measured time, and only the measured time decides. None where n is below MIN_PAIRS_WITHOUT_BANK:
+    fewer pairs give the steps no spread of their own.
     """
     found = e.by_steps[:n]
     if len(found) < MIN_PAIRS_WITHOUT_BANK or None in found:
@@ -205,7 +218,10 @@ def time_by_steps(e: Evidence, n: int) -> TimeBySteps | None:
 
 
 def _untimely(pairs: list[Pair]) -> str | None:
-    """Speeds are only compared between cells that took turns on one machine."""
+    """A note that names overloaded runs, or None. Raises Refusal for a pair whose cells ran under different protocols.
+
+    Speeds are only compared between cells that took turns on one machine.
+    """
     apart = [control.seed for control, candidate in pairs if control.declared_at != candidate.declared_at]
     if apart:
         raise Refusal(f"control and candidate of seed {apart[0]} ran under different protocols: their speeds do not "

@@ -1,11 +1,11 @@
 """
-What a label declares, and what its verdicts say, with a name and a type for each value.
+The declaration of a label and its verdicts, with a name and a type for each value.
 
     declaration = Declaration.from_json(entry)  # of results/<label>_latest.json
     declaration.looks  # [5]: numbers of pairs at which the label may be judged
 
-to_json gives the keys of a result file in the order in which files have them. from_json leaves keys that it does not
-know out, and a key that is missing is None: older versions wrote fewer.
+to_json gives the keys of a result file in the order in which files have them. from_json leaves out the keys that it
+does not know. A missing key is None, because older versions wrote fewer keys.
 """
 
 from dataclasses import asdict, dataclass, field, fields
@@ -36,12 +36,12 @@ class Stored:
 
 
 def read_list(kind, entries) -> list:
-    """A list of objects; a list that is missing or null is empty."""
+    """A list of objects. A missing list, or null, gives an empty list."""
     return [kind.from_json(entry) for entry in entries or []]
 
 
 def read_one(kind, entry):
-    """An object; one that is missing or null is None."""
+    """An object. A missing object, or null, gives None."""
     return None if entry is None else kind.from_json(entry)
 
 
@@ -69,7 +69,7 @@ class Correlation(Stored):
 
 @dataclass(frozen=True)
 class Noise(Stored):
-    """What is banked for a profile; ledger/bank.py measures it. Without a bank there are no metrics."""
+    """The noise that is banked for a profile; ledger/bank.py measures it. Without a bank there are no metrics."""
     source: str | None = None  # bank | own | none
     profile_hash: str | None = None  # None without a bank
     metrics: dict[str, MetricNoise] = field(default_factory=dict)
@@ -99,14 +99,14 @@ def bank_of(noise: Noise | None, metric: str) -> tuple[float | None, int]:
 
 @dataclass(frozen=True)
 class Floor(Stored):
-    """What a candidate may not cost: the lower bound of its gain in `metric` has to lie above -margin."""
+    """A limit on the price of a candidate: the lower bound of its gain in `metric` has to lie above -margin."""
     metric: str
     margin: float
 
 
 @dataclass(frozen=True)
 class Target(Stored):
-    """The value that a run has to reach, where the time to it decides."""
+    """The value that a run has to reach, in a label where the time to reach it decides."""
     metric: str
     threshold: float
     source: str | None = None  # by hand, or the bank
@@ -115,13 +115,13 @@ class Target(Stored):
 @dataclass(frozen=True)
 class DeclaredArm(Stored):
     name: str
-    flags: str  # what it adds to the control; a tree or patches where the arm is another checkout
+    flags: str  # options that it adds to the control; a tree or patches where the arm is another checkout
     profile_changes: list[str] = field(default_factory=list)  # options by which its runs are another workload
 
 
 @dataclass(frozen=True)
 class Declaration(Stored):
-    """What decides, fixed before the first run of a label; verdict/declaration.py makes it."""
+    """The rules of a label's verdicts, fixed before its first run; verdict/declaration.py makes it."""
     declared_at: str | None = None  # UTC
     label: str | None = None
     profile: str | None = None  # its name
@@ -139,7 +139,7 @@ class Declaration(Stored):
     horizons_differ: bool | None = None  # the arms are of different lengths; None in files that are older than the key
     K: int | None = None  # candidates
     noise_source: str | None = None  # bank | own | none
-    noise: Noise | None = None  # what was banked
+    noise: Noise | None = None  # the bank as it was at the declaration
     arms: list[DeclaredArm] = field(default_factory=list)  # control first
     common_flags: str | None = None  # of every arm, as one would type them
 
@@ -173,7 +173,7 @@ _COUNTED = ("gate", "role", "metric", "unit", "n", "result", "section", "note", 
 
 @dataclass(frozen=True)
 class GateRow(Stored):
-    """One gate of a verdict, as a row of its table. _in_sd: in standard deviations of one control run."""
+    """A gate of a verdict, as a row of its table. _in_sd: in standard deviations of one control run."""
     gate: str  # its name
     role: str  # primary | floor | count
     metric: str
@@ -211,7 +211,7 @@ class TimeBySteps(Stored):
 
 @dataclass(frozen=True)
 class Verdict(Stored):
-    """What the gates say about one candidate. The fields after noise_source are None where no test was made."""
+    """The verdict on one candidate. The fields after noise_source are None where no test was made."""
     candidate: str
     verdict: str | None = None  # promote | optional | inconclusive | reject; None: these runs can give none
     text: str | None = None  # the verdict, and whether it has a bank to lean on
@@ -237,7 +237,10 @@ class Verdict(Stored):
     sign_flip_p: float | None = None  # beside p; decides nothing
 
     def to_json(self) -> dict:
-        """Without the level where the gates were not reached, and without what follows it where no test was made."""
+        """The entry of a result file. Where no test was made it ends before `by_steps`.
+
+        Where the gates were not reached either, it ends before `level`.
+        """
         entry = asdict(self) | {"gates": [gate.to_json() for gate in self.gates]}
         names = list(entry)
         if self.p is None:

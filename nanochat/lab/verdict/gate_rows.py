@@ -1,5 +1,5 @@
 """
-The rows of a verdict's table: what each gate asks and what was found, in its unit and in sd of one control run.
+The rows of a verdict's table: the demand of each gate and its finding, in its unit and in sd of one control run.
 """
 
 import math
@@ -16,7 +16,7 @@ LOOSE_FLOOR = 5  # sd: a margin above it passes nearly anything
 
 
 def gate_row(declaration: Declaration, gate: Gate, test: Comparison, plain: Comparison) -> GateRow:
-    """test: the gate at the level of the look; plain: at the level of the whole label, by which it can fail."""
+    """A gate's row. test: at the level of the look. plain: at the level of the whole label, by which it can fail."""
     s_b, nu = bank_of(declaration.noise, gate.metric)
     in_sd = gate.margin / s_b if s_b else None
     asked = {"gate": gate.metric, "role": gate.role, "metric": gate.metric, "unit": UNIT.get(gate.metric, "log"),
@@ -40,7 +40,7 @@ def _source(test: Comparison, nu: int) -> str:
 
 
 def stability_row(e: Evidence) -> GateRow:
-    """Gate 3: no run diverged. It counts, and tests nothing."""
+    """Gate 3: no run diverged. The row is a count; there is no test behind it."""
     result = "pass" if not e.diverged else "cannot tell" if CONTROL in e.diverged else "fail"
     note = f"diverged: {', '.join(sorted(e.diverged))}" if e.diverged else None
     return GateRow("no instability", "count", "run_status", unit="", n=e.n, result=result, section="7.1 gate 3",
@@ -48,5 +48,5 @@ def stability_row(e: Evidence) -> GateRow:
 
 
 def finite(value):
-    """JSON has no infinity: a bound that is not there is null."""
+    """The number, or None where it is infinite or nan: JSON has no infinity, so an open bound is null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

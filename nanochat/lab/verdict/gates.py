@@ -1,10 +1,12 @@
 """
-A verdict, gate by gate, as the plan declares it: read from top to bottom.
+The verdict on each candidate of a label, gate by gate. The file is meant to be read from top to bottom.
 
-A candidate is compared with the control of the same seeds on one primary metric; floors say what it may not cost.
-d = control - candidate, so positive is better; times, losses and speeds as natural logs, so that ratios are
-differences. All that decides (metrics, margins, looks, noise) is in the declaration, which is on disk before the
-first run. `judge` replays the declared looks over the finished runs and holds no state.
+A candidate is compared with the control of the same seeds. One primary metric decides whether it is better. Floors
+limit the price: each names a metric and the largest loss that is allowed in it. A difference is
+d = control - candidate, with its sign turned where needed, so that positive is always better. Times, the train loss
+and speeds enter as natural logs, so that their ratios become differences. The declaration holds everything that the
+verdict depends on: metrics, margins, looks, noise. It is on disk before the first run. `judge` replays the declared
+looks over the finished runs and holds no state.
 
 Sources: one-sided moderated t (Smyth 2004), intersection-union over gates (Berger 1982), Holm over candidates (1979),
 rising levels over looks (Pocock 1977, Kim & DeMets 1987). Gate 4 of the plan, checkpoint and resume, is `make test`'s.
@@ -41,7 +43,7 @@ NO_BANK_OF_TREES = (f"the control is another tree, of which there is no bank: {M
 
 @dataclass
 class State:
-    """Where a candidate stands after the looks so far."""
+    """The standing of a candidate after the looks so far."""
     name: str
     evidence: Evidence
     n: int  # pairs at the last look it was part of, or that it has
@@ -60,7 +62,7 @@ class Tested:
 
 
 def compare_gate(declaration: Declaration, gate: Gate, n: int, level: float) -> Comparison:
-    """One gate on the first n pairs. A gate that was missed or not measured cannot pass."""
+    """Test a gate on the first n pairs. A gate that was missed or not measured cannot pass."""
     if gate.missed:
         return Comparison(n, math.nan, None, 0, 1.0, -math.inf, math.inf, level, gate.margin, "missed")
     s_b, nu = bank_of(declaration.noise, gate.metric)
@@ -100,7 +102,7 @@ def replay(declaration: Declaration, evidence: dict[str, Evidence]) -> list[Stat
 
 
 def weigh(declaration: Declaration, runs: list[RunSummary]) -> dict[str, Evidence]:
-    """The evidence, with a refusal where the numbers of a gate can never give a verdict."""
+    """{candidate: Evidence}, with a refusal where the numbers of a gate can never give a verdict."""
     evidence = gather(declaration, runs)
     for e in evidence.values():
         try:
@@ -112,7 +114,7 @@ def weigh(declaration: Declaration, runs: list[RunSummary]) -> dict[str, Evidenc
 
 
 def is_decided(declaration: Declaration, runs: list[RunSummary]) -> dict[str, bool]:
-    """{candidate: no further seed is of use}. What UNTIL=decided asks after each look."""
+    """{candidate: True if no further seed is of use}. UNTIL=decided asks this after each look."""
     return {s.name: bool(s.promoted or s.futile or s.evidence.stopped or s.n == declaration.looks[-1])
             for s in replay(declaration, weigh(declaration, runs))}
 
@@ -121,7 +123,7 @@ def is_decided(declaration: Declaration, runs: list[RunSummary]) -> dict[str, bo
 # Verdicts
 
 def judge(declaration: Declaration, runs: list[RunSummary]) -> list[Verdict]:
-    """One verdict per declared candidate, in the order declared."""
+    """A verdict for each declared candidate, in the order declared."""
     try:
         evidence = weigh(declaration, runs)
     except Refusal as e:
@@ -153,7 +155,7 @@ def _verdict(declaration: Declaration, state: State) -> Verdict:
 
 
 def _with_numbers(declaration: Declaration, found: Verdict, e: Evidence, primary: Tested) -> Verdict:
-    """A verdict with what the test of its primary gate found."""
+    """The verdict with the numbers that the test of its primary gate found."""
     n, test, gate = found.n, primary.test, primary.gate
     s, nu = _sd_of_run(declaration, gate, n), bank_of(declaration.noise, gate.metric)[1]
     wanted = declaration.min_gain
@@ -224,7 +226,7 @@ def _diverged(arms) -> tuple[str, str]:
 
 
 def _sd_of_run(declaration: Declaration, gate: Gate, n: int) -> float:
-    """Of one run, as the bank has it, or as the differences say it: their correlation is then in it."""
+    """The sd of one run: the bank's, or else sd(d) / sqrt(2), which a correlation within pairs makes smaller."""
     s_b, nu = bank_of(declaration.noise, gate.metric)
     if nu:
         return s_b

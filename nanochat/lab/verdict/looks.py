@@ -146,7 +146,7 @@ def chance_to_pass(p, n: int, N: int, level_at_N):
 
 
 def futile(p: float, n: int, N: int, level_at_N: float) -> bool:
-    """Whether the chance to pass is too small to spend more seeds on. Futility never promotes a candidate."""
+    """True if the chance to pass is too small to spend more seeds on. Futility never promotes a candidate."""
     return bool(_is_futile(chance_to_pass(p, n, N, level_at_N), n, N))
 
 
