@@ -21,38 +21,38 @@ from tests.tiny import TRAIN_FLAGS, make_base
 
 COPIED = ("nanochat", "scripts", "tests", "ideas", "runs", "patches", "dev", "Makefile", "README.md", "pyproject.toml")
 IDEAS = {  # flag -> (file of the class, the class, file of the dict, the dict's row)
-    "--mlp=cubed": ("nanochat/layers/mlp.py", """
+    "--mlp=readme_cubed": ("nanochat/layers/mlp.py", """
 
-class Cubed(ReluSquaredMLP):
+class ReadmeCubed(ReluSquaredMLP):
     \"\"\"relu(x)^3.\"\"\"
 
     def forward(self, x, ctx):
         return self.c_proj(F.relu(self.c_fc(x)) ** 3), {}
-""", "nanochat/gpt.py", ("MLPS", "cubed", "Cubed", "nanochat.layers.mlp")),
-    "--residual=halved": ("nanochat/layers/residual.py", """
+""", "nanochat/gpt.py", ("MLPS", "readme_cubed", "ReadmeCubed", "nanochat.layers.mlp")),
+    "--residual=readme_halved": ("nanochat/layers/residual.py", """
 
-class Halved(PlainResidual):
+class ReadmeHalved(PlainResidual):
     \"\"\"s + y / 2.\"\"\"
 
     def write(self, s, x, y, carry, ctx):
         return s + y / 2
-""", "nanochat/gpt.py", ("RESIDUALS", "halved", "Halved", "nanochat.layers.residual")),
-    "--mixer=attention,quiet --quiet-divisor=3": ("nanochat/layers/attention.py", """
+""", "nanochat/gpt.py", ("RESIDUALS", "readme_halved", "ReadmeHalved", "nanochat.layers.residual")),
+    "--mixer=attention,readme_quiet --readme-divisor=3": ("nanochat/layers/attention.py", """
 
-class Quiet(CausalSelfAttention):
+class ReadmeQuiet(CausalSelfAttention):
     \"\"\"Attention at a part of its strength, by an option of its own.\"\"\"
 
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
-        self.divisor = config.quiet_divisor
+        self.divisor = config.readme_divisor
 
     def forward(self, x, ctx):
         y, aux = super().forward(x, ctx)
         return y / self.divisor, aux
-""", "nanochat/gpt.py", ("MIXERS", "quiet", "Quiet", "nanochat.layers.attention")),
-    "--matrix-optimizer=sign": ("nanochat/optim.py", """
+""", "nanochat/gpt.py", ("MIXERS", "readme_quiet", "ReadmeQuiet", "nanochat.layers.attention")),
+    "--matrix-optimizer=readme_sign": ("nanochat/optim.py", """
 
-class Sign:
+class ReadmeSign:
     \"\"\"Steps of one size, against the sign of the gradient.\"\"\"
     defaults = dict(weight_decay=0.0)
     scheduled = ("weight_decay",)
@@ -65,11 +65,11 @@ class Sign:
             p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * p.grad.sign())
 
 
-KINDS["sign"] = Sign
+KINDS["readme_sign"] = ReadmeSign
 """, None, None),
 }
 OPTION = """\
-    quiet_divisor: float = option(2.0, "what quiet attention is divided by", model=True, check=positive, before=2.0)
+    readme_divisor: float = option(2.0, "divisor of quiet attention", model=True, check=positive, before=2.0)
 """
 REGISTRY_TESTS = ("test_gpt.py", "test_blocks.py", "test_optim.py", "test_config.py", "test_config_record.py",
                   "test_options.py", "test_structure.py")
@@ -120,7 +120,7 @@ def test_the_tests_pass_with_a_new_row_in_every_dict(tree):
     run = python(tree, "-m", "pytest", "-q", "-m", "not slow and not gpu", *tests)
     assert run.returncode == 0, run.stdout[-3000:]
     assert all(word in python(tree, "-m", "pytest", "--collect-only", "-q", "tests/test_gpt.py").stdout
-               for word in ("cubed", "halved", "quiet"))
+               for word in ("readme_cubed", "readme_halved", "readme_quiet"))
 
 
 def test_a_row_is_a_flag_and_each_idea_trains_to_another_loss(tree, tmp_path):
@@ -140,5 +140,6 @@ def test_an_idea_is_checked_as_an_arm_before_anything_is_trained(tree):
              "refuse_rounded(arms, [asdict(resolve(arm.config, 300)) for arm in arms]); print(len(arms))")
     run = python(tree, *words, *(f"idea{i}: {flags}" for i, flags in enumerate(IDEAS)))
     assert run.stdout.strip() == str(len(IDEAS) + 1), run.stderr
-    run = python(tree, *words, "typo: --mlp=cubd")
-    assert run.returncode and "--mlp=cubd: there is no such row; the rows are" in run.stderr and "cubed" in run.stderr
+    run = python(tree, *words, "typo: --mlp=readme_cubd")
+    said = "--mlp=readme_cubd: there is no such row; the rows are"
+    assert run.returncode and said in run.stderr and "readme_cubed" in run.stderr
