@@ -44,8 +44,9 @@ def test_gate_that_was_missed_or_unbounded_has_empty_cells_and_infinite_ends():
     assert report.gates_table(unbanked().verdicts[0]) == ""
 
 
-def test_label_lines_say_what_the_verdicts_rest_on():
-    lines = report.label_lines(five_candidates())
+def test_basis_lines_say_what_the_verdicts_rest_on():
+    results = five_candidates()
+    lines = report.basis_lines(results)
     assert lines[0] == ("5 candidates; a verdict may be given at 5 seeds (looks); at most 0.05 of such comparisons "
                         "promote a useless change; noise from the noise bank")
     assert "sigma of val_bpb: 0.0013 [0.0009477, 0.002138] at 90 %, df 9 (10 control runs, median 1.1023)" in lines
@@ -53,9 +54,9 @@ def test_label_lines_say_what_the_verdicts_rest_on():
     assert "left out of the bank: seed 1337: a seed of this protocol" in lines
     shown, = [line for line in lines if line.startswith("smallest gain")]
     assert shown.endswith(", ".join(f"n={n} {smallest_gain(n, 0.0013, 9, 0.01):.4g}" for n in (2, 3, 5, 8, 12)))
-    named = [line.split(":")[0] for line in lines[-3:]]
+    named = [verdict.candidate for verdict in results.verdicts if report.seeds_text(verdict)]
     assert named == ["gate005", "gate015", "wd014"], "not beside a promotion, nor without a test"
-    assert report.label_lines(peeking())[0].startswith("3 candidates; a verdict may be given at 2 to 12 seeds")
+    assert report.basis_lines(peeking())[0].startswith("3 candidates; a verdict may be given at 2 to 12 seeds")
 
 
 def test_smallest_gains_are_those_of_the_published_table():
@@ -75,8 +76,7 @@ def test_verdicts_end_with_the_label_and_name_every_candidate(make):
     for entry in results.verdicts:
         assert f"verdict {entry.candidate}: {entry.text}\n  {entry.reason}" in text
         assert report.gates_table(entry) in text
-    alone = replace(results, verdicts=[])
-    assert text.splitlines()[-1] == report.basis_lines(results)[-1] == report.label_lines(alone)[-1]
+    assert text.splitlines()[-1] == report.basis_lines(results)[-1]
     assert report.results_table(results)
 
 

@@ -152,14 +152,8 @@ SEEDS_SHOWN = (2, 3, 5, 8, 12)
 NOISE_FROM = {"bank": "the noise bank", "own": "the differences themselves", "none": "nowhere, so nothing is decided"}
 
 
-def label_lines(results: ResultFile) -> list[str]:
-    """The declaration, the noise, and the gains that these seeds can and cannot show."""
-    seeds = [f"{verdict.candidate}: {text}" for verdict in results.verdicts if (text := seeds_text(verdict))]
-    return basis_lines(results) + seeds
-
-
 def basis_lines(results: ResultFile) -> list[str]:
-    """The same for the label alone, without its candidates."""
+    """The declaration of a label, its noise, and the gains that its seeds can and cannot show."""
     declaration = results.declaration
     lines = [f"{declaration.K} candidate{'s' * (declaration.K != 1)}; a verdict may be given at "
              f"{looks_text(declaration.looks)} seeds (looks); at most {declaration.alpha:.3g} of such comparisons "
