@@ -28,6 +28,7 @@ train \
     --max-seq-len=512 \
     --device-batch-size="${DEVICE_BATCH_SIZE:-32}" \
     --total-batch-size=16384 \
+    --quiet-start \
     --num-iterations="${NUM_ITERATIONS:-5000}" \
     --eval-every=100 \
     --eval-tokens=524288 \
