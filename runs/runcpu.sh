@@ -32,8 +32,7 @@ train \
     --num-iterations="${NUM_ITERATIONS:-5000}" \
     --eval-every=100 \
     --eval-tokens=524288 \
-    --sample-every=100 \
-    --save-minutes=10 \
+    --sample-every=100 --save-minutes=10 \
     --keep-last=2 \
     --model-tag="$MODEL_TAG" \
     --run="${WANDB_RUN:-dummy}"

@@ -93,12 +93,9 @@ def test_gate_with_another_residual_is_refused_where_it_is_made_in_code():
 
 
 def test_every_option_has_the_type_of_its_default_and_a_help():
-    for name, o in FIELDS.items():
-        assert type(o.default) is o.type and o.help, name
-    listed = {name for name, o in FIELDS.items() if o.help is not HIDDEN}
-    assert listed == FIELDS.keys() - {"perturb"}
-    help_text = build_parser(TrainConfig).format_help()
-    assert [name for name in FIELDS if flag(name) in help_text] == [name for name in FIELDS if name in listed]
+    assert all(type(o.default) is o.type and o.help for o in FIELDS.values())
+    listed = {name for name in FIELDS if flag(name) in build_parser(TrainConfig).format_help()}
+    assert listed == {name for name, o in FIELDS.items() if o.help is not HIDDEN} == FIELDS.keys() - {"perturb"}
 
 
 def test_no_abbreviation_is_guessed(capsys):

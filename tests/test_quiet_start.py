@@ -74,8 +74,9 @@ def test_parts_that_a_model_does_not_have_are_not_held(base, off):
 # Twins: two runs that differ by rounding
 
 def bpb_of_twins(*flags) -> list[float]:
-    return [run("--model-tag=t", "--depth=4", "--num-iterations=40", *flags, f"--perturb={amount}")["results"]["val_bpb"]
-            for amount in (0, 1e-7)]
+    facts = [run("--model-tag=t", "--depth=4", "--num-iterations=40", *flags, f"--perturb={amount}")
+             for amount in (0, 1e-7)]
+    return [twin["results"]["val_bpb"] for twin in facts]
 
 
 def test_twins_end_alike_with_it_and_apart_without(base):
