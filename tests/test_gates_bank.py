@@ -113,16 +113,17 @@ def test_runs_of_two_machines_or_of_two_data_sets_are_not_compared(field, arms, 
 
 def test_slower_than_the_throughput_floor_is_rejected_however_good():
     declaration = declared(3, noise=BANK, floors=True)
-    runs = full_runs([1.11, 1.12, 1.10], [1.09, 1.10, 1.08], tok_per_sec_median=(1000.0, 800.0))
+    better = [1.101, 1.102, 1.100], [1.081, 1.082, 1.0805]
+    runs = full_runs(*better, tok_per_sec_median=(1000.0, 800.0))
     entry, = judge(declaration, runs)
     assert (entry.verdict, entry.reason) == ("reject", "tok_per_sec is worse than its floor allows")
     assert [g.gate for g in entry.gates] == ["val_bpb", "final_train_loss", "tok_per_sec", "no instability"]
-    runs = full_runs([1.11, 1.12, 1.10], [1.09, 1.10, 1.08], tok_per_sec_median=(1000.0, 960.0))
+    runs = full_runs(*better, tok_per_sec_median=(1000.0, 960.0))
     assert judge(declaration, runs)[0].verdict == "optional"  # slower, inside the floor
 
 
 def test_floor_that_was_not_measured_cannot_be_shown():
-    runs = make_runs(control=[1.11, 1.12, 1.10], candidate=[1.09, 1.10, 1.08])
+    runs = make_runs(control=[1.101, 1.102, 1.100], candidate=[1.081, 1.082, 1.0805])
     entry, = judge(declared(3, noise=BANK, floors=True), runs)
     assert entry.verdict == "inconclusive" and "not shown to be within its floor" in entry.reason
     assert entry.gates[2].result == "cannot tell" and "not measured" in entry.gates[2].note
@@ -149,7 +150,7 @@ def test_looks_stop_when_decided_and_the_verdict_says_so():
 
 def test_undecided_look_asks_for_more_seeds():
     declaration = declared(12, noise=BANK, until_decided=True)
-    runs = make_runs(control=[1.1, 1.1013], candidate=[1.0995, 1.1002])
+    runs = make_runs(control=[1.1, 1.1013, 1.0992], candidate=[1.0995, 1.1002, 1.0988])
     entry, = judge(declaration, runs)
     assert entry.verdict == "inconclusive" and entry.reason.endswith("add seeds")
     assert not is_decided(declaration, runs)["candidate"]

@@ -11,6 +11,7 @@ A run that was not declared, or that began before its declaration, makes the who
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.metrics import METRICS
@@ -29,6 +30,12 @@ class Refusal(ValueError):
     """The runs can never give a verdict, whatever their numbers are."""
 
 
+class Unlent(NamedTuple):
+    """A bank that is not lent to a label."""
+    n: int  # pairs, from which on
+    why: str
+
+
 @dataclass
 class Gate:
     metric: str
@@ -38,6 +45,7 @@ class Gate:
     censored: bool = False  # some d is only a lower bound
     missed: str | None = None  # the reason, if it cannot pass
     note: str | None = None
+    unlent: Unlent | None = None  # its bank is refused; lending.py finds out
 
     @property
     def n(self) -> int:
