@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from nanochat.lab.ledger.experiments import banked_runs, value_of
+from nanochat.lab.ledger.banked import banked_runs
+from nanochat.lab.ledger.experiments import value_of
 from nanochat.lab.simulation.many import AtLooks, p_at_looks, refusals
 from nanochat.lab.table import looks_text, table
 from nanochat.lab.verdict.declaration import FLOORS, PRIMARY

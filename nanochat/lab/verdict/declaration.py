@@ -69,15 +69,20 @@ def declare(plan: Proposal, changes: dict, noise: Noise | None, declared_at: str
     s_b, nu = bank_of(noise, plan.primary)
     banked, n = nu > 0 and plan.source == "bank", len(plan.seeds)
     looks = looks_module.declared_looks(nu if banked else 0, n) if plan.until_decided else [n]
+    source = "bank" if banked else "own" if looks[-1] >= MIN_PAIRS_WITHOUT_BANK else "none"
     min_gain = plan.smallest_gain
     return Declaration(
         declared_at, plan.label, plan.profile, plan.primary, PRIMARY[plan.primary], plan.fallback, _floors(plan),
         plan.target, alpha=ALPHA, min_gain=s_b if min_gain is None and banked else min_gain, seeds=list(plan.seeds),
         looks=looks, max_seeds=n, matched_budget=matched_budget(plan.arms[0].config),
-        horizons_differ=plan.horizons_differ, K=len(plan.arms) - 1, noise=noise if banked else None,
-        common_flags=plan.common_flags, spread_test=SPREAD_TEST,
-        noise_source="bank" if banked else "own" if looks[-1] >= MIN_PAIRS_WITHOUT_BANK else "none",
+        horizons_differ=plan.horizons_differ, K=len(plan.arms) - 1, noise=noise if banked else _reasons(noise, source),
+        common_flags=plan.common_flags, spread_test=SPREAD_TEST, noise_source=source,
         arms=[DeclaredArm(arm.name, arm.flags, changes.get(arm.name, [])) for arm in plan.arms])
+
+
+def _reasons(noise: Noise | None, source: str) -> Noise | None:
+    """A noise without numbers, that says why no row of the bank is lent."""
+    return Noise(source, left_out=noise.left_out) if noise and noise.left_out else None
 
 
 def _floors(plan: Proposal) -> list[Floor]:
@@ -97,7 +102,7 @@ def declaration_changes(old: Declaration, new: Declaration) -> list[str]:
     The date and the bank are not compared: the bank may have grown. With a bank in both, min_gain is not compared.
     What an older version declared by rules of its own is no difference: it is kept.
     """
-    same = {"declared_at", "noise", *(["min_gain"] if new.noise and old.noise else [])}
+    same = {"declared_at", "noise", *(["min_gain"] if {new.noise_source, old.noise_source} == {"bank"} else [])}
     if old.spread_test is None:
         same |= {"spread_test", *(["looks"] if old.looks == [2, *new.looks] else [])}
     before, after = old.to_json(), new.to_json()
