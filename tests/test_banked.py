@@ -114,7 +114,8 @@ def test_options_of_the_control_are_compared_and_not_its_profile_alone():
 
 @pytest.mark.parametrize("column, reason", [
     ("tree_hash", "by other code of the trainer (unknown, now ffffffff)"),
-    ("device", "on another device (unknown, now"), ("threads", "on an unknown number of threads, now 1"), ("command", "its options are unknown")])
+    ("device", "on another device (unknown, now"), ("threads", "on an unknown number of threads, now 1"),
+    ("command", "its options are unknown")])
 def test_row_that_does_not_say_lends_nothing(column, reason):
     kept, (line,) = banked_runs([row(1), row(2) | {column: None}, row(3)], PROFILE, like=like())
     assert [r["seed"] for r in kept] == [1, 3] and line.startswith(f"seed 2: {reason}")

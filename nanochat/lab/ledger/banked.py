@@ -86,7 +86,7 @@ def why_not_lent(row: dict, like: dict) -> str | None:
         return f"by other code of the trainer ({codes}), which may change the noise; {BANK_ANEW}"
     if row["device"] != like["device"]:
         return f"on another device ({row['device'] or 'unknown'}, now {like['device'] or 'unknown'}); {BANK_ANEW}"
-    if row["command"] != like["command"] and not options_of(row):
+    if options_of(like) and not options_of(row):
         return f"its options are unknown, because this version cannot read its command; {BANK_ANEW}"
     if differences := option_differences(row, like):
         return f"with other options ({', '.join(differences)}); {BANK_ANEW} and these options"
