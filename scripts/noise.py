@@ -23,6 +23,7 @@ from nanochat.lab import profiles
 from nanochat.lab.arms import CONTROL, make_arms, split_flags
 from nanochat.lab.commands import EXIT_INTERRUPTED, exit_code
 from nanochat.lab.ledger import bank, experiments
+from nanochat.lab.ledger.banked import banked_runs
 from nanochat.lab.ledger.rerun import home_of
 from nanochat.lab.protocol.build import build_protocol, check_arms, choose_workload, make_data
 from nanochat.lab.protocol.protocol import Protocol, run
@@ -147,7 +148,7 @@ def show(rows, profile_hash):
         print(f"target val_bpb {threshold:.6g}: the worst final of the banked runs + 1 sigma\n")
     except ValueError as e:
         print(f"no target from the bank: {e}\n")
-    print(bank.describe(bank.measure(rows, profile_hash), rows))
+    print(bank.describe(bank.measure(rows, profile_hash)))
     if others := bank.other_profiles(rows, profile_hash):
         print("\n" + others)
 
@@ -155,7 +156,7 @@ def show(rows, profile_hash):
 def stored_curves(rows, profile_hash) -> dict:
     """{run id: metrics} of the banked runs whose records are still in their base dir, and still those of the row."""
     curves = {}
-    for row in experiments.banked_runs(rows, profile_hash)[0]:
+    for row in banked_runs(rows, profile_hash)[0]:
         home = home_of(row, get_base_dir())
         if experiments.is_of(read_record(home, row["run_id"]), row):
             curves[row["run_id"]] = read_metrics(record_dir(home, row["run_id"]) / "metrics.jsonl")

@@ -67,9 +67,9 @@ def test_better_noise_source_is_named_where_earlier_pairs_are_alike():
         return [row(100 + i, label="mix", arm=arm, val_bpb=2.6 + 0.003 * (base[i] + extra))
                 for i in range(12) for arm, extra in (("control", 0), ("mix", spread * rng.normal()))]
     alike, unlike = ([*bank, *earlier(spread)] for spread in (0.05, 5))
-    assert "with 5, 8 seeds --noise=own sees smaller gains" in describe(measure(alike, PROFILE), alike)
-    assert "the bank is the better noise source" in describe(measure(unlike, PROFILE), unlike)
-    assert "noise source" not in describe(measure(bank, PROFILE), bank)
+    assert "with 5, 8 seeds --noise=own sees smaller gains" in describe(measure(alike, PROFILE))
+    assert "the bank is the better noise source" in describe(measure(unlike, PROFILE))
+    assert "noise source" not in describe(measure(bank, PROFILE))
 
 
 def test_target_is_reached_by_the_whole_bank_and_gives_it_times():
@@ -136,13 +136,13 @@ def test_too_few_pairs_have_no_correlation():
 def test_text_has_sigma_with_its_interval_and_the_gains_of_stats():
     rows = [row(seed) for seed in range(1, 9)]
     noise = measure(rows, PROFILE)
-    text, entry = " ".join(describe(noise, rows).split()), noise["metrics"]["val_bpb"]
+    text, entry = " ".join(describe(noise).split()), noise["metrics"]["val_bpb"]
     assert f"{entry['s_b']:.3g} [{entry['lo']:.3g}, {entry['hi']:.3g}]" in text and "log tok_per_sec_median" in text
     for n in (2, 3, 5, 8):
         assert f"{smallest_gain(n, entry['s_b'], 7):.3g}" in text
-    assert "loaded" not in text and "machine was loaded: seeds 1" in describe(
-        noise, [rows[0] | {"overloaded": True}, *rows[1:]])
-    assert "make noise SEEDS=8" in describe(measure([], PROFILE), [])
+    loaded = describe(measure([rows[0] | {"overloaded": True}, *rows[1:]], PROFILE))
+    assert "overloaded" not in text and "seed 1: the machine was overloaded; they lend no speed and no time" in loaded
+    assert "make noise SEEDS=8" in describe(measure([], PROFILE))
 
 
 def test_other_profiles_are_listed_with_what_differs():

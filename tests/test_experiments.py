@@ -1,5 +1,5 @@
 """
-The ledger's rows: columns in their order, effective values, nothing acknowledged lost, and what a bank takes.
+The ledger's rows: columns in their order, effective values, and nothing acknowledged lost.
 
 python -m pytest tests/test_experiments.py -v
 """
@@ -11,12 +11,11 @@ import random
 import signal
 import time
 
-import numpy as np
 import pytest
 
 from nanochat.common import REPO_ROOT
 from nanochat.lab.ledger import experiments
-from nanochat.lab.ledger.experiments import append, bank, banked_runs, parse_cell, read, row_of_record, schema
+from nanochat.lab.ledger.experiments import append, parse_cell, read, row_of_record, schema
 from nanochat.lab.ledger.workload import option_differences, options_of, why_other_profile, words_of
 from tests.ledger_case import DATA, metrics, record, row
 
@@ -198,67 +197,6 @@ def test_eight_writers_with_random_kills_lose_no_acknowledged_row(path, tmp_path
     assert len(numbers) - len(promised) <= kills + 8  # killed between writing and saying so
     append(path, row(1))  # the lock of a killed writer holds nobody up
     assert len(read(path)) == len(numbers) + 1
-
-
-# -----------------------------------------------------------------------------
-# The bank
-
-def test_bank_is_the_spread_of_the_control_of_one_profile():
-    rows = [row(seed) for seed in (1, 2, 4, 8)]
-    rows += [row(3, label="t"), row(5, arm="gate"), row(6, "--depth=6"), row(7, kind="cuda")]
-    found = bank(rows, PROFILE, "val_bpb")
-    values = [2.601, 2.602, 2.604, 2.608]
-    assert found.values == values and found.nu == 3 and not found.left_out
-    assert found.s_b == pytest.approx(np.std(values, ddof=1))
-    logs = np.log([2001.0, 2002.0, 2004.0, 2008.0])
-    assert bank(rows, PROFILE, "tok_per_sec").s_b == pytest.approx(np.std(logs, ddof=1))
-    assert bank(rows, PROFILE, "wall_time").values == pytest.approx(np.log([51, 52, 54, 58]))
-
-
-def test_bank_leaves_out_by_name():
-    rows = [row(1), row(1, number=2), row(2), row(3, status="diverged"), row(4, val_bpb=None), row(5),
-            row(6, val_bpb=math.nan)]
-    found = bank(rows, PROFILE, "val_bpb", exclude_seeds=[5])
-    assert found.seeds == [1, 2] and found.nu == 1
-    assert found.left_out == ["seed 5 is one of the protocol's own: a bank needs other seeds",
-                              "seed 3: ended diverged, it has no value", "banked twice, one of each is kept: seed 1",
-                              "seed 4: val_bpb was not measured",
-                              "seed 6: val_bpb was not measured"]
-
-
-def test_seed_that_failed_and_then_ended_ok_is_in_the_bank():
-    found = bank([row(1), row(2, status="interrupted"), row(2, number=3)], PROFILE, "val_bpb")
-    assert found.seeds == [1, 2] and not found.left_out
-
-
-def test_newer_code_replaces_and_other_options_are_not_mixed():
-    rows = [row(1, val_bpb=9.0), row(1, number=2, tree="0" * 64), row(2)]
-    found = bank(rows, PROFILE, "val_bpb")
-    assert found.values == [2.601, 2.602]
-    assert found.left_out == ["banked twice, on other code, the newer is kept: seed 1"]
-    kept, left_out = banked_runs([row(1, "--matrix-lr=0.03"), row(2), row(3)], PROFILE)
-    assert [r["seed"] for r in kept] == [2, 3]
-    assert left_out == ["seed 1: banked with other options than the newest run (--matrix-lr 0.02 -> 0.03)"]
-
-
-def test_bank_without_spread_is_refused():
-    with pytest.raises(ValueError, match="2 banked runs .* one and the same val_bpb: they are copies"):
-        bank([row(1, val_bpb=2.6), row(2, val_bpb=2.6)], PROFILE, "val_bpb")
-
-
-def test_one_banked_run_has_no_spread():
-    assert (bank([row(1)], PROFILE, "val_bpb").s_b, bank([], PROFILE, "val_bpb").nu) == (None, 0)
-
-
-def test_times_are_banked_for_one_target_which_every_run_reached():
-    def timed(seed, sec, threshold=2.7):
-        return row(seed) | {"target_metric_name": "val_bpb", "target_metric_threshold": threshold,
-                            "time_to_target_sec_measured": sec}
-    found = bank([timed(1, 20.0, threshold=2.9), timed(2, 30.0), row(3), timed(4, 33.0)], PROFILE, "time_to_target")
-    assert found.values == pytest.approx(np.log([30, 33]))
-    assert found.left_out == [f"seed {s}: no time to this target" for s in (1, 3)]
-    with pytest.raises(ValueError, match="banked control run on seed 2 missed it"):
-        bank([timed(2, None), timed(4, 33.0)], PROFILE, "time_to_target")
 
 
 # -----------------------------------------------------------------------------

@@ -185,7 +185,7 @@ def test_declaration_holds_what_decides_and_says_what_changed():
     old, new = declared(2), declared(5, min_gain=0.002)
     assert (old.noise_source, new.noise_source, new.K, new.looks, new.alpha) == ("none", "own", 1, [5], 0.05)
     assert declared(2, noise=BANK).noise_source == "bank" and declared(2, noise=BANK).min_gain == 0.0013
-    assert declared(12, noise=BANK, until_decided=True).looks == list(range(2, 13))
+    assert declared(12, noise=BANK, until_decided=True).looks == list(range(3, 13))
     assert declared(12, until_decided=True).looks == list(range(5, 13))
     assert declared(6, noise=BANK, source="own").noise_source == "own"
     assert declaration_changes(old, replace(old, declared_at="later")) == []

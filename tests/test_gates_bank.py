@@ -82,23 +82,48 @@ def test_runs_of_different_lengths_are_judged_by_their_time_to_one_target_and_no
     runs = [of_its_length(run) for run in runs]
     assert judge(declaration, runs)[0].verdict == "promote"
     edit(runs, -1, dataset_id="another")
-    assert "differ in device, dataset or tokenizer" in judge(declaration, runs)[0].reason
+    assert "differ in dataset_id: another, d" in judge(declaration, runs)[0].reason
     with pytest.raises(ValueError, match="different wall times by design"):
         replace(plan, fallback="wall_time")
 
 
+SHAPES = make_arms(["candidate: --depth=3"], ["--target-flops=1e12"])
+LENGTHS = make_arms(["candidate: --num-iterations=40"], ["--num-iterations=60"])
+
+
+@pytest.mark.parametrize("field", ["device", "dataset_id", "tokenizer_id", "profile_hash", "bound"])
+@pytest.mark.parametrize("arms, by_design", [(None, {"bound"}), (SHAPES, {"profile_hash"}),
+                                             (LENGTHS, {"profile_hash", "bound"})])
+@pytest.mark.parametrize("which", [0, 2, -1])  # a run of the control, then of the candidate
+def test_runs_of_two_machines_or_of_two_data_sets_are_not_compared(field, arms, by_design, which):
+    declaration = declared(5)
+    if arms:
+        timed = arms is LENGTHS
+        plan = Proposal("label", "smoke-cpu", arms, list(range(5)), "time_to_target" if timed else "val_bpb",
+                        target=TARGET if timed else None)
+        declaration = replace(declare(plan, {}, None, WHEN), floors=[])
+    runs = [replace(run, device="cpu: one", dataset_id="d", tokenizer_id="t", bound="flops", profile_hash="p",
+                    time_to_target_sec=100 * run.val_bpb) for run in make_runs(control=CONTROL, candidate=BETTER)]
+    assert judge(declaration, runs)[0].verdict == "promote"
+    edit(runs, which, **{field: "another"})
+    entry, = judge(declaration, runs)
+    assert entry.verdict == ("promote" if field in by_design else None)
+    assert field in by_design or f"differ in {field}: another, " in entry.reason
+
+
 def test_slower_than_the_throughput_floor_is_rejected_however_good():
     declaration = declared(3, noise=BANK, floors=True)
-    runs = full_runs([1.11, 1.12, 1.10], [1.09, 1.10, 1.08], tok_per_sec_median=(1000.0, 800.0))
+    better = [1.101, 1.102, 1.100], [1.081, 1.082, 1.0805]
+    runs = full_runs(*better, tok_per_sec_median=(1000.0, 800.0))
     entry, = judge(declaration, runs)
     assert (entry.verdict, entry.reason) == ("reject", "tok_per_sec is worse than its floor allows")
     assert [g.gate for g in entry.gates] == ["val_bpb", "final_train_loss", "tok_per_sec", "no instability"]
-    runs = full_runs([1.11, 1.12, 1.10], [1.09, 1.10, 1.08], tok_per_sec_median=(1000.0, 960.0))
+    runs = full_runs(*better, tok_per_sec_median=(1000.0, 960.0))
     assert judge(declaration, runs)[0].verdict == "optional"  # slower, inside the floor
 
 
 def test_floor_that_was_not_measured_cannot_be_shown():
-    runs = make_runs(control=[1.11, 1.12, 1.10], candidate=[1.09, 1.10, 1.08])
+    runs = make_runs(control=[1.101, 1.102, 1.100], candidate=[1.081, 1.082, 1.0805])
     entry, = judge(declared(3, noise=BANK, floors=True), runs)
     assert entry.verdict == "inconclusive" and "not shown to be within its floor" in entry.reason
     assert entry.gates[2].result == "cannot tell" and "not measured" in entry.gates[2].note
@@ -125,7 +150,7 @@ def test_looks_stop_when_decided_and_the_verdict_says_so():
 
 def test_undecided_look_asks_for_more_seeds():
     declaration = declared(12, noise=BANK, until_decided=True)
-    runs = make_runs(control=[1.1, 1.1013], candidate=[1.0995, 1.1002])
+    runs = make_runs(control=[1.1, 1.1013, 1.0992], candidate=[1.0995, 1.1002, 1.0988])
     entry, = judge(declaration, runs)
     assert entry.verdict == "inconclusive" and entry.reason.endswith("add seeds")
     assert not is_decided(declaration, runs)["candidate"]

@@ -149,11 +149,21 @@ def test_futility_in_a_replay_stops_the_seeds_of_a_candidate_and_nothing_else():
     assert found.promoted_at[1] == 4 and found.level[1] == level(4, LOOKS, 9, 0.025)
     free = replay(p, LOOKS, nu=9)
     assert free.futile_at.tolist() == [3, 0] and free.promoted_at.tolist() == [5, 4]
-    primary = [[.5, .4], [.2, .3], [.2, .002], [.2, .001]]
-    assert replay(p, LOOKS, nu=9, primary=primary).futile_at.tolist() == [0, 0]
+    kinder = [[.5, .4], [.2, .3], [.2, .002], [.2, .001]]
+    assert replay(p, LOOKS, nu=9, for_chance=kinder).futile_at.tolist() == [0, 0]
+    unknown = replay(p, LOOKS, nu=9, for_chance=np.full((4, 2), math.nan), stop_futile=True)
+    assert unknown.futile_at.tolist() == [0, 0] and np.isnan(unknown.chance).all() and unknown.promoted_at[1] == 4
+
+
+def test_looks_whose_seeds_have_not_been_run_change_neither_the_level_nor_the_chance():
+    so_far = replay([[.5], [.4], [.02]], LOOKS, nu=9)
+    planned = replay([[.5], [.4], [.02], *[[math.nan]] * 8], LOOKS, nu=9)
+    assert planned.level == so_far.level == level(4, LOOKS, 9) and planned.chance == so_far.chance > 0.5
 
 
 def test_looks_of_a_protocol_until_decided_begin_where_the_noise_is_known():
-    assert declared_looks(9) == LOOKS and declared_looks(0) == OWN_LOOKS and LOOKS[-1] == MAX_SEEDS
+    assert declared_looks(9) == LOOKS[1:] and declared_looks(0) == OWN_LOOKS and LOOKS[-1] == MAX_SEEDS
     with pytest.raises(ValueError, match="needs 5"):
         declared_looks(0, most=4)
+    with pytest.raises(ValueError, match="needs 3"):  # two pairs say too little on whether the bank fits
+        declared_looks(9, most=2)

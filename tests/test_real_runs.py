@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats as reference
 
 from nanochat.lab.arms import make_arms
 from nanochat.lab.metrics import METRICS
@@ -22,7 +23,7 @@ from nanochat.lab.verdict.stats import moderated_t
 from tests.gates_case import WHEN
 from tests.ledger_case import record, row
 
-LOOKS = (2, 3, 4)
+LOOKS = (3, 4, 5, 6)
 
 
 def made_up_pool(R, rng, spread=1.0):
@@ -61,10 +62,13 @@ def test_normal_noise_promotes_as_often_as_the_level_says_and_all_seeds_far_more
     values = {"val_bpb": np.random.default_rng(4).normal(size=64)}
     rate = real_runs.false_promotions(values, (2,), protocols=40_000)
     rng, n = np.random.default_rng(5), 40_000
-    # Runs that no protocol shares.
-    fresh = moderated_t(rng.normal(size=(n, 2)) * math.sqrt(2), np.sqrt(rng.chisquare(7, n) / 7), 7).p
+    # Runs that no protocol shares. The bank is lent where the variance within the two arms is not too large for it.
+    runs, s_b = rng.normal(size=(n, 2, 2)), np.sqrt(rng.chisquare(7, n) / 7)
+    lent = runs.var(axis=2, ddof=1).mean(axis=1) / s_b ** 2 <= reference.f.ppf(0.90, 2, 7)
+    fresh = moderated_t(runs[:, 0] - runs[:, 1], s_b, 7).p
     luck = math.sqrt(2 * 0.05 * 0.95 / n)
-    assert rate.primary == rate.all_gates == pytest.approx(np.mean(fresh <= 0.05), abs=3 * luck)
+    assert rate.primary == rate.all_gates == pytest.approx(np.mean((fresh <= 0.05) & lent), abs=3 * luck)
+    assert lent.mean() == pytest.approx(0.90, abs=0.01)
     assert rate.lo < rate.primary < rate.hi < rate.lo + 0.02
     assert rate.all_seeds == pytest.approx(0.25, abs=0.01)
 
@@ -81,5 +85,5 @@ def test_pool_needs_24_banked_runs_and_says_how_to_get_them():
     with pytest.raises(ValueError, match="23 banked runs .* make noise SEEDS=24"):
         describe_rates(rows[:23], record()["profile_hash"])
     text = describe_rates(rows, record()["profile_hash"], protocols=2000)
-    assert "drawn from 25 banked runs" in text and "2 to 8" in text
+    assert "drawn from 25 banked runs" in text and "3 to 8" in text
     assert "all gates: val_bpb, final_train_loss, tok_per_sec" in text

@@ -13,14 +13,14 @@ from collections import defaultdict
 import numpy as np
 
 from nanochat.lab.arms import CONTROL
-from nanochat.lab.ledger.experiments import NOISE, bank, banked_runs, metric_curve, value_of
+from nanochat.lab.ledger.banked import FIRST_SEED, bank, banked_runs
+from nanochat.lab.ledger.experiments import NOISE, metric_curve, value_of
 from nanochat.lab.ledger.workload import why_other_profile
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.table import number, table
 from nanochat.lab.verdict.stats import ALPHA, correlation_bound, planned_source, sigma_interval, smallest_gain
 from nanochat.lab.verdict.time_to_target import crossing, refuse_missed, threshold_from_bank
 
-FIRST_SEED = 900001  # of the banked runs; protocols are asked to use seeds below it
 GAINS_AT = (2, 3, 5, 8)  # numbers of pairs in the table of smallest gains
 INTERVAL = 0.90  # confidence of the interval of sigma, 5 % outside on each side
 LOWER = 0.90  # confidence of the one-sided lower bound of the correlation
@@ -39,15 +39,16 @@ def noise_seeds(n: int) -> list[int]:
 # -----------------------------------------------------------------------------
 # The noise, from rows of the ledger
 
-def measure(rows, profile_hash: str, exclude_seeds=()) -> dict:
+def measure(rows, profile_hash: str, exclude_seeds=(), like: dict | None = None) -> dict:
     """{"source", "profile_hash", "metrics": {metric: {"s_b", "lo", "hi", ...}}, "left_out", "correlation"}, for JSON.
 
-    A metric with fewer than two values has no entry; "left_out" says why.
+    A metric with fewer than two values has no entry; "left_out" says why. like: the runs that ask for it
+    (banked.borrower); "threads" then says on how many threads the banked runs were, where that matters.
     """
     metrics, left_out = {}, []
     for metric in METRICS:
         try:
-            found = bank(rows, profile_hash, metric, exclude_seeds)
+            found = bank(rows, profile_hash, metric, exclude_seeds, like)
         except ValueError as e:
             left_out.append(str(e))
             continue
@@ -57,8 +58,11 @@ def measure(rows, profile_hash: str, exclude_seeds=()) -> dict:
             middle = float(np.median(found.values))
             metrics[metric] = {"s_b": found.s_b, "nu": found.nu, "lo": lo, "hi": hi, "n": len(found.values),
                                "median": math.exp(middle) if METRICS[metric].log else middle}
-    return {"source": "bank", "profile_hash": profile_hash, "metrics": metrics,
-            "left_out": list(dict.fromkeys(left_out)), "correlation": correlation(rows, profile_hash)}
+    noise = {"source": "bank", "profile_hash": profile_hash, "metrics": metrics,
+             "left_out": list(dict.fromkeys(left_out)), "correlation": correlation(rows, profile_hash)}
+    runs = banked_runs(rows, profile_hash, exclude_seeds, like)[0] if like else []
+    on_cpu = runs and runs[-1]["device"].startswith("cpu")
+    return noise | ({"threads": runs[-1]["threads"]} if on_cpu else {})
 
 
 def correlation(rows, profile_hash: str) -> dict:
@@ -111,12 +115,12 @@ def with_target(rows, curves: dict, metric: str, threshold: float) -> list[dict]
             if row["run_id"] in curves else row for row in rows]
 
 
-def banked_target(rows, profile_hash, exclude_seeds=()) -> float:
+def banked_target(rows, profile_hash, exclude_seeds=(), like: dict | None = None) -> float:
     """A target of val_bpb that every banked run reached: the worst final value + 1 sigma.
 
     Raises ValueError for a bank that gives no such target.
     """
-    runs, _ = banked_runs(rows, profile_hash, exclude_seeds)
+    runs, _ = banked_runs(rows, profile_hash, exclude_seeds, like)
     threshold = threshold_from_bank([row["val_bpb"] for row in runs if row["val_bpb"] is not None])
     refuse_missed(threshold, {row["seed"]: row["min_val_bpb"] for row in runs})
     return threshold
@@ -125,16 +129,12 @@ def banked_target(rows, profile_hash, exclude_seeds=()) -> float:
 # -----------------------------------------------------------------------------
 # As text
 
-def describe(noise: dict, rows) -> str:
+def describe(noise: dict) -> str:
     """Tables of sigma, of the smallest gains and of the correlation; then the runs that were left out, and why."""
     parts = ([_sigmas(noise["metrics"]), _gains(noise["metrics"])] if noise["metrics"]
              else ["no noise banked: run `make noise SEEDS=8`"])
     parts += ([text for text in (_correlations(noise["correlation"]), _better_source(noise)) if text]
               if noise["correlation"] else [])
-    loaded = [row["seed"] for row in banked_runs(rows, noise["profile_hash"])[0] if row["overloaded"]]
-    if loaded:
-        noise = noise | {"left_out": [*noise["left_out"],
-                                      f"kept, but the machine was loaded: seeds {', '.join(map(str, loaded))}"]}
     parts += ["\n".join("  " + line for line in noise["left_out"])] if noise["left_out"] else []
     return "\n\n".join(parts)
 

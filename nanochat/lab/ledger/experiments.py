@@ -7,21 +7,15 @@ for. An empty cell was not measured. A row is one line. So a torn line loses onl
 added rows can be merged.
 
     rows = read(LEDGER, label="noise", arm="control")
-    bank(rows, profile_hash, "val_bpb", exclude_seeds=[1337, 2026]).s_b
 """
 
 import math
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
 
 from nanochat.common import REPO_ROOT
 from nanochat.config import FIELDS
-from nanochat.lab.arms import CONTROL
 from nanochat.lab.csv_file import append_row, read_schema, read_typed
-from nanochat.lab.ledger.workload import option_differences
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.runs import RunSummary
 from nanochat.lab.verdict.time_to_target import crossing, extrapolate
@@ -167,82 +161,9 @@ def read(path, where=(), last: int | None = None, **filters) -> list[dict]:
     return read_typed(path, schema(), parse_cell, conditions, last)
 
 
-# -----------------------------------------------------------------------------
-# The bank: how much the control varies by itself
-
-@dataclass(frozen=True)
-class Bank:
-    """The values of one metric over the banked runs of a profile, a value for each seed.
-
-    Times and rates are natural logs. s_b: sd of the values. nu: degrees of freedom of s_b.
-    """
-    values: list[float]
-    s_b: float | None
-    nu: int
-    left_out: list[str] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=list)
-
-
 def value_of(row: dict, metric: str) -> float | None:
     """The metric as it is compared, or None where it was not measured."""
     value = row[METRICS[metric].column]
     if value is None or not math.isfinite(value) or (METRICS[metric].log and value <= 0):
         return None
     return math.log(value) if METRICS[metric].log else value
-
-
-def bank(rows, profile_hash: str, metric: str, exclude_seeds=()) -> Bank:
-    """The bank of a metric: the control runs of a profile that were banked, without the seeds in exclude_seeds.
-
-    Raises ValueError for a spread of zero, and for a target that a banked run missed.
-    """
-    runs, left_out = banked_runs(rows, profile_hash, exclude_seeds)
-    if metric == "time_to_target":
-        runs = _same_target(runs, left_out)
-    found = {row["seed"]: value_of(row, metric) for row in runs}
-    left_out += [f"seed {seed}: {metric} was not measured" for seed, value in found.items() if value is None]
-    seeds = sorted(seed for seed, value in found.items() if value is not None)
-    values = [found[seed] for seed in seeds]
-    if len(values) < 2:
-        return Bank(values, None, 0, left_out, seeds)
-    if np.ptp(values) <= 1e-12 * max(map(abs, values)):
-        raise ValueError(f"the {len(values)} banked runs of profile {profile_hash[:8]} have one and the same {metric}: "
-                         "they are copies; bank runs of different seeds")
-    return Bank(values, float(np.std(values, ddof=1)), len(values) - 1, left_out, seeds)
-
-
-def banked_runs(rows, profile_hash: str, exclude_seeds=()) -> tuple[list[dict], list[str]]:
-    """(a row for each seed, reasons why other rows were left out). The newest row sets the options of the control."""
-    rows = [row for row in rows if (row["profile_hash"], row["arm"], row["label"]) == (profile_hash, CONTROL, NOISE)]
-    kept, left_out, twice = {}, [], {}
-    for row in reversed(rows):
-        seed, first = row["seed"], next(iter(kept.values()), row)
-        if row["status"] != "ok":
-            if not any(other["status"] == "ok" and other["seed"] == seed for other in rows):
-                left_out.append(f"seed {seed}: ended {row['status']}, it has no value")
-        elif seed in exclude_seeds:
-            left_out.append(f"seed {seed} is one of the protocol's own: a bank needs other seeds")
-        elif other := option_differences(first, row):
-            left_out.append(f"seed {seed}: banked with other options than the newest run ({', '.join(other)})")
-        elif seed in kept:
-            same_run = row["config_hash"] == kept[seed]["config_hash"]
-            twice.setdefault("one of each" if same_run else "on other code, the newer", {})[seed] = None
-        else:
-            kept[seed] = row
-    left_out += [f"banked twice, {which} is kept: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, reversed(seeds)))}"
-                 for which, seeds in twice.items()]
-    return list(kept.values())[::-1], list(dict.fromkeys(left_out))
-
-
-def _same_target(runs, left_out) -> list[dict]:
-    declared = [row for row in runs if row["target_metric_threshold"] is not None]
-    if not declared:
-        return []
-    target = declared[-1]["target_metric_name"], declared[-1]["target_metric_threshold"]
-    same = [row for row in declared if (row["target_metric_name"], row["target_metric_threshold"]) == target]
-    left_out += [f"seed {row['seed']}: no time to this target" for row in runs if row not in same]
-    missed = [row["seed"] for row in same if row["time_to_target_sec_measured"] is None]
-    if missed:
-        raise ValueError(f"target {target[0]} {target[1]:.6g}: the banked control run on seed {missed[0]} missed it; "
-                         "declare one that every banked run reached")
-    return same

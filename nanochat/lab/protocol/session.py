@@ -12,6 +12,7 @@ from nanochat.lab.arms import Cell, profile_changes
 from nanochat.lab.commands import now
 from nanochat.lab.ledger import experiments
 from nanochat.lab.ledger.bank import banked_target, measure, with_target
+from nanochat.lab.ledger.banked import banked_runs, borrower
 from nanochat.lab.protocol.results import curve, delta_rows, means, summary_of
 from nanochat.lab.protocol.runner import Outcome, Runner
 from nanochat.lab.report.result_file import Delta, Means, ResultFile, Settings
@@ -71,8 +72,8 @@ class Session:
     def read_bank(self) -> tuple[Noise | None, Target | None]:
         """(noise that is banked for this profile on this machine, the target); None for either where there is none.
 
-        The target is set by hand. Otherwise it is a value that every banked control run reached. The bank's times are
-        times to that target.
+        Where no row lends, the noise has no metrics, and says why. The target is set by hand. Otherwise it is a value
+        that every banked control run reached. The bank's times are times to that target.
         """
         p = self.protocol
         by_hand = p.plan.target_bpb is not None
@@ -80,16 +81,17 @@ class Session:
         bank = p.bank or p.ledger
         if bank is None or p.arms[0].tree_id:  # the bank holds the noise of this repository, not of another tree
             return None, target
-        kind = p.arms[0].config.device_type or "cpu"
-        rows = experiments.read(bank, profile_hash=p.profile_hash, device=f"{kind}: {p.machine}")
-        runs, _ = experiments.banked_runs(rows, p.profile_hash, p.seeds)
+        control, rows = p.arms[0].config, experiments.read(bank, profile_hash=p.profile_hash)
+        device = ": ".join(filter(None, (control.device_type or "cpu", p.machine)))
+        like = borrower(control, device, self.runner.threads, p.inputs.tree_hash)
+        runs, _ = banked_runs(rows, p.profile_hash, p.seeds, like)
         if not by_hand and len(runs) > 1 and p.plan.primary == "time_to_target":
-            target = Target("val_bpb", banked_target(rows, p.profile_hash, p.seeds), "bank")
+            target = Target("val_bpb", banked_target(rows, p.profile_hash, p.seeds, like), "bank")
         if target:
             curves = {row["run_id"]: read_metrics(record_dir(p.home, row["run_id"]) / "metrics.jsonl") for row in runs}
             curves = {tag: lines for tag, lines in curves.items() if lines}
             rows = with_target(rows, curves, "val_bpb", target.threshold)
-        return Noise.from_json(measure(rows, p.profile_hash, p.seeds)), target
+        return Noise.from_json(measure(rows, p.profile_hash, p.seeds, like)), target
 
     # -------------------------------------------------------------------------
     # Runs

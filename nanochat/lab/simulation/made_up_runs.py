@@ -1,12 +1,11 @@
 """
 How often a verdict is wrong, and how often a gain is seen, measured on made-up runs.
 
-A made-up run is one number, x = sqrt(rho) seed + sqrt(1 - rho) noise. Both terms have unit spread, so 1 is the sd of
-ONE control run, and two arms on one seed are correlated by rho. For every cell of ideas/simulation_targets.csv,
-protocols of K candidates are drawn and judged by the functions that judge real ones (stats.moderated_t, looks.replay).
-Two chances are measured. False promotion: any candidate is promoted although none has a gain. Power: candidate 1 is
-promoted, and it alone has a gain. Each cell has a random generator of its own, so its numbers do not depend on the
-cells that are run beside it. Command line: scripts/simulate_gates.py
+For every cell of ideas/simulation_targets.csv, protocols of K candidates are drawn (draws.py) and judged by the
+functions that judge real ones: banked.outlier, lending.disagrees, stats.moderated_t, looks.replay. Two chances are
+measured. False promotion: any candidate is promoted although none has a gain. Power: candidate 1 is promoted, and it
+alone has a gain. Each cell has a random generator of its own, so its numbers do not depend on the cells that are run
+beside it. Command line: scripts/simulate_gates.py
 """
 
 import csv
@@ -15,10 +14,12 @@ from dataclasses import dataclass, field
 from zlib import crc32
 
 import numpy as np
-from scipy.special import chdtri, ndtr, stdtr
+from scipy.special import ndtr, stdtr
 
+from nanochat.lab.simulation.draws import EQUAL, draw
+from nanochat.lab.simulation.many import p_at_looks, refusals
 from nanochat.lab.verdict.looks import replay
-from nanochat.lab.verdict.stats import ALPHA, moderated_t
+from nanochat.lab.verdict.stats import ALPHA, MIN_PAIRS_WITHOUT_BANK, moderated_t
 
 SEED, PROTOCOLS = 20261121, 10_000
 TARGET_PROTOCOLS = 40_000  # protocols behind each target
@@ -28,16 +29,10 @@ MEASURES = ("false_promotion", "power_0.5", "power_1", "power_2", "power_3",
 # How far a number may be from its target, in percentage points and in seeds.
 # 5 % in 10,000 protocols has a standard error of sqrt(0.05 * 0.95 / 10000) = 0.22 points; 5.65 is three more than 5.
 MOST_FALSE = 5.65  # where the noise is as the procedure assumes
-SOUND_TABLES = ("8.1", "8.2", "8.5")
+SOUND_TABLES = ("8.1", "8.2", "8.5", "9.1")
 FALSE_WITHIN, POWER_WITHIN, SEEDS_WITHIN = 0.7, 2.0, 0.2
 # A chance far above 5 % has a larger standard error, so luck alone may miss by more than FALSE_WITHIN.
 ERRORS_WITHIN = 4  # standard errors that are allowed instead
-
-# The noise of a cell: as the procedure assumes (EQUAL), or against an assumption.
-EQUAL, OUTLIERS, UNLUCKY = "equal", "5% outliers", "unlucky bank"
-VARIANCE = {"candidate variance x2": 2.0, "candidate variance x4": 4.0}
-OUTLIER_SHARE, OUTLIER_NOISE = 0.05, 5.0
-UNLUCKY_SHARE = 0.10  # the bank is the 10th percentile of all banks
 
 
 @dataclass(frozen=True)
@@ -75,42 +70,10 @@ def _cell(row) -> Cell:
 
 
 # -----------------------------------------------------------------------------
-# Records
-
-def draw(cell: Cell, protocols: int, rng) -> tuple[np.ndarray, np.ndarray | None]:
-    """(d [P, K, N], s_b [P, 1]) of P = `protocols` without any gain.
-
-    d: control - candidate, of K candidates on N seeds. s_b: sd of each protocol's bank; None in a cell without banks.
-    """
-    N = cell.looks[-1]
-    seed, noise = rng.standard_normal((N, 1, protocols)), _noise(rng, (N, cell.K + 1, protocols), cell.data)
-    noise[:, 1:] *= math.sqrt(VARIANCE.get(cell.data, 1.0))
-    x = math.sqrt(cell.rho) * seed + math.sqrt(1 - cell.rho) * noise  # arm 0 is the control
-    d = (x[:, :1] - x[:, 1:]).T  # seeds first in memory: sums over seeds are then several times faster
-    if cell.nu == 0:
-        return d, None
-    if cell.data == UNLUCKY:
-        # nu s_b^2 is chi-square with nu degrees of freedom (the true sd is 1), so its 10th percentile gives this s_b.
-        return d, np.full((protocols, 1), math.sqrt(chdtri(cell.nu, 1 - UNLUCKY_SHARE) / cell.nu))
-    return d, _noise(rng, (cell.nu + 1, protocols, 1), cell.data).std(axis=0, ddof=1)
-
-
-def _noise(rng, shape, data):
-    noise = rng.standard_normal(shape)
-    if data == OUTLIERS:
-        noise[rng.random(shape) < OUTLIER_SHARE] *= OUTLIER_NOISE
-    return noise
-
-
-# -----------------------------------------------------------------------------
 # Decisions. "chosen" is the rule that judges real protocols; the other rules are there for comparison.
 
-def _chosen(d, s_b, nu):
-    return moderated_t(d, s_b, nu).p
-
-
-def _bank_alone(d, s_b, nu):
-    return moderated_t(d, s_b, nu, censored=True).p
+CHOSEN = ("chosen", "with futility")
+ALWAYS = ("lent always", "lent always, futility")  # the rule without a test of the bank, and its looks from 2 pairs on
 
 
 def _paired_t(d, s_b, nu):
@@ -118,31 +81,51 @@ def _paired_t(d, s_b, nu):
     return stdtr(n - 1, -d.mean(axis=-1) / np.sqrt(d.var(axis=-1, ddof=1) / n))
 
 
-def _oracle_z(d, s_b, nu):
-    return ndtr(-d.mean(axis=-1) * math.sqrt(d.shape[-1] / 2))
-
-
-def _all_seeds(d, s_b, nu):
-    return np.where((d > 0).all(axis=-1), 0.0, 1.0)
-
-
-RULES = {"chosen": _chosen, "with futility": _chosen, "all seeds": _all_seeds, "paired t": _paired_t,
-         "paired t + Holm": _paired_t, "bank t + Holm": _bank_alone, "oracle z + Holm": _oracle_z}
+OTHERS = {"all seeds": lambda d, s_b, nu: np.where((d > 0).all(axis=-1), 0.0, 1.0), "paired t": _paired_t,
+          "paired t + Holm": _paired_t, "bank t + Holm": lambda d, s_b, nu: moderated_t(d, s_b, nu, censored=True).p,
+          "oracle z + Holm": lambda d, s_b, nu: ndtr(-d.mean(axis=-1) * math.sqrt(d.shape[-1] / 2))}
 WITHOUT_HOLM = ("all seeds", "paired t")
 
 
-def _p_values(cell, d, s_b):
-    """[P, looks, candidates in d]"""
-    return np.stack([RULES[cell.rule](d[..., :n], s_b, cell.nu) for n in cell.looks], axis=-2)
+class Protocols:
+    """Drawn protocols whose banks have the same degrees of freedom, with all that does not depend on a gain."""
+
+    def __init__(self, cell: Cell, x, s_b, nu: int):
+        self.cell, self.s_b, self.nu = cell, s_b, nu
+        # Without a bank, a protocol that goes on until it is decided is first looked at when its own spread can decide.
+        self.looks = [n for n in cell.looks if nu or len(cell.looks) == 1 or n >= MIN_PAIRS_WITHOUT_BANK]
+        self.d = x[:, :1] - x[:, 1:]
+        self.d[np.isnan(self.d).any(axis=-1)] = np.nan  # a candidate that diverged cannot be promoted
+        tested = cell.rule in CHOSEN and nu > 0
+        self.refused = refusals(x, s_b, nu, self.looks) if tested else None
+
+    def at_looks(self, gain: float = 0.0):
+        """(p, p for futility), each [P, looks, K]; the gain is candidate 1's."""
+        d = self.d.copy()
+        d[:, 0] += gain
+        if self.cell.rule in OTHERS:
+            p = np.stack([OTHERS[self.cell.rule](d[..., :n], self.s_b, self.nu) for n in self.looks], axis=-2)
+            return p, p
+        found = p_at_looks(d, self.s_b, self.nu, self.looks, refused=self.refused)
+        return found.p, found.for_chance
+
+    def decide(self, gain: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """(promoted, seeds used), each [P, K]."""
+        p, for_chance = self.at_looks(gain)
+        last = self.cell.looks[-1]
+        if self.cell.rule in WITHOUT_HOLM:
+            return p[:, 0] <= ALPHA, np.full(p[:, 0].shape, last)
+        stops = self.cell.rule.endswith("futility")
+        found = replay(p, self.looks, self.nu, ALPHA, for_chance, stop_futile=stops)
+        ended = np.where(found.promoted_at > 0, found.promoted_at, found.futile_at if stops else 0)
+        return found.promoted_at > 0, np.where(ended > 0, ended, last)
 
 
-def decide(cell: Cell, p) -> tuple[np.ndarray, np.ndarray]:
-    """(promoted, seeds used), each [P, K], from p [P, looks, K]."""
-    if cell.rule in WITHOUT_HOLM:
-        return p[:, 0] <= ALPHA, np.full(p[:, 0].shape, cell.looks[-1])
-    found = replay(p, cell.looks, cell.nu, ALPHA, stop_futile=cell.rule == "with futility")
-    ended = np.where(found.promoted_at > 0, found.promoted_at, found.futile_at if cell.rule == "with futility" else 0)
-    return found.promoted_at > 0, np.where(ended > 0, ended, cell.looks[-1])
+def draw_protocols(cell: Cell, protocols: int, rng) -> list[Protocols]:
+    """Drawn protocols, in groups of one number of degrees of freedom: a bank that lost an outlier has one less."""
+    drawn = draw(cell, protocols, rng, clean=cell.rule in CHOSEN)
+    return [Protocols(cell, drawn.x[some], None if drawn.s_b is None else drawn.s_b[some], int(nu))
+            for nu in np.unique(drawn.nu) for some in [drawn.nu == nu]]
 
 
 # -----------------------------------------------------------------------------
@@ -150,13 +133,14 @@ def decide(cell: Cell, p) -> tuple[np.ndarray, np.ndarray]:
 
 def measure(cell: Cell, protocols: int = PROTOCOLS, seed: int = SEED) -> dict:
     """{measure: value} for the measures that have a target in this cell: percentages, and mean numbers of seeds."""
-    d, s_b = draw(cell, protocols, np.random.default_rng([seed, crc32(cell.name.encode())]))
-    p = _p_values(cell, d, s_b)
-    promoted, seeds = decide(cell, p)
+    groups = draw_protocols(cell, protocols, np.random.default_rng([seed, crc32(cell.name.encode())]))
+
+    def decided(gain=0.0):
+        return map(np.concatenate, zip(*[group.decide(gain) for group in groups]))
+    promoted, seeds = decided()
     found = {"false_promotion": 100 * float(promoted.any(axis=-1).mean()), "seeds_0": float(seeds[:, 0].mean())}
     for gain in sorted({float(name.partition("_")[2]) for name in cell.targets if name[-1].isdigit()} - {0.0}):
-        p[..., 0] = _p_values(cell, d[:, :1] + gain, s_b)[..., 0]
-        promoted, seeds = decide(cell, p)
+        promoted, seeds = decided(gain)
         found[f"power_{gain:g}"] = 100 * float(promoted[:, 0].mean())
         found[f"seeds_{gain:g}"] = float(seeds[:, 0].mean())
     return {name: found[name] for name in MEASURES if name in cell.targets}

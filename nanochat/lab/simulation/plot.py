@@ -7,7 +7,8 @@ The picture of the simulation: the chance, in every cell, to promote a candidate
 import numpy as np
 
 from nanochat.lab.report import plots
-from nanochat.lab.simulation.made_up_runs import EQUAL, MOST_FALSE, OUTLIERS, UNLUCKY, VARIANCE
+from nanochat.lab.simulation.draws import EQUAL, OUTLIERS, UNLUCKY, VARIANCE
+from nanochat.lab.simulation.made_up_runs import MOST_FALSE
 
 PROMISED = 5.0
 HOLDS, BREAKS, QUIET = "#0072b2", "#d55e00", "#666666"

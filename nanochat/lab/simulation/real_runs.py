@@ -4,9 +4,9 @@ How often a verdict promotes a change that does nothing, measured on real runs.
 A pool of control runs is cut at random into A/A protocols, in which the candidate is a control too.
 
 Every protocol draws its runs from the pool, each run at most once: a bank, the controls, and as many controls again
-that stand for the candidate. The functions that decide real protocols judge it (stats.moderated_t on every gate,
-looks.replay). So every promotion is a false promotion. The simulation (simulation/made_up_runs.py) assumes normal
-noise; these runs have the noise of real training.
+that stand for the candidate. The functions that decide real protocols judge it (stats.moderated_t and
+lending.disagrees on every gate, looks.replay). So every promotion is a false promotion. The simulation
+(simulation/made_up_runs.py) assumes normal noise; these runs have the noise of real training.
 """
 
 from typing import NamedTuple
@@ -14,15 +14,17 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from nanochat.lab.ledger.experiments import banked_runs, value_of
+from nanochat.lab.ledger.banked import banked_runs
+from nanochat.lab.ledger.experiments import value_of
+from nanochat.lab.simulation.many import AtLooks, p_at_looks, refusals
 from nanochat.lab.table import looks_text, table
 from nanochat.lab.verdict.declaration import FLOORS, PRIMARY
 from nanochat.lab.verdict.gates import BANK_SEEDS
 from nanochat.lab.verdict.looks import replay
-from nanochat.lab.verdict.stats import ALPHA, moderated_t
+from nanochat.lab.verdict.stats import ALPHA
 
 FEWEST = 24  # runs of a pool
-LOOKS = ((2,), (3,), (5,), tuple(range(2, 9)))
+LOOKS = ((2,), (3,), (5,), tuple(range(3, 9)))
 PROTOCOLS, SEED = 100_000, 20261121
 CONFIDENCE = 0.90
 
@@ -83,10 +85,10 @@ def promoted(values: dict, drawn, looks) -> np.ndarray:
     drawn [protocols, runs_of(looks)]: positions in the pool, first the bank, then controls, then candidates.
     """
     margins = {"val_bpb": PRIMARY["val_bpb"]} | {metric: x for metric, x in FLOORS.items() if metric != "val_bpb"}
-    p = np.array([_p_values(values[metric][drawn], metric, looks, margin)
-                  for metric, margin in margins.items() if metric in values])
-    found = replay(p.max(axis=0)[..., None], looks, BANK_SEEDS - 1, ALPHA, primary=p[0][..., None], stop_futile=True)
-    return found.promoted_at[:, 0] > 0
+    found = AtLooks.of_all_gates([_at_looks(values[metric][drawn], metric, looks, margin)
+                                  for metric, margin in margins.items() if metric in values])
+    done = replay(found.p, looks, BANK_SEEDS - 1, ALPHA, found.for_chance, stop_futile=True)
+    return done.promoted_at[:, 0] > 0
 
 
 def _differences(x, N):
@@ -94,11 +96,11 @@ def _differences(x, N):
     return x[:, BANK_SEEDS:BANK_SEEDS + N] - x[:, BANK_SEEDS + N:]
 
 
-def _p_values(x, metric, looks, margin):
-    """[protocols, looks]"""
-    s_b = x[:, :BANK_SEEDS].std(axis=1, ddof=1)
-    d = _differences(x, looks[-1]) * (-1 if metric == "tok_per_sec" else 1)  # more of it is better
-    return np.stack([moderated_t(d[:, :n], s_b, BANK_SEEDS - 1, margin).p for n in looks], axis=1)
+def _at_looks(x, metric, looks, margin) -> AtLooks:
+    s_b, N = x[:, :BANK_SEEDS].std(axis=1, ddof=1, keepdims=True), looks[-1]
+    d = _differences(x, N) * (-1 if metric == "tok_per_sec" else 1)  # more of it is better
+    refused = refusals(x[:, BANK_SEEDS:].reshape(-1, 2, N), s_b, BANK_SEEDS - 1, looks)
+    return p_at_looks(d[:, None], s_b, BANK_SEEDS - 1, looks, margin, refused)
 
 
 def _jackknife(found, drawn, R) -> float:

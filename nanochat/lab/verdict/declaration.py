@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from nanochat.lab.arms import Arm, horizons_differ, matched_budget
 from nanochat.lab.verdict import looks as looks_module
 from nanochat.lab.verdict.facts import Declaration, DeclaredArm, Floor, Noise, Target, bank_of
+from nanochat.lab.verdict.lending import SPREAD_TEST
 from nanochat.lab.verdict.stats import ALPHA, MIN_PAIRS_WITHOUT_BANK
 
 # A floor passes when the lower bound of the gain lies above -margin; a primary gate when it lies above -margin too, so
@@ -68,15 +69,20 @@ def declare(plan: Proposal, changes: dict, noise: Noise | None, declared_at: str
     s_b, nu = bank_of(noise, plan.primary)
     banked, n = nu > 0 and plan.source == "bank", len(plan.seeds)
     looks = looks_module.declared_looks(nu if banked else 0, n) if plan.until_decided else [n]
+    source = "bank" if banked else "own" if looks[-1] >= MIN_PAIRS_WITHOUT_BANK else "none"
     min_gain = plan.smallest_gain
     return Declaration(
         declared_at, plan.label, plan.profile, plan.primary, PRIMARY[plan.primary], plan.fallback, _floors(plan),
         plan.target, alpha=ALPHA, min_gain=s_b if min_gain is None and banked else min_gain, seeds=list(plan.seeds),
         looks=looks, max_seeds=n, matched_budget=matched_budget(plan.arms[0].config),
-        horizons_differ=plan.horizons_differ, K=len(plan.arms) - 1, noise=noise if banked else None,
-        common_flags=plan.common_flags,
-        noise_source="bank" if banked else "own" if looks[-1] >= MIN_PAIRS_WITHOUT_BANK else "none",
+        horizons_differ=plan.horizons_differ, K=len(plan.arms) - 1, noise=noise if banked else _reasons(noise, source),
+        common_flags=plan.common_flags, spread_test=SPREAD_TEST, noise_source=source,
         arms=[DeclaredArm(arm.name, arm.flags, changes.get(arm.name, [])) for arm in plan.arms])
+
+
+def _reasons(noise: Noise | None, source: str) -> Noise | None:
+    """A noise without numbers, that says why no row of the bank is lent."""
+    return Noise(source, left_out=noise.left_out) if noise and noise.left_out else None
 
 
 def _floors(plan: Proposal) -> list[Floor]:
@@ -94,8 +100,11 @@ def declaration_changes(old: Declaration, new: Declaration) -> list[str]:
     """The differences from an earlier declaration of the label.
 
     The date and the bank are not compared: the bank may have grown. With a bank in both, min_gain is not compared.
+    What an older version declared by rules of its own is no difference: it is kept.
     """
-    same = ("declared_at", "noise", "min_gain" if new.noise and old.noise else "noise")
+    same = {"declared_at", "noise", *(["min_gain"] if {new.noise_source, old.noise_source} == {"bank"} else [])}
+    if old.spread_test is None:
+        same |= {"spread_test", *(["looks"] if old.looks == [2, *new.looks] else [])}
     before, after = old.to_json(), new.to_json()
     return [f"{key}: {before.get(key)} -> {after[key]}" for key in after
             if key not in same and (before.get(key) or None) != (after[key] or None)]  # an older version had fewer keys

@@ -11,6 +11,7 @@ A run that was not declared, or that began before its declaration, makes the who
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.metrics import METRICS
@@ -21,11 +22,18 @@ from nanochat.lab.verdict.time_to_target import paired_differences, time_from_st
 
 RERUN = ("crash", "oom", "timeout", "interrupted")  # how a run ended, where its end says nothing about the arm
 TIMED = ("tok_per_sec", "time_to_target", "wall_time")
+MUST_AGREE = ("device", "dataset_id", "tokenizer_id")  # of all runs that are compared
 Pair = tuple[RunSummary, RunSummary]  # control, candidate
 
 
 class Refusal(ValueError):
     """The runs can never give a verdict, whatever their numbers are."""
+
+
+class Unlent(NamedTuple):
+    """A bank that is not lent to a label."""
+    n: int  # pairs, from which on
+    why: str
 
 
 @dataclass
@@ -37,6 +45,7 @@ class Gate:
     censored: bool = False  # some d is only a lower bound
     missed: str | None = None  # the reason, if it cannot pass
     note: str | None = None
+    unlent: Unlent | None = None  # its bank is refused; lending.py finds out
 
     @property
     def n(self) -> int:
@@ -128,22 +137,29 @@ def paired_runs(declaration: Declaration, runs: list[RunSummary], arm: DeclaredA
             pairs.append(cells)
     if len(pairs) < 2:
         raise Refusal("fewer than 2 pairs: one seed shows one draw of the noise; add seeds")
-    if len({_workload(declaration, run) for pair in pairs for run in pair}) > 1:
-        raise Refusal(f"{arm.name} and control differ in device, dataset or tokenizer: "
-                      "different profiles are not compared")
+    _refuse_other_workload(declaration, arm, pairs)
     return pairs
 
 
-def _workload(declaration: Declaration, run: RunSummary) -> tuple:
-    """The values that must be equal in all runs that are compared.
+def _refuse_other_workload(declaration: Declaration, arm: DeclaredArm, pairs: list[Pair]):
+    """Raise Refusal where the runs differ in a value that has to be equal in all runs that are compared."""
+    for name in _must_agree(declaration):
+        found = {getattr(run, name) for pair in pairs for run in pair}
+        if len(found) > 1:
+            raise Refusal(f"the runs of {arm.name} and its control differ in {name}: "
+                          f"{', '.join(sorted(map(str, found)))}; different profiles are not compared: "
+                          "run both arms on one machine, on the same data")
 
-    Usually that is the whole profile. Where the length of a run is under test, profiles differ by design: then device,
-    dataset and tokenizer have to be equal. Where the shape is under test, at a matched budget, so has the bound.
+
+def _must_agree(declaration: Declaration) -> tuple[str, ...]:
+    """Device and data always agree.
+
+    Usually so does the whole profile. Where the length of a run is under test, profiles differ by design. So they do
+    where the shape is under test, at a matched budget; then the limit that ended the run agrees.
     """
-    same = run.device, run.dataset_id, run.tokenizer_id
     if declaration.horizons_differ:
-        return same
-    return (*same, run.bound) if declaration.matched_budget else (run.profile_hash,)
+        return MUST_AGREE
+    return (*MUST_AGREE, "bound" if declaration.matched_budget else "profile_hash")
 
 
 # -----------------------------------------------------------------------------

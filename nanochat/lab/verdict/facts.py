@@ -75,9 +75,10 @@ class Noise(Stored):
     metrics: dict[str, MetricNoise] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)  # reasons, one for each run or metric
     correlation: dict[str, Correlation] = field(default_factory=dict)  # {metric: ...}
+    threads: int | None = None  # of each banked run; None where they do not matter, and in files older than the key
 
     def to_json(self) -> dict:
-        entry = asdict(self)
+        entry = {key: value for key, value in asdict(self).items() if key != "threads" or value is not None}
         return entry if self.profile_hash else {key: entry[key] for key in ("source", "metrics", "left_out")}
 
     @classmethod
@@ -142,6 +143,9 @@ class Declaration(Stored):
     noise: Noise | None = None  # the bank as it was at the declaration
     arms: list[DeclaredArm] = field(default_factory=list)  # control first
     common_flags: str | None = None  # of every arm, as one would type them
+    # Quantile of the F test that refuses a bank (lending.py). None in files that are older than this test; they are
+    # judged as they were declared: every bank is lent, and futility reads the primary gate alone.
+    spread_test: float | None = None
 
     @property
     def candidates(self) -> list[DeclaredArm]:
@@ -149,7 +153,8 @@ class Declaration(Stored):
 
     def to_json(self) -> dict:
         entry = asdict(self) | {"noise": self.noise and self.noise.to_json()}
-        return entry if self.horizons_differ is not None else {k: v for k, v in entry.items() if k != "horizons_differ"}
+        younger = [key for key in ("horizons_differ", "spread_test") if entry[key] is None]
+        return {key: value for key, value in entry.items() if key not in younger}
 
     @classmethod
     def _read(cls, entry):

@@ -18,25 +18,27 @@ LOOSE_FLOOR = 5  # sd: a margin above it passes nearly anything
 def gate_row(declaration: Declaration, gate: Gate, test: Comparison, plain: Comparison) -> GateRow:
     """A gate's row. test: at the level of the look. plain: at the level of the whole label, by which it can fail."""
     s_b, nu = bank_of(declaration.noise, gate.metric)
+    refused = gate.unlent if gate.unlent and test.n >= gate.unlent.n else None
     in_sd = gate.margin / s_b if s_b else None
     asked = {"gate": gate.metric, "role": gate.role, "metric": gate.metric, "unit": UNIT.get(gate.metric, "log"),
              "threshold": gate.margin, "threshold_in_sd": in_sd, "section": SECTION[gate.metric], "n": test.n}
     if test.source == "missed":
         result = "fail" if gate.metric == "time_to_target" else "cannot tell"
         return GateRow(**asked, result=result, note=gate.missed)
-    note = gate.note
-    if gate.role == "floor" and s_b and in_sd > LOOSE_FLOOR:
-        note = f"loose: its margin is {in_sd:.1f} sd" + (f"; {gate.note}" if gate.note else "")
+    loose = f"loose: its margin is {in_sd:.1f} sd" if gate.role == "floor" and s_b and in_sd > LOOSE_FLOOR else None
+    not_lent = f"the bank is not lent from {max(refused.n, 2)} pairs on: {refused.why}" if refused else None
+    note = "; ".join(filter(None, (loose, not_lent, gate.note))) or None
     numbers = {"mean": test.mean, "mean_in_sd": test.mean / s_b if s_b else None, "lo": test.lo, "hi": test.hi,
                "level": test.level, "p": test.p}
     passes = "pass" if test.p <= test.level else "fail" if plain.hi < -gate.margin else "cannot tell"
-    return GateRow(**asked, note=note, noise_source=_source(test, nu), result=passes,
+    return GateRow(**asked, note=note, noise_source=_source(test, nu, refused), result=passes,
                    **{name: finite(value) for name, value in numbers.items()})
 
 
-def _source(test: Comparison, nu: int) -> str:
-    return {"bank": f"bank nu={nu}", "own": "own: spreads more than the bank" if nu else "own",
-            "bank-only": "bank-only: missed targets"}.get(test.source, test.source)
+def _source(test: Comparison, nu: int, refused) -> str:
+    own = "own: the bank is not lent" if refused else "own: spreads more than the bank" if nu else "own"
+    return {"bank": f"bank nu={nu}", "own": own, "bank-only": "bank-only: missed targets",
+            "none": "none: the bank is not lent" if refused else "none"}.get(test.source, test.source)
 
 
 def stability_row(e: Evidence) -> GateRow:

@@ -23,6 +23,7 @@ from nanochat.lab.verdict import looks as looks_module
 from nanochat.lab.verdict.evidence import Evidence, Gate, Refusal, gather, time_by_steps
 from nanochat.lab.verdict.facts import Declaration, Verdict, bank_of
 from nanochat.lab.verdict.gate_rows import UNIT, finite, gate_row, stability_row
+from nanochat.lab.verdict.lending import lent, own_spread_decides, unlent
 from nanochat.lab.verdict.stats import (
     MIN_PAIRS_WITHOUT_BANK,
     Comparison,
@@ -50,7 +51,7 @@ class State:
     level: float  # it passed at, or was last judged at
     promoted: bool
     futile: bool
-    chance: float | None  # to pass at the last look; None where there is one look
+    chance: float | None  # to pass every gate at the last look; None where there is one look, or nothing to tell
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,24 @@ def compare_gate(declaration: Declaration, gate: Gate, n: int, level: float) -> 
     """Test a gate on the first n pairs. A gate that was missed or not measured cannot pass."""
     if gate.missed:
         return Comparison(n, math.nan, None, 0, 1.0, -math.inf, math.inf, level, gate.margin, "missed")
-    s_b, nu = bank_of(declaration.noise, gate.metric)
+    s_b, nu = lent(declaration, gate, n)
     return compare(gate.d[:n], s_b, nu, gate.margin, level, censored=gate.censored)
 
 
 def p_values(declaration: Declaration, e: Evidence, n: int) -> tuple[float, float]:
-    """(largest p of all gates, p of the primary gate) on the first n pairs; nan where the candidate is not judged.
+    """(largest p of all gates, p that futility reads) on the first n pairs; nan where the candidate is not judged.
 
-    All gates must pass, so nothing is corrected for their number.
+    All gates must pass, so nothing is corrected for their number. Futility reads the largest p too. It is nan for a
+    gate without a bank that has too few pairs to be told. Older declarations read futility from the primary gate alone.
     """
     if n > e.n or e.refusal or e.diverged:
         return math.nan, math.nan
-    p = [compare_gate(declaration, gate, n, declaration.alpha).p for gate in e.gates]
-    return max(p), p[0]
+    tests = [compare_gate(declaration, gate, n, declaration.alpha) for gate in e.gates]
+    largest = max(test.p for test in tests)
+    if declaration.spread_test is None:
+        return largest, tests[0].p
+    waits = any(test.source == "none" and not gate.censored for gate, test in zip(e.gates, tests))
+    return largest, math.nan if waits else largest
 
 
 def replay(declaration: Declaration, evidence: dict[str, Evidence]) -> list[State]:
@@ -89,24 +95,25 @@ def replay(declaration: Declaration, evidence: dict[str, Evidence]) -> list[Stat
         return []
     looks, nu = declaration.looks, bank_of(declaration.noise, declaration.primary)[1]
     p = np.array([[p_values(declaration, e, n) for e in evidence.values()] for n in looks])
-    result = looks_module.replay(p[..., 0], looks, nu, declaration.alpha, primary=p[..., 1], stop_futile=True)
+    result = looks_module.replay(p[..., 0], looks, nu, declaration.alpha, for_chance=p[..., 1], stop_futile=True)
     states = []
     for k, (name, e) in enumerate(evidence.items()):
         stop = int(result.promoted_at[k] or result.futile_at[k])
         judged = [n for n, row in zip(looks, p) if not math.isnan(row[k, 0])]
-        level = float(result.level[k])
+        level, chance = float(result.level[k]), float(result.chance[k]) if len(looks) > 1 else math.nan
         states.append(State(
             name, e, stop or max(judged, default=e.n), declaration.alpha if math.isnan(level) else level,
-            result.promoted_at[k] > 0, result.futile_at[k] > 0, float(result.chance[k]) if len(looks) > 1 else None))
+            result.promoted_at[k] > 0, result.futile_at[k] > 0, finite(chance)))
     return states
 
 
 def weigh(declaration: Declaration, runs: list[RunSummary]) -> dict[str, Evidence]:
     """{candidate: Evidence}, with a refusal where the numbers of a gate can never give a verdict."""
-    evidence = gather(declaration, runs)
+    evidence, refused = gather(declaration, runs), unlent(declaration, runs)
     for e in evidence.values():
         try:
             for gate in e.gates:
+                gate.unlent = refused.get(gate.metric)
                 compare_gate(declaration, gate, e.n, declaration.alpha)
         except ValueError as error:
             e.refusal = str(error)
@@ -157,14 +164,15 @@ def _verdict(declaration: Declaration, state: State) -> Verdict:
 def _with_numbers(declaration: Declaration, found: Verdict, e: Evidence, primary: Tested) -> Verdict:
     """The verdict with the numbers that the test of its primary gate found."""
     n, test, gate = found.n, primary.test, primary.gate
-    s, nu = _sd_of_run(declaration, gate, n), bank_of(declaration.noise, gate.metric)[1]
+    s, nu = _sd_of_run(declaration, gate, n), lent(declaration, gate, n)[1]
     wanted = declaration.min_gain
     numbers = {
         "mean_gain": test.mean, "se": test.se, "df": test.df, "p": test.p, "lo": test.lo, "hi": test.hi,
         "hi_at_alpha": primary.plain.hi, "smallest_gain": smallest_gain(n, s, nu, found.level), "min_gain": wanted,
         "seeds_needed": seeds_needed(wanted, s, nu, found.level) if wanted and s else None,
         "sign_flip_p": sign_flip(gate.d[:n], gate.margin) if n >= MIN_PAIRS_WITHOUT_BANK else None}
-    text = f"{found.verdict} ({n} seeds, no noise bank)" if test.source == "none" else found.text
+    bank = "the bank is not lent" if gate.unlent else "no noise bank"
+    text = f"{found.verdict} ({n} seeds, {bank})" if test.source == "none" else found.text
     return replace(found, text=text, noise_source=test.source, by_steps=time_by_steps(e, n),
                    **{name: finite(value) for name, value in numbers.items()})
 
@@ -179,7 +187,7 @@ def decide(declaration: Declaration, state: State, tests: list[Tested]) -> tuple
     if test.source == "identical":
         return "reject", "identical to the control on every seed: nothing to promote"
     if test.source == "none":
-        return "inconclusive", NO_BANK_OF_TREES if declaration.arms[0].flags else NO_NOISE
+        return "inconclusive", _why_no_noise(declaration, gate)
     if state.promoted:
         return _promoted(test, unit, floors)
     lies = f"the gain lies in [{test.lo:.4g}, {_value(test.hi, '')}] {unit}".rstrip()
@@ -192,10 +200,16 @@ def decide(declaration: Declaration, state: State, tests: list[Tested]) -> tuple
         if unsure:
             return "inconclusive", f"better, but {', '.join(unsure)} is not shown to be within its floor"
     wanted = declaration.min_gain or abs(test.mean)
-    s, nu = _sd_of_run(declaration, gate, state.n), bank_of(declaration.noise, gate.metric)[1]
+    s, nu = _sd_of_run(declaration, gate, state.n), lent(declaration, gate, state.n)[1]
     n = seeds_needed(wanted, s, nu, state.level)
     seeds = f"about {max(n, state.n + 1)}" if n else "more than 64"
     return "inconclusive", f"{lies}; {seeds} seeds would settle a gain of {_value(wanted, unit)}"
+
+
+def _why_no_noise(declaration: Declaration, gate: Gate) -> str:
+    if gate.unlent:
+        return f"the bank is not lent: {gate.unlent.why}; {own_spread_decides(declaration.looks)}"
+    return NO_BANK_OF_TREES if declaration.arms[0].flags else NO_NOISE
 
 
 def _promoted(test: Comparison, unit: str, floors: list[Tested]) -> tuple[str, str]:
@@ -227,7 +241,7 @@ def _diverged(arms) -> tuple[str, str]:
 
 def _sd_of_run(declaration: Declaration, gate: Gate, n: int) -> float:
     """The sd of one run: the bank's, or else sd(d) / sqrt(2), which a correlation within pairs makes smaller."""
-    s_b, nu = bank_of(declaration.noise, gate.metric)
+    s_b, nu = lent(declaration, gate, n)
     if nu:
         return s_b
     d, mean = gate.d[:n], sum(gate.d[:n]) / n

@@ -1,7 +1,7 @@
 """
 Several looks at a protocol while seeds are added: the level of each look, the replay of the looks, and futility.
 
-A protocol may be looked at after 2, 3, ... 12 pairs. Testing every time at 5 % would promote a candidate that gains
+A protocol may be looked at after 3, 4, ... 12 pairs. Testing every time at 5 % would promote a candidate that gains
 nothing far more often than 5 %, so each look gets a smaller level of its own. The looks are declared before the first
 run, as numbers of pairs. With N pairs at the last look and m candidates not yet promoted, the level at n pairs
 
@@ -31,6 +31,7 @@ from scipy.special import ndtr, ndtri
 
 from nanochat.lab.verdict.stats import ALPHA, MIN_PAIRS_WITHOUT_BANK, moderated_t, step_down
 
+FIRST_LOOK = 3  # pairs, with a bank
 MAX_SEEDS = 12  # the last look of `UNTIL=decided`, unless another is declared
 PATHS, CHUNK = 400_000, 20_000  # simulated protocols behind c, and how many at a time fit into the processor's cache
 SEED = 20261121  # of the simulated protocols: the same looks and nu have the same levels everywhere
@@ -39,12 +40,14 @@ FUTILE_FROM = 3  # pairs; with fewer, no candidate is futile
 
 
 def declared_looks(nu: int, most: int = MAX_SEEDS) -> list[int]:
-    """The looks of `UNTIL=decided`: after every seed, beginning at 2 pairs with a bank, and at 5 without (nu = 0).
+    """The looks of `UNTIL=decided`: after every seed, beginning at 3 pairs with a bank, and at 5 without (nu = 0).
+
+    At 2 pairs the runs say too little on whether the bank fits them. Older declarations began there; they keep it.
 
     >>> declared_looks(nu=0, most=7)
     [5, 6, 7]
     """
-    first = 2 if nu else MIN_PAIRS_WITHOUT_BANK
+    first = FIRST_LOOK if nu else MIN_PAIRS_WITHOUT_BANK
     if most < first:
         raise ValueError(f"at most {most} seeds: "
                          f"the first look {'with a bank' if nu else 'without a bank'} needs {first}")
@@ -105,25 +108,27 @@ class Replay(NamedTuple):
     chance: np.ndarray  # its chance to pass at N, as of its last look
 
 
-def replay(p, looks, nu: int, alpha: float = ALPHA, primary=None, stop_futile: bool = False) -> Replay:
+def replay(p, looks, nu: int, alpha: float = ALPHA, for_chance=None, stop_futile: bool = False) -> Replay:
     """Decide all looks so far, in their order. p [..., looks so far, K]: the largest p over a candidate's gates.
 
     A candidate that gets no more seeds has a p of nan at later looks. It does not pass there, and still counts in m.
-    primary: p of the primary gate alone, from which futility is judged; by default p. stop_futile: a futile candidate
+    for_chance: p from which the chance to pass at N is judged, nan where nothing can be told yet; by default p. All
+    gates have to pass, and the chance of the largest p is the least chance of a gate. stop_futile: a futile candidate
     gets no more seeds. The levels do not count on that rule, so switching it off never raises the error rate.
     """
     p = np.asarray(p, dtype=np.float64)
-    primary = p if primary is None else np.asarray(primary, dtype=np.float64)
+    for_chance = p if for_chance is None else np.asarray(for_chance, dtype=np.float64)
     shape, K, N = (*p.shape[:-2], p.shape[-1]), p.shape[-1], looks[-1]
     promoted_at, futile_at = np.zeros(shape, dtype=int), np.zeros(shape, dtype=int)
     judged, chance, last = np.full(shape, np.nan), np.full(shape, np.nan), levels(N, looks, nu, alpha, K)
     for i, n in enumerate(looks[:p.shape[-2]]):
         waits = (promoted_at == 0) & ~(stop_futile & (futile_at > 0))
         passes, now = step_down(np.where(waits, p[..., i, :], np.nan), levels(n, looks, nu, alpha, K), promoted_at > 0)
-        judged = np.where(waits, now, judged)
+        seen = waits & ~np.isnan(p[..., i, :])  # not so where its seeds have not been run yet
+        judged = np.where(seen, now, judged)
         promoted_at = np.where(passes, n, promoted_at)
         m = (promoted_at == 0).sum(axis=-1, keepdims=True)
-        chance = np.where(waits, chance_to_pass(primary[..., i, :], n, N, last[m]), chance)
+        chance = np.where(seen, chance_to_pass(for_chance[..., i, :], n, N, last[m]), chance)
         futile_at = np.where(waits & ~passes & (futile_at == 0) & _is_futile(chance, n, N), n, futile_at)
     return Replay(promoted_at, futile_at, judged, chance)
 
