@@ -10,6 +10,7 @@ of the ledger is made from a run too (lab/ledger/experiments.py). None means tha
 known.
 """
 
+import math
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import get_args, get_type_hints
@@ -17,7 +18,9 @@ from typing import get_args, get_type_hints
 OF_RECORD = ("resumed_from_step", "error", "config_hash", "profile_hash", "command", "started_at", "run_id",
              "git_commit", "dirty", "threads", "dataset_id", "tokenizer_id")
 OF_RESULTS = ("trained_tokens", "min_val_bpb", "steps", "bound", "final_train_loss", "tok_per_sec_median",
-              "dt_median_ms", "peak_mem_mib")
+              "dt_median_ms", "peak_mem_mib", "evaluator", "fault")
+LATER = ("evaluator", "tree_val_bpb", "fault")  # of runs on another tree; written only where there is a value
+ROUNDING = 1e-6  # relative: two evaluators that agree to it found the same
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,13 @@ class RunSummary:
     overloaded: bool | None = None
     time_to_target_sec: float | None = None  # training seconds; None also where no target was declared
     steps_to_target: float | None = None  # between two validations it is interpolated
+    evaluator: str | None = None  # of a run on another tree: control, or own where it could not be scored
+    tree_val_bpb: float | None = None  # as that tree reports it; val_bpb is the control's evaluator's
+    fault: str | None = None  # why the run of another tree can show nothing: lab/trees/score.py
 
     def to_json(self) -> dict:
-        """The entry of runs[]: every field, in order."""
-        return {name: getattr(self, name) for name in _types()}
+        """The entry of runs[]: every field, in order, without the later ones that have no value."""
+        return {name: value for name in _types() if (value := getattr(self, name)) is not None or name not in LATER}
 
     @classmethod
     def of_record(cls, record: dict, **told) -> "RunSummary":
@@ -82,7 +88,8 @@ class RunSummary:
         said = {name: record.get(name) for name in OF_RECORD} | {name: results.get(name) for name in OF_RESULTS} | {
             "seed": config.get("seed"), "window_pattern": config.get("window_pattern"),
             "num_iterations": resolved.get("num_iterations"), "run_status": status,
-            "val_bpb": results.get("val_bpb") if status == "ok" else None,  # that of a run's end
+            "val_bpb": judged_bpb(results) if status == "ok" else None,  # that of a run's end
+            "tree_val_bpb": results.get("val_bpb") if results.get("evaluator") else None,
             "duration_sec": rounded(clocks.get("wall_time_sec"), 3), "training_sec": clocks.get("total_training_time"),
             "avg_tok_per_sec": rounded(results.get("avg_tok_per_sec"), 1), "device": device.get("name"), "load": load}
         return cls(**{**said, **told})
@@ -102,6 +109,18 @@ class RunSummary:
                 raise ValueError(f"{source}: {name} of a run is {value!r}, expected {kind.__name__} or null; "
                                  "move the file away and run its protocol again")
         return cls(**known)
+
+
+def judged_bpb(results: dict) -> float | None:
+    """val_bpb as it is compared: the score of the control's evaluator, where there is one.
+
+    Where both agree to rounding, the run's own digits stay. Otherwise a candidate that does nothing would be better or
+    worse than the control by the rounding of the other evaluator, with the same sign on every seed.
+    """
+    own, scored = results.get("val_bpb"), results.get("scored_val_bpb")
+    if results.get("evaluator") != "control" or (own and scored and math.isclose(own, scored, rel_tol=ROUNDING)):
+        return own
+    return scored
 
 
 def rounded(value: float | None, digits: int) -> float | None:
