@@ -125,10 +125,12 @@ def test_fault_names_both_numbers(found, own, device, said):
 
 def test_val_bpb_of_a_run_is_the_score_and_what_the_tree_said_stands_beside_it():
     record = {"status": "ok", "results": {"val_bpb": 2.61, "scored_val_bpb": 2.64, "evaluator": "control",
-                                          "fault": "f"}}
+                                          "fault": None}}
     run = RunSummary.of_record(record)
-    assert (run.val_bpb, run.tree_val_bpb, run.evaluator, run.fault) == (2.64, 2.61, "control", "f")
+    assert (run.val_bpb, run.tree_val_bpb, run.evaluator, run.fault) == (2.64, 2.61, "control", None)
     assert RunSummary.from_json(run.to_json()) == run
+    record["results"]["fault"] = "f"
+    assert (RunSummary.of_record(record).val_bpb, RunSummary.of_record(record).fault) == (None, "f")
     plain = RunSummary.of_record({"status": "ok", "results": {"val_bpb": 2.61}})
     assert plain.val_bpb == 2.61 and "evaluator" not in plain.to_json()
     assert judged_bpb({"val_bpb": 2.61, "evaluator": "own"}) == 2.61

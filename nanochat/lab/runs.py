@@ -112,12 +112,14 @@ class RunSummary:
 
 
 def judged_bpb(results: dict) -> float | None:
-    """val_bpb as it is compared: the score of the control's evaluator, where there is one.
+    """val_bpb as it is compared: the score of the control's evaluator, where there is one. None for a run with a fault.
 
     Where both agree to rounding, the run's own digits stay. Otherwise a candidate that does nothing would be better or
     worse than the control by the rounding of the other evaluator, with the same sign on every seed.
     """
     own, scored = results.get("val_bpb"), results.get("scored_val_bpb")
+    if results.get("fault"):
+        return None
     if results.get("evaluator") != "control" or (own and scored and math.isclose(own, scored, rel_tol=ROUNDING)):
         return own
     return scored
