@@ -15,7 +15,8 @@ from nanochat.common import REPO_ROOT, atomic_write
 from nanochat.lab.ledger.experiments import LEDGER, read
 from nanochat.lab.report.leaderboard import markdown, profiles, replaced, verdicts_of, with_rivals
 from nanochat.lab.report.plots import draw_leaderboard
-from nanochat.lab.report.result_file import ResultFile, read_results
+from nanochat.lab.report.result_check import changed_verdicts, read_judged
+from nanochat.lab.report.result_file import ResultFile
 
 PAGE = REPO_ROOT / "dev" / "LEADERBOARD.md"
 
@@ -33,11 +34,16 @@ def build_parser():
 
 
 def all_results(folder) -> list[ResultFile]:
-    """The result files in a folder, by name. A file that is not a protocol's is left out, and its name is printed."""
+    """The result files in a folder, by name, with the verdicts that their runs give.
+
+    A file that is not as a protocol writes it is left out. Its name and the reason are printed.
+    """
     found = []
     for path in sorted(Path(folder).glob("*_latest.json")):
         try:
-            found.append(read_results(path))
+            found.append(read_judged(path))
+            for line in changed_verdicts(path, found[-1]):
+                print(line)
         except ValueError as e:
             print(f"{path}: left out, {e}")
     return found

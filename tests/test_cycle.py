@@ -12,6 +12,7 @@ import pytest
 
 from nanochat.common import read_json, write_json
 from nanochat.config import parse
+from nanochat.lab.cycle import miniseries as miniseries_module
 from nanochat.lab.cycle import walk as walk_module
 from nanochat.lab.cycle.miniseries import Depth, Robustness
 from nanochat.lab.cycle.rules import (
@@ -216,7 +217,18 @@ class Place:
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.setattr(walk_module, "FUSION_FLAGS", ("fused_rmsnorm",))
+    # The stand-in sets verdicts by hand, without runs: they cannot be replayed.
+    for module in (walk_module, miniseries_module):
+        monkeypatch.setattr(module, "read_judged", read_results)
     return Place(tmp_path)
+
+
+def test_an_edited_file_is_no_finished_label(tmp_path):
+    """It is run again, which reuses the complete runs and writes the file anew."""
+    write_json(tmp_path / "c_warmdown_latest.json", facts([entry("w", "promote", 0.1)], label="c_warmdown").to_json())
+    cycle = Cycle("c", CPU, "", [2], ["2"], tmp_path, tmp_path / "ledger.csv", 2)
+    assert read_results(tmp_path / "c_warmdown_latest.json").verdicts[0].verdict == "promote"
+    assert cycle.results("c_warmdown") is None
 
 
 def test_walk_goes_through_all_phases_and_carries_winners_on(place):

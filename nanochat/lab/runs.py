@@ -15,6 +15,8 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import get_args, get_type_hints
 
+from nanochat.lab.typed import fits
+
 OF_RECORD = ("resumed_from_step", "error", "config_hash", "profile_hash", "command", "started_at", "run_id",
              "git_commit", "dirty", "threads", "dataset_id", "tokenizer_id")
 OF_RESULTS = ("trained_tokens", "min_val_bpb", "steps", "bound", "final_train_loss", "tok_per_sec_median",
@@ -105,7 +107,7 @@ class RunSummary:
                              "run its protocol again")
         known = {name: entry[name] for name in _types() if entry.get(name) is not None}
         for name, value in known.items():
-            if not _is_of(value, kind := _types()[name]):
+            if not fits(value, kind := _types()[name]):
                 raise ValueError(f"{source}: {name} of a run is {value!r}, expected {kind.__name__} or null; "
                                  "move the file away and run its protocol again")
         return cls(**known)
@@ -134,10 +136,3 @@ def _types() -> dict[str, type]:
     """{field: type of a value that is not None}, in order."""
     hints = get_type_hints(RunSummary)
     return {f.name: get_args(hints[f.name])[0] for f in fields(RunSummary)}
-
-
-def _is_of(value, kind: type) -> bool:
-    """True if a JSON value fits the type. A whole number fits float, and a bool fits only bool, though it is an int."""
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)

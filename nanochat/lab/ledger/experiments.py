@@ -155,9 +155,12 @@ def parse_cell(name: str, text: str):
             raise ValueError(f"{name}={text}: expected True or False")
         return text == "True"
     try:
-        return int(text) if name in INTEGERS else float(text) if name in FLOATS else text
+        value = int(text) if name in INTEGERS else float(text) if name in FLOATS else text
     except ValueError:
         raise ValueError(f"{name}={text}: expected a {'whole ' * (name in INTEGERS)}number") from None
+    if name in FLOATS and not math.isfinite(value):  # such a value is written as an empty cell
+        raise ValueError(f"{name}={text}: expected a finite number, or an empty cell for what was not measured")
+    return value
 
 
 def read(path, where=(), last: int | None = None, **filters) -> list[dict]:
