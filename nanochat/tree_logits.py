@@ -12,14 +12,13 @@ B x T token ids; the answer is V and then B x T x V logits in fp32. Sizes and id
 What the tree prints goes to stderr.
 """
 
+import json
 import os
 import sys
 
 sys.path[0] = os.getcwd()  # the tree: this file is a script, and its own folder would be searched first
 
-import json
-
-import torch
+import torch  # noqa: E402
 
 
 def load(folder: str, step: int, device: torch.device, dtype: torch.dtype):

@@ -52,7 +52,7 @@ class TreeModel:
             *ids.shape, vocab)
 
     def close(self):
-        self.child.stdin.close()
+        self.child.kill()  # it has answered: torch would take a second to leave
         self.child.wait()
 
     def _read(self, size: int) -> bytes:

@@ -4,7 +4,7 @@ The control's evaluator on models of other trees: the honest one, one that count
 python -m pytest tests/test_tree_score.py -q
 """
 
-import os
+import json
 import shutil
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def test_a_tree_whose_model_cannot_be_loaded_keeps_its_own_number_and_a_mark(bas
     tree = copy_of_this(tmp_path, ("nanochat/checkpoint_manager.py", "def restore_model(", "def restore_another("))
     record = {"status": "ok", "results": {"val_bpb": 2.5, "steps": STEP, "evaluator": "control"}}
     order = {**order_of(base, tree), "path": str(tmp_path / "order.json")}
-    (tmp_path / "order.json").write_text(__import__("json").dumps(order))
+    (tmp_path / "order.json").write_text(json.dumps(order))
     added = add_score(order, record, type("Stop", (), {"asked_at": None}))
     assert added == {"results": {"val_bpb": 2.5, "steps": STEP, "evaluator": "own"}}
     assert "has no attribute 'build_model'" in capfd.readouterr().err

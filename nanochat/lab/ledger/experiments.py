@@ -73,7 +73,8 @@ def row_of_run(run: RunSummary, record: dict, metrics_rows, target=None) -> dict
         "timestamp": record.get("started_at"), "experiment_name": run.label or record.get("run_id"),
         "profile": run.recipe, "status": run.run_status, "effective_total_batch_size": done.get("total_batch_size"),
         "target_param_data_ratio": config.get("target_param_data_ratio") if _by_ratio(done) else None,
-        "device": _device(record.get("device") or {}), "versions": _versions({**(record.get("versions") or {}), **versions_of_tree(record)}),
+        "device": _device(record.get("device") or {}),
+        "versions": _versions({**(record.get("versions") or {}), **versions_of_tree(record)}),
         "bound": record.get("bound") or run.bound or (done.get("horizon") if run.run_status == "ok" else None),
     }
     # A value that is missing in the record is taken from the cell. Where both have it, the record is right: in an A/A

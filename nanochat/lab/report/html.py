@@ -221,7 +221,8 @@ def _runs(runs: list[RunSummary]) -> Markup | None:
 
 def _remarks(run: RunSummary) -> str:
     found = [*remarks(run), "overloaded: do not trust its times" if run.overloaded else None,
-             None if run.resumed_from_step is None else f"resumed from step {run.resumed_from_step}", run.error, run.fault]
+             None if run.resumed_from_step is None else f"resumed from step {run.resumed_from_step}", run.error,
+             run.fault]
     return "; ".join(remark for remark in found if remark)
 
 

@@ -42,7 +42,7 @@ def failure(run: RunSummary, log, lines: int = 5) -> str:
 
 def results_table(results: ResultFile) -> str:
     runs = [[run.arm, str(run.seed), number(run.val_bpb, ".5f"), number(run.min_val_bpb, ".5f"),
-             number(run.avg_tok_per_sec, ",.0f"), run.run_status + (f" ({', '.join(remarks(run))})" if remarks(run) else "")]
+             number(run.avg_tok_per_sec, ",.0f"), _status(run)]
             for run in results.runs]
     parts = ["", table(["arm", "seed", "val_bpb", "min_val_bpb", "tok/s", "status"], runs)]
     deltas = [[delta.candidate, str(delta.seed), number(delta.candidate_minus_control_bpb, "+.5f"),
@@ -56,6 +56,10 @@ def results_table(results: ResultFile) -> str:
                   table(["candidate", "seed", "bpb", "duration_sec", "speed_ratio"], deltas)]
     parts += ["", *_notes(results), verdicts(results), ""]
     return "\n".join(parts)
+
+
+def _status(run: RunSummary) -> str:
+    return run.run_status + (f" ({', '.join(remarks(run))})" if remarks(run) else "")
 
 
 def remarks(run: RunSummary) -> list[str]:
