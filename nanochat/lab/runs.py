@@ -20,8 +20,9 @@ from nanochat.lab.typed import fits
 OF_RECORD = ("resumed_from_step", "error", "config_hash", "profile_hash", "command", "started_at", "run_id",
              "git_commit", "dirty", "threads", "dataset_id", "tokenizer_id")
 OF_RESULTS = ("trained_tokens", "min_val_bpb", "steps", "bound", "final_train_loss", "tok_per_sec_median",
-              "dt_median_ms", "peak_mem_mib", "evaluator", "fault")
-LATER = ("evaluator", "tree_val_bpb", "fault")  # of runs on another tree; written only where there is a value
+              "dt_median_ms", "peak_mem_mib", "grad_spikes", "evaluator", "fault")
+# Fields that came after 0.1.0. They are written only where there is a value, so that a file of before stays as it was.
+LATER = ("grad_spikes", "evaluator", "tree_val_bpb", "fault")
 ROUNDING = 1e-6  # relative: two evaluators that agree to it found the same
 
 
@@ -64,6 +65,7 @@ class RunSummary:
     tok_per_sec_median: float | None = None
     dt_median_ms: float | None = None
     peak_mem_mib: float | None = None
+    grad_spikes: int | None = None  # steps whose gradient norm was ten times the running median and more
     load: float | None = None  # the larger load average of its start and its end
     overloaded: bool | None = None
     time_to_target_sec: float | None = None  # training seconds; None also where no target was declared
@@ -107,7 +109,8 @@ class RunSummary:
                              "run its protocol again")
         known = {name: entry[name] for name in _types() if entry.get(name) is not None}
         for name, value in known.items():
-            if not fits(value, kind := _types()[name]):
+            kind = _types()[name]
+            if not fits(value, kind) and not (kind is float and isinstance(value, float)):  # a diverged loss may be nan
                 raise ValueError(f"{source}: {name} of a run is {value!r}, expected {kind.__name__} or null; "
                                  "move the file away and run its protocol again")
         return cls(**known)

@@ -152,6 +152,8 @@ def _of_run(d: Declaration, run: RunSummary) -> list[str]:
             found.append(f"has {name} {value!r}, expected {declared!r}, as declared")
     if run.run_tag is not None and not run.run_tag.endswith(f"_{run.arm}_s{run.seed}"):
         found.append(f"is the run of another cell, {run.run_tag}")
+    found += [f"has {name} {value}, expected a finite number" for name, value in vars(run).items()
+              if isinstance(value, float) and not math.isfinite(value)]
     found += [f"has {name} {value}, expected a number above 0" for name in POSITIVE
               if (value := getattr(run, name)) is not None and value <= 0]
     found += [f"has {name} {value}, expected 0 or more" for name in NOT_NEGATIVE
