@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.lab.ledger.experiments import read
+from nanochat.lab.ledger.row_check import kept_rows
 from nanochat.lab.report.result_check import changed_verdicts, faults, read_judged
 from nanochat.lab.report.result_file import read_results
 from scripts import gates as gates_script
@@ -129,6 +131,44 @@ def test_edit_is_refused_by_name_in_every_reader_that_judges(edit, named, true_t
     assert gates_script.main(["--label=dec", f"--results-dir={tmp_path}", "--json"]) == 2
     assert named in capsys.readouterr().err
     assert leaderboard_script.all_results(tmp_path) == [] and "left out" in capsys.readouterr().out
+
+
+def test_a_value_that_is_not_the_one_in_the_history_is_refused(true_text, tmp_path):
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    assert read_judged(tmp_path / "results" / "dec_latest.json")
+    write(tmp_path / "results", true_text, of_run(val_bpb=3.0))
+    with pytest.raises(ValueError, match="gate005 on seed 1 has val_bpb 3.0, and 3.2.* in its history"):
+        read_judged(tmp_path / "results" / "dec_latest.json")
+
+
+@pytest.mark.parametrize("changes, named", [
+    ({"status": "running"}, "its status is 'running'"), ({"val_bpb": -1.0}, "its val_bpb is -1.0"),
+    ({"training_sec": -5.0}, "its training_sec is -5.0"), ({"status": "crash"}, "ended as crash and has a val_bpb"),
+    ({"timestamp": "2026-01-01T00:00:00+00:00"}, "began at 2026-01-01T00:00:00+00:00, before its declaration"),
+    ({"val_bpb": 3.0}, "its val_bpb is 3.0, and 3.2")])
+def test_an_edited_row_is_left_out_by_name(changes, named, true_text, tmp_path):
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    rows, runs = read(tmp_path / "experiments.csv"), read_results(write(tmp_path, true_text)).runs
+    assert kept_rows(rows, runs) == (rows, [])
+    i = next(i for i, row in enumerate(rows) if row["label"] == "dec")
+    rows[i] = {**rows[i], **changes}
+    kept, lines = kept_rows(rows, runs)
+    assert kept == rows[:i] + rows[i + 1:] and len(lines) == 1
+    assert lines[0].startswith(f"row {i + 1} left out: ") and named in lines[0]
+
+
+def test_a_cell_that_is_no_number_is_refused_with_its_row(tmp_path):
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    path = tmp_path / "experiments.csv"
+    text = path.read_text(encoding="utf-8")
+    bpb = str(read(path)[2]["val_bpb"])
+    for word in ("nan", "inf", "low"):
+        path.write_text(text.replace(f",{bpb},", f",{word},"), encoding="utf-8")
+        with pytest.raises(ValueError, match=f"row 3: .*val_bpb={word}: expected a"):
+            read(path)
 
 
 @pytest.mark.parametrize("name", ["started_at", "device", "steps", "bound", "label", "recipe", "candidate", "command",

@@ -16,9 +16,11 @@ import math
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 
 from nanochat.config import FIELDS
 from nanochat.lab.arms import CONTROL, matched_budget, parse_arm
+from nanochat.lab.csv_file import read_rows
 from nanochat.lab.ledger.workload import OF_A_CELL, options_of
 from nanochat.lab.report.result_file import ResultFile, read_results
 from nanochat.lab.runs import RunSummary
@@ -48,7 +50,7 @@ def read_judged(path) -> ResultFile:
         raise ValueError(f"{path} is not as a protocol writes it: {e}") from e
     if results.declaration is None:
         return replace(results, verdicts=[])
-    if found := faults(results):
+    if found := [*faults(results), *_of_history(results, Path(path))]:
         more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise ValueError(f"{path} is not as a protocol writes it: {'; '.join(found[:SHOWN])}{more}. Run the protocol "
                          "again: it reuses the complete runs and writes the file anew")
@@ -138,6 +140,21 @@ def is_time(text) -> bool:
 
 # -----------------------------------------------------------------------------
 # Runs
+
+def _of_history(results: ResultFile, path: Path) -> list[str]:
+    """Runs whose row in the label's history, beside the file, has another value. A run without a row is none."""
+    rows = {(row.get("run_tag"), row.get("config_hash"), row.get("timestamp")): row
+            for row in read_rows(path.with_name(path.name.replace("_latest.json", "_history.csv")))}
+    found = []
+    for run in results.runs:
+        row = rows.get((run.run_tag, run.config_hash, run.timestamp), {})
+        for name in ("run_status", "val_bpb", "min_val_bpb", "duration_sec"):
+            here = "" if getattr(run, name) is None else str(getattr(run, name))
+            if row.get(name, here) != here:
+                found.append(f"{run.arm} on seed {run.seed} has {name} {here or 'empty'}, and {row[name] or 'empty'} "
+                             "in its history")
+    return found
+
 
 def _of_run(d: Declaration, run: RunSummary) -> list[str]:
     arms = {arm.name: arm.flags for arm in d.arms}
