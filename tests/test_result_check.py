@@ -12,10 +12,12 @@ import pytest
 
 from nanochat.lab.ledger.experiments import read
 from nanochat.lab.ledger.row_check import kept_rows
+from nanochat.lab.protocol.protocol import run
 from nanochat.lab.report.result_check import changed_verdicts, faults, read_judged
 from nanochat.lab.report.result_file import read_results
 from scripts import gates as gates_script
 from scripts import leaderboard as leaderboard_script
+from tests.lab_case import behave, enter, make
 
 ARCHIVE = Path(__file__).with_name("written_by_0_1_0.tar.gz")
 
@@ -189,3 +191,19 @@ def test_a_stored_verdict_decides_nothing(true_text, tmp_path, capsys):
     found, = leaderboard_script.all_results(tmp_path)
     assert found.verdicts[1].verdict == "reject" and "its runs give reject" in capsys.readouterr().out
     assert read_results(path).verdicts[1].verdict == "promote"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [
+    {}, {"candidates": ("gate: --symplectic-gate", "lr: --matrix-lr=0.03"), "seeds": (1, 2, 3, 4, 5)},
+    {"candidates": ("aa:",), "aa": True}, {"until_decided": True, "seeds": tuple(range(1, 13))},
+    {"primary": "time_to_target", "target_bpb": 2.5}, {"flags": ("--wall-budget-sec=100",)},
+    {"candidates": ("deep: --depth=2",)}, {"label": ""}], ids=str)
+def test_every_protocol_writes_files_that_are_read(options, tmp_path, monkeypatch):
+    enter(tmp_path, monkeypatch)
+    for how in ("crash", "ok"):  # first a failed cell, then a whole file
+        behave(monkeypatch, **{f"gate_s{options.get('seeds', (1337,))[0]}": how})
+        run(make(**options), say=lambda *lines: None)
+        path = next(Path("results").glob("*_latest.json"))
+        assert read_judged(path).verdicts == read_results(path).verdicts
+        assert changed_verdicts(path, read_judged(path)) == []
