@@ -13,6 +13,7 @@ from nanochat.common import REPO_ROOT
 
 LETTERS = 8  # of a patch's hash
 COMMIT = 7
+SAYS = {"own": "own evaluator", "refused": "refused by the control's evaluator"}
 
 
 def versions_of_tree(record: dict) -> dict:
@@ -23,8 +24,9 @@ def versions_of_tree(record: dict) -> dict:
     names = ["_".join(patch["name"].split()).replace("+", "_") for patch in record.get("patches") or []]
     found = {"nanochat": record.get("git_commit") or "unknown"} if foreign else {}
     found |= {"patches": "+".join(names)} if names else {}
-    own = (record.get("results") or {}).get("evaluator") == "own"
-    return found | ({"evaluator": "own"} if own else {})
+    results = record.get("results") or {}
+    word = "refused" if results.get("fault") else "own" if results.get("evaluator") == "own" else None
+    return found | ({"evaluator": word} if word else {})
 
 
 def marks_of_row(row: dict) -> str:
@@ -39,4 +41,5 @@ def marks_of_row(row: dict) -> str:
         names = ["patch"] * len(hashes)
     marks = [f"nanochat {versions['nanochat'][:COMMIT]}"] if "nanochat" in versions else []
     marks += [f"{name} {sha[:LETTERS]}" for name, sha in zip(names, hashes) if sha]
-    return ", ".join([*marks, *(["own evaluator"] if versions.get("evaluator") == "own" else [])])
+    says = SAYS.get(versions.get("evaluator"))
+    return ", ".join([*marks, *([says] if says else [])])
