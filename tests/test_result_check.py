@@ -12,7 +12,7 @@ import pytest
 
 from nanochat.lab.ledger.experiments import read
 from nanochat.lab.ledger.row_check import kept_rows
-from nanochat.lab.protocol.protocol import run
+from nanochat.lab.protocol.protocol import run as run_protocol
 from nanochat.lab.report.result_check import changed_verdicts, faults, read_judged
 from nanochat.lab.report.result_file import read_results
 from scripts import gates as gates_script
@@ -203,7 +203,7 @@ def test_every_protocol_writes_files_that_are_read(options, tmp_path, monkeypatc
     enter(tmp_path, monkeypatch)
     for how in ("crash", "ok"):  # first a failed cell, then a whole file
         behave(monkeypatch, **{f"gate_s{options.get('seeds', (1337,))[0]}": how})
-        run(make(**options), say=lambda *lines: None)
+        run_protocol(make(**options), say=lambda *lines: None)
         path = next(Path("results").glob("*_latest.json"))
         assert read_judged(path).verdicts == read_results(path).verdicts
         assert changed_verdicts(path, read_judged(path)) == []
