@@ -3,7 +3,8 @@ The verdict of a label, gate by gate, from its result file:
 
     python -m scripts.gates --label=mix005          (reads results/mix005_latest.json)
 
-The declared looks are replayed over the runs in the file; nothing is trained and nothing is written. With
+The declared looks are replayed over the runs in the file; nothing is trained and nothing is written. A file that no
+protocol can have written is refused, with what is wrong in it (nanochat/lab/report/result_check.py). With
 --exit-code the status is that of the worst candidate: 0 promote, 10 optional, 11 inconclusive, 12 reject, 13 no
 verdict. --log-entry drafts the entry for dev/LOG.md. --plateau tells whether the cycles so far have reached a plateau.
 """
@@ -11,16 +12,15 @@ verdict. --log-entry drafts the entry for dev/LOG.md. --plateau tells whether th
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from nanochat.lab.commands import RESULTS_DIR
 from nanochat.lab.cycle.rules import plateau
 from nanochat.lab.cycle.walk import read_cycles
 from nanochat.lab.report.log_entry import log_entry
-from nanochat.lab.report.result_file import ResultFile, path_of, read_results
+from nanochat.lab.report.result_check import changed_verdicts, read_judged
+from nanochat.lab.report.result_file import ResultFile, path_of
 from nanochat.lab.report.text import verdicts
-from nanochat.lab.verdict import gates
 
 EXIT = {"promote": 0, "optional": 10, "inconclusive": 11, "reject": 12, None: 13}
 
@@ -41,15 +41,18 @@ def build_parser():
 
 
 def read_label(folder: Path, label: str) -> ResultFile:
+    """The results of a label with the verdicts that its runs give. Raises ValueError where they can give none."""
     path = path_of(label, folder)
     try:
-        results = read_results(path)
+        results = read_judged(path)
     except FileNotFoundError:
         known = sorted(p.name.removesuffix("_latest.json") for p in folder.glob("*_latest.json"))
         raise ValueError(f"{path} is missing: run `make protocol LABEL={label}`; labels here: "
                          f"{', '.join(known) or 'none'}") from None
     if results.declaration is None:
         raise ValueError(f"{path} has no declaration: it was not written by a protocol of this version")
+    for line in changed_verdicts(path, results):
+        print(f"note: {line}", file=sys.stderr)
     return results
 
 
@@ -64,7 +67,6 @@ def main(argv=None) -> int:
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    results = replace(results, verdicts=gates.judge(results.declaration, results.runs))
     if args.json:
         print(json.dumps([verdict.to_json() for verdict in results.verdicts], indent=1, allow_nan=False))
     elif args.log_entry:

@@ -16,6 +16,7 @@ from nanochat.checkpoint_manager import load_checkpoint, load_model
 from nanochat.dataloader import DataLoader
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.tokenizer import get_token_bytes
+from nanochat.tree_score import score
 from tests.conftest import REPO_ROOT
 from tests.tiny import make_base
 
@@ -73,6 +74,19 @@ def test_upstream_evaluates_our_checkpoint_to_the_bpb_that_we_do(both):
 def test_we_evaluate_upstreams_checkpoint_to_the_bpb_that_it_printed(both):
     base, _, theirs = both
     assert val_bpb(base, "theirs") == pytest.approx(float(VAL_BPB.findall(theirs)[-1]), abs=2e-6)
+
+
+def test_the_controls_evaluator_scores_upstreams_model_by_its_logits(both, monkeypatch):
+    """The tree's own code builds the model; val_bpb is the one that upstream printed, and no token is seen early."""
+    base, _, theirs = both
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
+    config = {"device_batch_size": 4, "max_seq_len": 64, "eval_tokens": 1024}
+    order = {"home": str(base), "tag": "theirs", "tree": UPSTREAM,
+             "facts": {"config": config, "device": {"kind": "cpu"}}}
+    found = score(order, 20, "float32")
+    assert found["val_bpb"] == pytest.approx(float(VAL_BPB.findall(theirs)[-1]), abs=2e-6)
+    assert found["dtype"] == "float32" and found["repeated"] == found["before_cut"] == 0
 
 
 def test_optimizer_files_have_one_layout(both):

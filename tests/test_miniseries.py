@@ -19,7 +19,7 @@ from nanochat.lab.csv_file import read_rows
 from nanochat.lab.cycle import miniseries
 from nanochat.lab.cycle.miniseries import check_matched, judge, read_depths
 from nanochat.lab.protocol.build import build_protocol
-from nanochat.lab.report.result_file import ResultFile, Settings
+from nanochat.lab.report.result_file import ResultFile, Settings, read_results
 from nanochat.lab.verdict.facts import Declaration, DeclaredArm, Floor, GateRow, Verdict
 from scripts import miniseries as script
 from scripts import protocol as protocol_script
@@ -122,10 +122,23 @@ def test_depth_without_verdict_is_refused_by_name():
         judge({2: facts(2, SAYS["promote"]), 4: facts(4)})
 
 
-def test_missing_depths_are_refused_by_name(tmp_path):
+@pytest.fixture
+def verdicts_set_by_hand(monkeypatch):
+    """Files without runs: their verdicts cannot be replayed. test_result_check.py reads files with runs."""
+    monkeypatch.setattr(miniseries, "read_judged", read_results)
+
+
+def test_edited_depth_is_refused_by_name(tmp_path):
+    write_json(tmp_path / "x_d2_latest.json", facts(2, SAYS["promote"]).to_json())
+    with pytest.raises(ValueError, match="depth 2: .*x_d2_latest.json is not as a protocol writes it: its declaration"):
+        read_depths(tmp_path, "x", [2])
+
+
+def test_missing_depths_are_refused_by_name(tmp_path, verdicts_set_by_hand):
     write_json(tmp_path / "x_d2_latest.json", facts(2, SAYS["promote"]).to_json())
     (tmp_path / "x_d6_latest.json").write_text("{torn")
-    with pytest.raises(ValueError, match="depth 4: no .*x_d4_latest.json; depth 6: no .*the same command goes on"):
+    says = "depth 4: no .*x_d4_latest.json; depth 6: Expecting .*the same command goes on"
+    with pytest.raises(ValueError, match=says):
         read_depths(tmp_path, "x", [2, 4, 6])
     assert list(read_depths(tmp_path, "x", [2])) == [2]
 
@@ -247,7 +260,7 @@ def test_noise_is_banked_at_each_depth_with_the_flags_of_its_protocol(capsys):
         to_paste(f"python -m scripts.protocol --label=x_d{depth} --profile=smoke-cpu {{}} --until=decided"))]
 
 
-def test_judge_writes_the_verdict_and_prints_one_table(tmp_path, monkeypatch, capsys):
+def test_judge_writes_the_verdict_and_prints_one_table(tmp_path, monkeypatch, capsys, verdicts_set_by_hand):
     monkeypatch.chdir(tmp_path)
     Path("results").mkdir()
     for depth, what in ((2, "promote"), (4, "not worse")):

@@ -11,14 +11,14 @@ import pytest
 
 from nanochat.lab.csv_file import read_schema
 from nanochat.lab.metrics import METRICS
-from nanochat.lab.runs import RunSummary
+from nanochat.lab.runs import LATER, RunSummary
 
 RUN = {"timestamp": "2026-01-01T00:00:00+00:00", "run_tag": "nc_d4_control_s1", "seed": 1, "duration_sec": 12,
        "val_bpb": 1.25, "run_status": "ok", "arm": "control", "reused": False, "threads": 2, "steps_to_target": 7.5}
 
 
 def test_run_of_a_file_is_written_as_it_was_read():
-    whole = dict.fromkeys(f.name for f in fields(RunSummary)) | RUN
+    whole = {f.name: None for f in fields(RunSummary) if f.name not in LATER} | RUN
     again = RunSummary.from_json(json.loads(json.dumps(whole))).to_json()
     assert again == whole and list(again) == list(whole)
 

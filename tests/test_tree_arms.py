@@ -55,6 +55,15 @@ def test_unknown_flag_is_refused_by_name_before_anything_runs():
     assert not os.path.exists("results/t")
 
 
+def test_a_tree_without_a_quiet_start_runs_without_it_and_is_then_another_workload():
+    control, other = make_all_arms([], ["a: tree=tree patch=seed.patch"], COMMON, "base")
+    assert control.config.quiet_start and not other.config.quiet_start
+    assert not [word for word in other.argv if "quiet" in word]
+    assert "--quiet-start True -> False" in profile_changes(control, other)
+    off = make_all_arms([], ["a: tree=tree patch=seed.patch"], [*COMMON, "--no-quiet-start"], "base")
+    assert profile_changes(*off) == []
+
+
 def test_a_part_of_the_model_that_the_trees_trainer_lacks():
     """At its default it is not passed on. Otherwise it is refused, in either spelling, --no-smear too."""
     plain, = arms_of("control: tree=tree")
@@ -138,11 +147,12 @@ def test_hash_of_a_cell_is_options_commit_patches_and_data():
 
 def test_a_profile_that_an_arm_changes_is_seen_and_so_is_the_order_of_documents():
     control, seeded, plain, deep = make_all_arms(
-        [], ["a: tree=tree patch=seed.patch", "b: tree=tree", "c: tree=tree flags=--depth=8"], COMMON, "base")
+        [], ["a: tree=tree patch=seed.patch", "b: tree=tree", "c: tree=tree flags=--depth=8"],
+        [*COMMON, "--no-quiet-start"], "base")
     assert profile_changes(control, seeded) == []  # both shuffle by seed
     assert profile_changes(control, plain) == ["--data-order seed -> file"]
     assert "--depth 4 -> 8" in profile_changes(control, deep)
-    in_order = make_all_arms([], ["b: tree=tree"], [*COMMON, "--data-order=file"], "base")
+    in_order = make_all_arms([], ["b: tree=tree"], [*COMMON, "--no-quiet-start", "--data-order=file"], "base")
     assert profile_changes(*in_order) == []
     with pytest.raises(ValueError, match="--data-order=file: the tree's trainer orders documents by its --seed"):
         make_all_arms([], ["a: tree=tree patch=seed.patch"], [*COMMON, "--data-order=file"], "base")

@@ -10,14 +10,20 @@ of the ledger is made from a run too (lab/ledger/experiments.py). None means tha
 known.
 """
 
+import math
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import get_args, get_type_hints
 
+from nanochat.lab.typed import fits
+
 OF_RECORD = ("resumed_from_step", "error", "config_hash", "profile_hash", "command", "started_at", "run_id",
              "git_commit", "dirty", "threads", "dataset_id", "tokenizer_id")
 OF_RESULTS = ("trained_tokens", "min_val_bpb", "steps", "bound", "final_train_loss", "tok_per_sec_median",
-              "dt_median_ms", "peak_mem_mib", "grad_spikes")
+              "dt_median_ms", "peak_mem_mib", "grad_spikes", "evaluator", "fault")
+# Fields that came after 0.1.0. They are written only where there is a value, so that a file of before stays as it was.
+LATER = ("grad_spikes", "evaluator", "tree_val_bpb", "fault")
+ROUNDING = 1e-6  # relative: two evaluators that agree to it found the same
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,13 @@ class RunSummary:
     overloaded: bool | None = None
     time_to_target_sec: float | None = None  # training seconds; None also where no target was declared
     steps_to_target: float | None = None  # between two validations it is interpolated
+    evaluator: str | None = None  # of a run on another tree: control, or own where it could not be scored
+    tree_val_bpb: float | None = None  # as that tree reports it; val_bpb is the control's evaluator's
+    fault: str | None = None  # why the run of another tree can show nothing: lab/trees/score.py
 
     def to_json(self) -> dict:
-        """The entry of runs[]: every field, in order."""
-        return {name: getattr(self, name) for name in _types()}
+        """The entry of runs[]: every field, in order, without the later ones that have no value."""
+        return {name: value for name in _types() if (value := getattr(self, name)) is not None or name not in LATER}
 
     @classmethod
     def of_record(cls, record: dict, **told) -> "RunSummary":
@@ -83,7 +92,8 @@ class RunSummary:
         said = {name: record.get(name) for name in OF_RECORD} | {name: results.get(name) for name in OF_RESULTS} | {
             "seed": config.get("seed"), "window_pattern": config.get("window_pattern"),
             "num_iterations": resolved.get("num_iterations"), "run_status": status,
-            "val_bpb": results.get("val_bpb") if status == "ok" else None,  # that of a run's end
+            "val_bpb": judged_bpb(results) if status == "ok" else None,  # that of a run's end
+            "tree_val_bpb": results.get("val_bpb") if results.get("evaluator") else None,
             "duration_sec": rounded(clocks.get("wall_time_sec"), 3), "training_sec": clocks.get("total_training_time"),
             "avg_tok_per_sec": rounded(results.get("avg_tok_per_sec"), 1), "device": device.get("name"), "load": load}
         return cls(**{**said, **told})
@@ -99,10 +109,25 @@ class RunSummary:
                              "run its protocol again")
         known = {name: entry[name] for name in _types() if entry.get(name) is not None}
         for name, value in known.items():
-            if not _is_of(value, kind := _types()[name]):
+            kind = _types()[name]
+            if not fits(value, kind) and not (kind is float and isinstance(value, float)):  # a diverged loss may be nan
                 raise ValueError(f"{source}: {name} of a run is {value!r}, expected {kind.__name__} or null; "
                                  "move the file away and run its protocol again")
         return cls(**known)
+
+
+def judged_bpb(results: dict) -> float | None:
+    """val_bpb as it is compared: the score of the control's evaluator, where there is one. None for a run with a fault.
+
+    Where both agree to rounding, the run's own digits stay. Otherwise a candidate that does nothing would be better or
+    worse than the control by the rounding of the other evaluator, with the same sign on every seed.
+    """
+    own, scored = results.get("val_bpb"), results.get("scored_val_bpb")
+    if results.get("fault"):
+        return None
+    if results.get("evaluator") != "control" or (own and scored and math.isclose(own, scored, rel_tol=ROUNDING)):
+        return own
+    return scored
 
 
 def rounded(value: float | None, digits: int) -> float | None:
@@ -114,10 +139,3 @@ def _types() -> dict[str, type]:
     """{field: type of a value that is not None}, in order."""
     hints = get_type_hints(RunSummary)
     return {f.name: get_args(hints[f.name])[0] for f in fields(RunSummary)}
-
-
-def _is_of(value, kind: type) -> bool:
-    """True if a JSON value fits the type. A whole number fits float, and a bool fits only bool, though it is an int."""
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)

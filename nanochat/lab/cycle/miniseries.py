@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 
 from nanochat.config import FIELDS
 from nanochat.lab.arms import CONTROL, parse_arm
-from nanochat.lab.report.result_file import ResultFile, path_of, read_results
+from nanochat.lab.report.result_check import read_judged
+from nanochat.lab.report.result_file import ResultFile, path_of
 from nanochat.lab.table import number, table
 from nanochat.lab.verdict.facts import GateRow, Verdict
 from nanochat.options import tagged
@@ -49,14 +50,16 @@ def label_of(label: str, depth: int) -> str:
 
 
 def read_depths(folder, label: str, depths: list[int]) -> dict[int, ResultFile]:
-    """{depth: results of its label}. Raises ValueError naming every depth that is missing."""
+    """{depth: results of its label}. Raises ValueError naming every depth that is missing or edited."""
     results, missing = {}, []
     for depth in depths:
         path = path_of(label_of(label, depth), folder)
         try:
-            results[depth] = read_results(path)
-        except (OSError, ValueError):
+            results[depth] = read_judged(path)
+        except OSError:
             missing.append(f"depth {depth}: no {path}")
+        except ValueError as e:
+            missing.append(f"depth {depth}: {e}")
     if missing:
         raise ValueError(f"{'; '.join(missing)}: run it, the same command goes on")
     return results

@@ -34,7 +34,8 @@ from nanochat.lab.cycle.rules import (
 )
 from nanochat.lab.ledger import experiments
 from nanochat.lab.profiles import Profile
-from nanochat.lab.report.result_file import ResultFile, path_of, read_results
+from nanochat.lab.report.result_check import read_judged
+from nanochat.lab.report.result_file import ResultFile, path_of
 
 FUSION_FLAGS = ("fused_rmsnorm", "chunked_ce")
 NEXT = ("make the accepted flags the default (nanochat/config.py), results checked",
@@ -69,9 +70,9 @@ class Cycle:
         return " ".join([self.flags, *self.accepted]).strip()
 
     def results(self, label: str) -> ResultFile | None:
-        """The results of a label, or None if no file can be read: the label then has to be run."""
+        """The results of a label, or None if no file can be read, or an edited one: the label then has to be run."""
         try:
-            return read_results(path_of(label, self.results_dir))
+            return read_judged(path_of(label, self.results_dir))
         except (OSError, ValueError):
             return None
 
@@ -148,7 +149,7 @@ def _accept(cycle: Cycle, label: str, winner: Winner, say):
 
 def _earlier(cycle: Cycle, label: str) -> list[Past]:
     """The verdicts of the other labels in the results folder, each with its flags and seeds."""
-    files = [read_results(path) for path in sorted(cycle.results_dir.glob("*_latest.json"))]
+    files = [read_judged(path) for path in sorted(cycle.results_dir.glob("*_latest.json"))]
     others = [results for results in files if results.declaration and results.declaration.label != label]
     return [Past(results.declaration.label, flags_of(results, found.candidate), results.declaration.seeds,
                  found.verdict) for results in others for found in results.verdicts]

@@ -18,6 +18,7 @@ from nanochat.config import FIELDS
 from nanochat.lab.csv_file import append_row, read_schema, read_typed
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.runs import RunSummary
+from nanochat.lab.trees.marks import versions_of_tree
 from nanochat.lab.verdict.time_to_target import crossing, extrapolate
 
 LEDGER = Path(os.environ.get("NANOCHAT_LEDGER") or REPO_ROOT / "dev" / "ledger" / "experiments.csv")
@@ -66,7 +67,8 @@ def row_of_run(run: RunSummary, record: dict, metrics_rows, target=None) -> dict
         "timestamp": record.get("started_at"), "experiment_name": run.label or record.get("run_id"),
         "profile": run.recipe, "status": run.run_status, "effective_total_batch_size": done.get("total_batch_size"),
         "target_param_data_ratio": config.get("target_param_data_ratio") if _by_ratio(done) else None,
-        "device": _device(record.get("device") or {}), "versions": _versions(record.get("versions") or {}),
+        "device": _device(record.get("device") or {}),
+        "versions": _versions({**(record.get("versions") or {}), **versions_of_tree(record)}),
         "bound": record.get("bound") or run.bound or (done.get("horizon") if run.run_status == "ok" else None),
     }
     # A value that is missing in the record is taken from the cell. Where both have it, the record is right: in an A/A
@@ -74,6 +76,8 @@ def row_of_run(run: RunSummary, record: dict, metrics_rows, target=None) -> dict
     of_cell = {"run_id": run.run_tag, "seed": run.seed, "config_hash": run.config_hash,
                "timestamp": run.started_at or run.timestamp}
     row |= {name: value for name, value in of_cell.items() if row[name] is None}
+    if run.fault or run.evaluator == "own":  # only the tree itself has measured these: they rank nowhere
+        row |= dict.fromkeys(("val_bpb", "time_to_target_sec_measured", "time_to_target_sec_extrapolated"))
     return {name: _measured(value) for name, value in row.items()}
 
 
@@ -146,9 +150,12 @@ def parse_cell(name: str, text: str):
             raise ValueError(f"{name}={text}: expected True or False")
         return text == "True"
     try:
-        return int(text) if name in INTEGERS else float(text) if name in FLOATS else text
+        value = int(text) if name in INTEGERS else float(text) if name in FLOATS else text
     except ValueError:
         raise ValueError(f"{name}={text}: expected a {'whole ' * (name in INTEGERS)}number") from None
+    if name in FLOATS and not math.isfinite(value):  # such a value is written as an empty cell
+        raise ValueError(f"{name}={text}: expected a finite number, or an empty cell for what was not measured")
+    return value
 
 
 def read(path, where=(), last: int | None = None, **filters) -> list[dict]:

@@ -53,6 +53,8 @@ class Runner:
         record = read_record(self.home, cell.tag) or {}
         if self.fresh or record.get("config_hash") != cell.config_hash or record.get("status") not in COMPLETE:
             return None
+        if not cell.arm.is_complete(record, cell):
+            return None
         return Outcome(record["status"], record, error=record.get("error"), reused=True)
 
     def command(self, cell: Cell) -> tuple[list[str], bool]:

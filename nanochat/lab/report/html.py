@@ -23,6 +23,7 @@ from nanochat.lab.report.text import (
     checks,
     gate_cells,
     gate_notes,
+    remarks,
     seeds_text,
     sigma_text,
     smallest_gains,
@@ -219,9 +220,10 @@ def _runs(runs: list[RunSummary]) -> Markup | None:
 
 
 def _remarks(run: RunSummary) -> str:
-    remarks = ["reused" if run.reused else None, "overloaded: do not trust its times" if run.overloaded else None,
-               None if run.resumed_from_step is None else f"resumed from step {run.resumed_from_step}", run.error]
-    return "; ".join(remark for remark in remarks if remark)
+    found = [*remarks(run), "overloaded: do not trust its times" if run.overloaded else None,
+             None if run.resumed_from_step is None else f"resumed from step {run.resumed_from_step}", run.error,
+             run.fault]
+    return "; ".join(remark for remark in found if remark)
 
 
 def _noise(results: ResultFile) -> Markup | None:

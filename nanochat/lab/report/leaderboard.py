@@ -18,6 +18,7 @@ from statistics import mean, stdev
 from nanochat.config import FIELDS
 from nanochat.lab.report.result_file import ResultFile
 from nanochat.lab.table import number
+from nanochat.lab.trees.marks import marks_of_row
 from nanochat.options import flag, tagged
 
 BEGIN, END = "<!-- leaderboard: begin -->", "<!-- leaderboard: end -->"
@@ -209,11 +210,12 @@ def cells(place: int, entry: Entry, target) -> list[str]:
     failed = [run["status"] for run in entry.runs if run["status"] != "ok"]
     row = entry.runs[-1]
     commit = text_of(row, "git_commit")[:7] + ("+" if text_of(row, "dirty").lower() in ("true", "1") else "")
+    code = ", ".join(filter(None, (commit, marks_of_row(row))))
     return [str(place), entry.arm, str(len(entry.ok)), " ".join(text_of(run, "seed") for run in entry.ok),
             time_cell(entry, target), extrapolated_cell(entry, target), number(mean(bpb) if bpb else None, ".5f"),
             spread(bpb, ".5f"),
             number(mean(speed) if speed else None, ",.0f"),
-            ", ".join(f"{failed.count(how)} {how}" for how in sorted(set(failed))), entry.verdict, commit]
+            ", ".join(f"{failed.count(how)} {how}" for how in sorted(set(failed))), entry.verdict, code]
 
 
 def time_cell(entry, target) -> str:

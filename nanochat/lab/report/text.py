@@ -14,6 +14,7 @@ from nanochat.lab.report.gains import primary_gate
 from nanochat.lab.report.result_file import ResultFile
 from nanochat.lab.runs import RunSummary
 from nanochat.lab.table import format_time, looks_text, number, plain, table
+from nanochat.lab.trees.tree_arms import names_tree
 from nanochat.lab.verdict.facts import GateRow, MetricNoise, Noise, Verdict, bank_of
 from nanochat.lab.verdict.stats import smallest_gain
 
@@ -41,7 +42,7 @@ def failure(run: RunSummary, log, lines: int = 5) -> str:
 
 def results_table(results: ResultFile) -> str:
     runs = [[run.arm, str(run.seed), number(run.val_bpb, ".5f"), number(run.min_val_bpb, ".5f"),
-             number(run.avg_tok_per_sec, ",.0f"), run.run_status + (" (reused)" if run.reused else "")]
+             number(run.avg_tok_per_sec, ",.0f"), _status(run)]
             for run in results.runs]
     parts = ["", table(["arm", "seed", "val_bpb", "min_val_bpb", "tok/s", "status"], runs)]
     deltas = [[delta.candidate, str(delta.seed), number(delta.candidate_minus_control_bpb, "+.5f"),
@@ -57,8 +58,20 @@ def results_table(results: ResultFile) -> str:
     return "\n".join(parts)
 
 
+def _status(run: RunSummary) -> str:
+    return run.run_status + (f" ({', '.join(remarks(run))})" if remarks(run) else "")
+
+
+def remarks(run: RunSummary) -> list[str]:
+    """Beside the status of a run: whether it ran before, and who measured its val_bpb."""
+    older = run.evaluator is None and run.val_bpb is not None and names_tree(run.candidate or "")
+    return (["reused"] * bool(run.reused) + ["own evaluator"] * (run.evaluator == "own" or older)
+            + ["refused"] * bool(run.fault))
+
+
 def _notes(results: ResultFile) -> list[str]:
-    notes = [f"{delta.candidate} s{delta.seed}: {delta.note}" for delta in results.deltas if delta.note]
+    notes = [f"{run.arm} s{run.seed}: {run.fault}" for run in results.runs if run.fault]
+    notes += [f"{delta.candidate} s{delta.seed}: {delta.note}" for delta in results.deltas if delta.note]
     loads = [run.load for run in results.runs if run.overloaded]
     if loads:
         cells = f"{len(loads)} of {len(results.runs)} cells"

@@ -121,6 +121,8 @@ def settle(config: TrainConfig, common: list[str], groups: list[Group], known) -
             raise ValueError("--data-order=file: the tree's trainer orders documents by its --seed "
                              "and has no other way")
         config = replace(config, data_order="seed" if "--seed" in known else "file")
+    if flag("quiet_start") not in known:  # the profiles ask for it; a tree without it starts as upstream does
+        config, common = replace(config, quiet_start=False), [*common, flag("no_quiet_start")]
     for group in groups:
         if group.name not in known and not _in_environment(group.name):
             near = difflib.get_close_matches(group.name, known, n=1)

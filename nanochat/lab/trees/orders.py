@@ -11,10 +11,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from nanochat.code_identity import tree_hash
-from nanochat.common import read_json, write_json
+from nanochat.common import hash_json, read_json, write_json
 from nanochat.config import profile_hash
 from nanochat.lab.arms import Cell
 from nanochat.lab.profiles import machine_name
+from nanochat.lab.trees.score import SCORER, SERVER
 from nanochat.options import flag
 from nanochat.stage import BASE
 
@@ -22,8 +23,10 @@ READER = "nanochat/lab/trees/run.py"  # the code that runs a cell of another tre
 
 
 def reader_hash(arms) -> str | None:
-    """Hash of the code that reads the results of other trees' cells; None if no arm runs another tree."""
-    return tree_hash(start=READER) if any(arm.tree_id for arm in arms) else None
+    """Hash of the code that reads and scores the results of other trees' cells; None if no arm runs another tree."""
+    if not any(arm.tree_id for arm in arms):
+        return None
+    return hash_json([tree_hash(start=start) for start in (READER, SCORER, SERVER)])
 
 
 def tree_command(arm, cell: Cell, runner) -> list[str]:

@@ -34,6 +34,7 @@ from nanochat.lab.trees.metas import (
     read_meta,
     set_aside,
 )
+from nanochat.lab.trees.score import add_score, is_scored
 from nanochat.record import (
     EXIT_CODES,
     RunRecord,
@@ -82,10 +83,28 @@ def train(order: dict, more, each_poll, stop: Stop) -> int:
 
 
 def main(argv=None) -> int:
-    order = read_json((sys.argv[1:] if argv is None else argv)[0])
-    stop = Stop()
-    status = (adopt_record if order["keeps_record"] else make_record)(order, stop)
+    path, = sys.argv[1:] if argv is None else argv
+    order, stop = {**read_json(path), "path": os.path.abspath(path)}, Stop()
+    if order["resume"] and _waits_for_score(order):
+        status = score_again(order, stop)
+    else:
+        status = (adopt_record if order["keeps_record"] else make_record)(order, stop)
     return EXIT_CODES.get(status, 1)
+
+
+def _waits_for_score(order) -> bool:
+    record = read_record(order["home"], order["tag"]) or {}
+    same = record.get("config_hash") == order["facts"]["config_hash"]
+    return same and not is_scored(record, order["facts"]["config"]["eval_every"])
+
+
+def score_again(order, stop) -> str:
+    """Score a complete run of a version that did not score, without training it again."""
+    record = read_record(order["home"], order["tag"])
+    scored = {**record, **add_score(order, record, stop)}
+    if scored["status"] == "ok":
+        write_json(record_dir(order["home"], order["tag"]) / "run.json", scored)
+    return scored["status"]
 
 
 # -----------------------------------------------------------------------------
@@ -106,6 +125,7 @@ def adopt_record(order, stop) -> str:
     kept = {"device": record.get("device"), "config": record.get("config"), "argv": record.get("argv")}
     status = "crash" if record.get("status") == "ok" and code else record.get("status")
     record.update({**order["facts"], **kept, **_if_edited(order, {"status": status})})
+    record.update(add_score(order, record, stop))
     write_json(record_dir(home, tag) / "run.json", record)
     return record["status"]
 
@@ -147,8 +167,9 @@ def make_record(order, stop) -> str:
     record.update(**run.summary())
     code = train(order, [f"--resume-from-step={step}"] if step else [], run.collect, stop)
     run.collect()
-    facts = _if_edited(order, run.judge(code, bool(stop.asked_at)))
-    record.finish(facts.pop("status"), load_end=_load(), **facts, **run.summary())
+    facts = {"load_end": _load(), **_if_edited(order, run.judge(code, bool(stop.asked_at))), **run.summary()}
+    facts |= add_score(order, facts, stop)
+    record.finish(facts.pop("status"), **facts)
     return record.facts["status"]
 
 

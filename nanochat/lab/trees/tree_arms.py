@@ -25,6 +25,7 @@ from nanochat.lab.trees import patches
 from nanochat.lab.trees.flags import check_values, group_words, known_flags, settle
 from nanochat.lab.trees.orders import tree_command
 from nanochat.lab.trees.patches import Patch, git, open_tree, read_patch, run_git
+from nanochat.lab.trees.score import is_scored
 
 SEED_PATCH = "patches/nanochat_seed.patch"
 
@@ -74,6 +75,9 @@ class TreeArm(Arm):
     def keeps_record(self) -> bool:
         """True if its trainer writes records as ours does. Otherwise records are made from its meta files."""
         return (self.tree.path / "nanochat" / "record.py").exists()
+
+    def is_complete(self, record, cell) -> bool:
+        return is_scored(record, cell.config.eval_every)
 
     def command(self, cell, runner, resume: bool) -> list[str]:
         return tree_command(self, cell, runner)

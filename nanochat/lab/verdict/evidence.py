@@ -17,6 +17,7 @@ from nanochat.lab.arms import CONTROL
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.runs import RunSummary
 from nanochat.lab.verdict.facts import Declaration, DeclaredArm, TimeBySteps
+from nanochat.lab.verdict.scores import refuse_scores, score_note
 from nanochat.lab.verdict.stats import MIN_PAIRS_WITHOUT_BANK
 from nanochat.lab.verdict.time_to_target import paired_differences, time_from_steps
 
@@ -102,6 +103,7 @@ def refuse_undeclared(declaration: Declaration, runs: list[RunSummary]):
 def _evidence(declaration: Declaration, runs: list[RunSummary], arm: DeclaredArm) -> Evidence:
     try:
         pairs = paired_runs(declaration, runs, arm)
+        refuse_scores(pairs)
         diverged = {run.arm for pair in pairs for run in pair if run.run_status == "diverged"}
         gates = [] if diverged else make_gates(declaration, pairs)
         by_steps = [] if diverged else [_step_ratios(*pair) for pair in pairs]
@@ -172,7 +174,10 @@ def make_gates(declaration: Declaration, pairs: list[Pair]) -> list[Gate]:
         note = f"fallback: {primary.missed}"
         primary = make_gate(pairs, declaration.fallback, "primary", -math.log(1.03))
         primary.note = note
-    return [primary, *(make_gate(pairs, floor.metric, "floor", floor.margin) for floor in declaration.floors)]
+    gates = [primary, *(make_gate(pairs, floor.metric, "floor", floor.margin) for floor in declaration.floors)]
+    for gate in gates:
+        gate.note = "; ".join(filter(None, (gate.note, score_note(gate.metric, pairs)))) or None
+    return gates
 
 
 def make_gate(pairs: list[Pair], metric: str, role: str, margin: float) -> Gate:

@@ -8,9 +8,11 @@ to_json gives the keys of a result file in the order in which files have them. f
 does not know. A missing key is None, because older versions wrote fewer keys.
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import get_type_hints
 
 from nanochat.lab.arms import CONTROL
+from nanochat.lab.typed import fits, shown
 
 
 class Stored:
@@ -21,9 +23,16 @@ class Stored:
 
     @classmethod
     def from_json(cls, entry: dict):
-        """Raises ValueError for an entry that is no object, or lacks a part."""
+        """Raises ValueError for an entry that is no object, lacks a part, or has a value of another type."""
         if not isinstance(entry, dict):
             raise ValueError(f"{cls.__name__}: {entry!r} is stored, expected an object; run its protocol again")
+        hints = get_type_hints(cls)
+        for f in fields(cls):
+            left_out = f.default if f.default_factory is MISSING else None  # an older file may say null for it
+            if f.name in entry and (entry[f.name] is not None or left_out is MISSING) \
+                    and not fits(entry[f.name], hints[f.name]):
+                raise ValueError(f"{cls.__name__}: {f.name} is {entry[f.name]!r}, expected {shown(hints[f.name])}: no "
+                                 "protocol wrote that; run its protocol again")
         try:
             return cls(**{f.name: entry[f.name] for f in fields(cls) if f.name in entry} | cls._read(entry))
         except TypeError as e:  # a field without a default is missing
