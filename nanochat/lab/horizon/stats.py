@@ -20,6 +20,7 @@ import numpy as np
 from nanochat.lab.horizon import correlation, decay
 from nanochat.lab.horizon.correlation import Curve, measure_spool
 from nanochat.lab.horizon.decay import fit_decay, horizon, horizon_warnings, significance
+from nanochat.lab.horizon.repeats import WORTH_A_WARNING, measure_repeats, refuse_repeated
 from nanochat.lab.horizon.source import BAD_INPUT, Refusal, TokenSource
 from nanochat.lab.horizon.spool import spooled
 
@@ -27,7 +28,8 @@ SCHEMA_VERSION = 1
 KEYS = """schema_version error beta beta_ci95 beta_window beta_windows beta_short beta_long n_break curve gamma
     gamma_ci95 gamma_source gamma_window h_curve_nats h_inf_nats h_inf_ci95_nats h_inf_identified n_star_tokens
     n_star_censored alpha_d alpha_d_ci95 num_tokens num_docs bytes_per_token vocab_size top_k top_k_mass centering
-    blocks max_seq_len tokenizer_id dataset_id seed elapsed_sec tokens_per_sec token_lags_per_sec warnings""".split()
+    blocks max_seq_len repeat_window_tokens repeated_share boilerplate_share tokenizer_id dataset_id seed elapsed_sec
+    tokens_per_sec token_lags_per_sec warnings""".split()
 WARNINGS = {
     "broken_power_law": "two slopes describe the decay better than one: beta depends on the lags that are fitted",
     "window_sensitive": f"beta differs by more than {decay.WIDE_SPREAD} between windows of lags; its interval says so",
@@ -36,6 +38,7 @@ WARNINGS = {
                                           "they are left out",
     "split_special_token": "special tokens stand in the text and are split into ordinary ones, which correlate: "
                            "replace or drop them",
+    "repeated_text": "some of the text stood before: its copies count as correlations, and are no distinct tokens",
     "gamma_window_sensitive": "gamma depends on the contexts that are fitted; its interval says so"}
 
 
@@ -80,6 +83,8 @@ def collect(source: TokenSource, options: Options, gamma: Gamma | None = None, t
         facts |= dict(num_tokens=len(spool.tokens), num_docs=len(spool.ends) if spool.documents else None)
         if token_bytes is not None:
             facts["bytes_per_token"] = float(spool.counts @ np.asarray(token_bytes) / len(spool.tokens))
+        if len(spool.tokens) >= correlation.LEAST_TOKENS:  # fewer are refused by name
+            _add_repeats(facts, spool, say)
         with _refusals(facts, say):
             _add_beta(facts, spool, options, say)
         if gamma:
@@ -109,6 +114,15 @@ def _refusals(facts: dict, say):
             say(str(e))
         else:
             facts["error"] = dict(code=e.code, message=str(e))
+
+
+def _add_repeats(facts: dict, spool, say):
+    """Before any statistic: of text that repeats itself too much there is none."""
+    found = measure_repeats(spool)
+    facts |= dict(repeat_window_tokens=found.window, repeated_share=found.share, boilerplate_share=found.boilerplate)
+    refuse_repeated(found)
+    say(str(found))
+    facts["warnings"] += ["repeated_text"] * (found.share >= WORTH_A_WARNING)
 
 
 def _add_beta(facts: dict, spool, options: Options, say):
