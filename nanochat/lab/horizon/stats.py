@@ -19,7 +19,7 @@ import numpy as np
 
 from nanochat.lab.horizon import correlation, decay
 from nanochat.lab.horizon.correlation import Curve, measure_spool
-from nanochat.lab.horizon.decay import fit_decay, horizon, horizon_warnings, significance
+from nanochat.lab.horizon.decay import fit_decay, horizon, horizon_warnings, require_positive, significance
 from nanochat.lab.horizon.repeats import WORTH_A_WARNING, measure_repeats, refuse_repeated
 from nanochat.lab.horizon.source import BAD_INPUT, Refusal, TokenSource
 from nanochat.lab.horizon.spool import spooled
@@ -32,6 +32,8 @@ KEYS = """schema_version error beta beta_ci95 beta_window beta_windows beta_shor
     tokens_per_sec token_lags_per_sec warnings""".split()
 WARNINGS = {
     "broken_power_law": "two slopes describe the decay better than one: beta depends on the lags that are fitted",
+    "exponential_mixture": "a sum of two or three exponentials describes the decay as well as a power law does: "
+                           "nothing is known of lags beyond those seen",
     "window_sensitive": f"beta differs by more than {decay.WIDE_SPREAD} between windows of lags; its interval says so",
     "horizon_exceeds_context": "correlations reach beyond a quarter of the context, where alpha_D is only a prior",
     "short_documents_document_centering": "centring by document is biased at lags that are long for these documents: "
@@ -136,10 +138,11 @@ def _add_beta(facts: dict, spool, options: Options, say):
                   token_lags_per_sec=curve.num_tokens * len(curve.lags) / curve.count_sec)
     found = fit_decay(curve, options.max_seq_len, options.window, options.rounds, options.seed)
     facts["warnings"] += [name for name in found.warnings if name not in facts["warnings"]]
-    facts |= dict(beta=found.beta, beta_ci95=list(found.ci95), beta_window=asdict(found.headline),
-                  beta_windows=[asdict(window) for window in found.windows])
+    facts |= dict(beta_window=asdict(found.headline), beta_windows=[asdict(window) for window in found.windows])
     if found.hinge:
         facts |= dict(beta_short=found.hinge.short, beta_long=found.hinge.long, n_break=found.hinge.n_break)
+    require_positive(found)
+    facts |= dict(beta=found.beta, beta_ci95=list(found.ci95))
 
 
 def curve_rows(curve: Curve, options: Options) -> list[dict]:
