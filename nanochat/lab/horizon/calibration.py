@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from nanochat.config import FIELDS, TrainConfig, config_of_record
+from nanochat.lab.horizon.gamma import FLOOR_SENSITIVE
 from nanochat.lab.horizon.infer import Exponent
 from nanochat.lab.horizon.loss_law import Point
 from nanochat.lab.horizon.source import Refusal
@@ -165,6 +166,9 @@ def exponent_of_stats(stats: dict, context_tokens: int | None = None) -> Exponen
     elif stats.get("n_star_censored"):
         doubts.append(f"horizon_censored: n* is {n_star} tokens or more, the largest lag that was measured, and not "
                       "known to be below a quarter of the context; above it alpha_D is only a prior")
+    if "gamma_floor_sensitive" in (stats.get("warnings") or ()):
+        doubts.append("gamma_floor_sensitive: the entropy of the text is not identified, and gamma differs by a factor "
+                      f"of {FLOOR_SENSITIVE} or more between floors that fit alike, so alpha_D is only a prior")
     return Exponent(stats["alpha_d"], tuple(stats["alpha_d_ci95"]), tuple(doubts))
 
 

@@ -41,6 +41,8 @@ WARNINGS = {
     "split_special_token": "special tokens stand in the text and are split into ordinary ones, which correlate: "
                            "replace or drop them",
     "repeated_text": "some of the text stood before: its copies count as correlations, and are no distinct tokens",
+    "gamma_floor_sensitive": "the floor H_inf is not identified, and gamma depends on it: its interval has what floors "
+                             "that fit alike give, and alpha_D is only a prior",
     "gamma_window_sensitive": "gamma depends on the contexts that are fitted; its interval says so"}
 
 
@@ -183,15 +185,15 @@ def loss_rows(losses) -> list[dict]:
 def exponent(gamma: float, gamma_ci95, beta: float, beta_ci95) -> tuple[float, list[float]]:
     """(alpha_D, its 95 % interval).
 
-    Relative errors of a quotient add in quadrature. The interval is symmetric in the logarithm, because a ratio of two
-    positive numbers stays positive. The errors of gamma and beta are taken as independent, and a half width as 1.96 of
-    them.
+    Relative errors of a quotient add in quadrature, in logarithms, because a ratio of two positive numbers stays
+    positive, and each side on its own: an interval of gamma is longer upwards. The errors of gamma and beta are taken
+    as independent.
 
-    >>> alpha, (low, high) = exponent(0.5, (0.5, 0.5), 1.0, (0.8, 1.2))
-    >>> round(low, 3), alpha, round(high, 3)
-    (0.205, 0.25, 0.305)
+    >>> alpha, (low, high) = exponent(0.5, (0.5, 0.5), 1.0, (0.8, 1.25))
+    >>> round(low, 3), alpha, round(high, 4)
+    (0.2, 0.25, 0.3125)
     """
     alpha = gamma / (2 * beta)
-    halves = [(high - low) / 2 / value for value, (low, high) in ((gamma, gamma_ci95), (beta, beta_ci95))]
-    factor = math.exp(math.hypot(*halves))
-    return alpha, [alpha / factor, alpha * factor]
+    down = math.hypot(math.log(gamma / gamma_ci95[0]), math.log(beta_ci95[1] / beta))
+    up = math.hypot(math.log(gamma_ci95[1] / gamma), math.log(beta / beta_ci95[0]))
+    return alpha, [alpha * math.exp(-down), alpha * math.exp(up)]
