@@ -4,7 +4,7 @@
 #
 # Hardware: any CPU; or PROFILE=protocol-16gb DEPTH=12 CONTEXT=1024 RATIO=12 with a TARGET_BPB of its own.
 # Time:     lane-b-small: 1 M tokens for the control's 256 steps, a half and a quarter of that for the other two.
-# Expect:   results/<label>_stats and _infer (.json, .png), then a protocol's files. Or a fallback with its reason.
+# Expect:   results/<label>_stats and _infer (.json, .png), then a protocol's files. Or a fallback: its reason, exit 3.
 #
 #   bash runs/lane_b.sh                         LABEL=mine SEEDS="1 2 3 4 5" TARGET_BPB=2.2 bash runs/lane_b.sh
 set -euo pipefail
@@ -34,7 +34,7 @@ NANOCHAT_BASE_DIR="$HOME_DIR" python -m scripts.lane_b_stats \
     --model-tag="$MODEL" \
     --max-seq-len="${CONTEXT:-256}" \
     --output-json="$STATS.json" \
-    --plot="$STATS.png" || [ -s "$STATS.json" ]  # a refusal is written too, and the answer is then the fallback
+    --plot="$STATS.png" || { code=$?; [ -s "$STATS.json" ] || exit "$code"; }  # a refusal is written: a fallback
 python -m scripts.lane_b_infer_ratio \
     --stats="$STATS.json" \
     --label="${LABEL}_calibration" \
@@ -42,9 +42,9 @@ python -m scripts.lane_b_infer_ratio \
     --default-ratio="$RATIO" \
     --ratio-ref="$RATIO" \
     --output-json="$INFER.json" \
-    --plot="$INFER.png"
+    --plot="$INFER.png" || { code=$?; [ "$code" = 3 ] || exit "$code"; }  # 3 is the fallback
 arms="$(inferred_arms "$INFER.json")"
-[ -n "$arms" ] || { echo "no recommendation, nothing to compare: the ratio stays $RATIO"; exit 0; }
+[ -n "$arms" ] || { echo "no recommendation, nothing to compare: the ratio stays $RATIO"; exit 3; }
 mapfile -t ARMS <<< "$arms"
 PRIMARY=time_to_target TARGET_BPB="$TARGET" compare "$LABEL" "$HORIZON" "${ARMS[@]}"
 python -m scripts.lane_b_log_run --inference="$INFER.json" --label="$LABEL"

@@ -10,8 +10,9 @@ Infer the data:param ratio at which a target is reached, from the corpus' expone
 
 The end of each run is read from its run.json. A run that did not complete its schedule is refused. The control, which
 is the run with the default ratio, has to be among the points. The decision is inferred, confirmation or fallback; the
-rules are in nanochat/lab/horizon/infer.py. Exit code: 0 decided, also if the decision is the fallback; 2 bad input: no
-valid points, or points without a control. --output-json then holds the fallback and the name of the reason.
+rules are in nanochat/lab/horizon/infer.py. Exit code: 0 inferred or confirmation; 3 the fallback, which is the default
+ratio, with the name of the reason; 2 bad input: no valid points, or points without a control; 130 interrupted. With 2
+--output-json holds the fallback and the reason, too.
 """
 
 import argparse
@@ -22,17 +23,20 @@ from pathlib import Path
 from nanochat.common import get_base_dir, read_json, write_json
 from nanochat.config import TrainConfig
 from nanochat.lab.arms import parse_arm, split_flags
-from nanochat.lab.commands import EXIT_BAD_INPUT, EXIT_OK, exit_code, require_writable
+from nanochat.lab.commands import EXIT_BAD_INPUT, EXIT_FALLBACK, EXIT_OK, exit_code, require_writable
 from nanochat.lab.horizon import calibration, infer
 from nanochat.lab.horizon.calibration import Calibration
 from nanochat.lab.horizon.source import BAD_INPUT
 from nanochat.lab.horizon.stats import SCHEMA_VERSION as STATS_VERSION
+from nanochat.lab.ledger import experiments
 from nanochat.lab.ledger.imports import find_run
 from nanochat.lab.protocol.results import tags_of
 from nanochat.lab.table import number, table
 
 SCHEMA_VERSION = 1
-OF_STATS = ("alpha_d", "n_star_tokens", "bytes_per_token", "h_inf_nats")  # read from --stats: numbers, or null
+OF_STATS = ("alpha_d", "n_star_tokens", "bytes_per_token", "h_inf_nats",
+            "repeated_share")  # read from --stats: numbers, or null
+INTERVALS = ("alpha_d_ci95", "h_inf_ci95_nats")  # two numbers each, or null
 
 
 def build_parser():
@@ -114,9 +118,9 @@ def read_stats(path) -> dict:
 
 
 def well_typed(stats: dict) -> bool:
-    ci, warnings, error = stats.get("alpha_d_ci95"), stats.get("warnings") or [], stats.get("error") or {}
-    numbers = [*map(stats.get, OF_STATS), *(ci if isinstance(ci, list) else [])]
-    return ((ci is None or isinstance(ci, list) and len(ci) == 2)
+    intervals, warnings, error = [*map(stats.get, INTERVALS)], stats.get("warnings") or [], stats.get("error") or {}
+    numbers = [*map(stats.get, OF_STATS), *(end for ci in intervals if isinstance(ci, list) for end in ci)]
+    return (all(ci is None or isinstance(ci, list) and len(ci) == 2 for ci in intervals)
             and isinstance(warnings, list) and isinstance(error, dict)
             and all(value is None or type(value) in (int, float) for value in numbers))
 
@@ -126,7 +130,8 @@ def from_records(args) -> Calibration:
     for name in ("num-scaling-params", "ref-scaling-params", "flags"):
         given = getattr(args, name.replace("-", "_"))
         require(not given, name, given, "nothing beside --records: they say it")
-    found = calibration.read_runs([find_run(run, get_base_dir())[:2] for run in args.records])
+    rows = experiments.read(experiments.LEDGER) if experiments.LEDGER.exists() else []
+    found = calibration.read_runs([find_run(run, get_base_dir())[:2] for run in args.records], rows)
     pinned = found.config.ratio_ref
     require(pinned in (-1, args.ratio_ref), "ratio-ref", args.ratio_ref, f"{pinned:g}, as the runs were trained")
     return found
@@ -150,11 +155,17 @@ def ask(args, stats: dict, runs: Calibration) -> infer.Question:
         exponent = infer.Exponent(args.alpha, tuple(args.alpha_ci))
     bytes_per_token = args.bytes_per_token or stats.get("bytes_per_token")
     points = [*runs.points, *map(calibration.parse_point, args.point)]
-    distinct = None if args.allow_repeated_data else args.distinct_tokens or runs.distinct_tokens
+    distinct = None if args.allow_repeated_data else distinct_tokens(args, stats, runs)
     return infer.Question(points, args.target_threshold, exponent, runs.num_scaling_params, args.default_ratio,
-                          distinct, loss_sd=calibration.loss_sd(args.target_metric, bytes_per_token),
+                          distinct, runs.spread or calibration.assumed_spread(args.target_metric, bytes_per_token),
                           entropy_floor=calibration.entropy_floor(args.target_metric, stats, bytes_per_token),
                           higher_is_better=args.direction == "higher", seed=args.seed)
+
+
+def distinct_tokens(args, stats: dict, runs: Calibration) -> float | None:
+    """Of the training split: as given, or as the runs read them without the copies that the statistics found."""
+    read = runs.distinct_tokens and runs.distinct_tokens * (1 - (stats.get("repeated_share") or 0.0))
+    return args.distinct_tokens or read
 
 
 def facts_of(args, stats: dict, runs: Calibration, asked: infer.Question, answer: dict) -> dict:
@@ -168,7 +179,7 @@ def facts_of(args, stats: dict, runs: Calibration, asked: infer.Question, answer
         "tokenizer_id": runs.tokenizer_id or stats.get("tokenizer_id"),
         "num_scaling_params": runs.num_scaling_params, "ref_scaling_params": runs.ref_scaling_params,
         "default_ratio": args.default_ratio, "ratio_ref": args.ratio_ref,
-        "distinct_tokens": args.distinct_tokens or runs.distinct_tokens,
+        "distinct_tokens": distinct_tokens(args, stats, runs),
         "repeated_data_allowed": args.allow_repeated_data,
         "alpha_d": exponent.alpha, "alpha_d_ci95": exponent.ci95, "entropy_floor": asked.entropy_floor,
         "points": [asdict(point) for point in asked.points],
@@ -194,7 +205,7 @@ def describe(facts: dict) -> str:
 def law_line(facts) -> str:
     low, high = facts["alpha_d_ci95"]
     line = (f"L = {facts['l_inf']:.4f} + {facts['a']:.4g} D^-{facts['alpha_d']:.4g} "
-            f"(alpha_D in [{low:.3g}, {high:.3g}], sd of a loss {facts['loss_sd']:.2g})")
+            f"(alpha_D in [{low:.3g}, {high:.3g}], sd of a loss {facts['loss_sd']:.2g}, {facts['loss_sd_source']})")
     if facts["alpha_disagreement_se"] is not None:
         alone = number(facts["alpha_free"], ".3g") or "not determined"
         line += f"\nalpha of the losses alone: {alone}, {facts['alpha_disagreement_se']:+.1f} standard errors away"
@@ -248,7 +259,9 @@ def run(args) -> int:
         from nanochat.lab.horizon.plot import draw_inference  # matplotlib takes a second
         draw_inference(args.plot, facts)
     print(describe(facts))
-    return EXIT_BAD_INPUT if (facts["error"] or {}).get("code") == infer.NO_CONTROL else EXIT_OK
+    if (facts["error"] or {}).get("code") == infer.NO_CONTROL:
+        return EXIT_BAD_INPUT
+    return EXIT_FALLBACK if facts["decision"] == infer.FALLBACK else EXIT_OK
 
 
 def main(argv=None) -> int:

@@ -46,14 +46,15 @@ def drifting(n, vocab_size, seed=0):
     return (x % vocab_size).astype(np.int64)
 
 
-class SignOfGaussian:
-    """The sign of a Gaussian with autocovariance r(n) = (1 + n)^-b picks one of two laws p (1 +- eps phi).
+class SignOf:
+    """The sign of a Gaussian picks one of two laws p (1 +- eps phi), and signs n apart agree with E[s s'] = signs(n).
 
-    Signs agree with E[s s'] = (2 / pi) asin(r), so C(n) = eps^2 (2 / pi) asin(r(n)) (p phi) (p phi)', of rank one.
+    So C(n) = eps^2 signs(n) (p phi) (p phi)', of rank one. latent(n) is the autocovariance of the Gaussian.
     """
 
-    def __init__(self, b, vocab_size=1024, eps=0.98):
-        self.b, self.eps, self.p = b, eps, zipf(vocab_size)
+    def __init__(self, signs, latent=None, vocab_size=1024, eps=0.98):
+        self.signs, self.latent = signs, latent or (lambda n: np.sin(np.pi / 2 * signs(n)))
+        self.eps, self.p = eps, zipf(vocab_size)
         self.phi, total = np.empty(vocab_size), 0.0
         for i, p in enumerate(self.p):  # p phi sums to zero, almost: both laws are laws
             self.phi[i] = -1 if total > 0 else 1
@@ -63,11 +64,11 @@ class SignOfGaussian:
     def norm(self, lags, top_k=256):
         """||C(n)|| over the top_k most probable tokens, Frobenius and operator norm alike."""
         level = np.sum((self.p * self.phi)[:top_k] ** 2)
-        return self.eps ** 2 * (2 / np.pi) * np.arcsin((1.0 + np.asarray(lags)) ** -self.b) * level
+        return self.eps ** 2 * self.signs(np.asarray(lags)) * level
 
     def tokens(self, n, seed):
         rng = np.random.default_rng([seed, n])
-        positive = gaussian(n, self.b, rng) > 0
+        positive = gaussian(n, self.latent, rng) > 0
         out = np.empty(n, np.int64)
         for sign in (True, False):
             law = self.p * (1 + (1 if sign else -1) * self.eps * self.phi)
@@ -75,10 +76,19 @@ class SignOfGaussian:
         return out
 
 
-def gaussian(n, b, rng):
-    """n values of a stationary Gaussian sequence with autocovariance (1 + lag)^-b, exactly (circulant embedding)."""
+class SignOfGaussian(SignOf):
+    """A Gaussian with autocovariance r(n) = (1 + n)^-b: signs agree with E[s s'] = (2 / pi) asin(r)."""
+
+    def __init__(self, b, vocab_size=1024, eps=0.98):
+        def latent(n):
+            return (1.0 + n) ** -b
+        super().__init__(lambda n: (2 / np.pi) * np.arcsin(latent(n)), latent, vocab_size, eps)
+
+
+def gaussian(n, autocovariance, rng):
+    """n values of a stationary Gaussian sequence with this autocovariance, exactly (circulant embedding)."""
     size = 1 << (2 * n - 1).bit_length()
-    half = (1.0 + np.arange(size // 2 + 1)) ** -b
+    half = autocovariance(np.arange(size // 2 + 1.0))
     power = np.fft.hfft(half, size)[:size // 2 + 1]
     assert power.min() > -1e-9 * power.max()  # a convex covariance embeds
     noise = rng.normal(size=len(power)) + 1j * rng.normal(size=len(power))

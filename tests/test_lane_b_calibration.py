@@ -209,7 +209,7 @@ def test_command_repeats_itself(lane):
 def test_statistics_with_an_error_fall_back_with_its_name(lane):
     refused = stats(alpha_d=None, alpha_d_ci95=None, error={"code": "no_signal", "message": "lag 1 is not significant"})
     code, facts = lane(stats_of=refused)
-    assert (code, facts["decision"], facts["chosen_ratio"], facts["error"]["code"]) == (0, FALLBACK, RATIO, "no_signal")
+    assert (code, facts["decision"], facts["chosen_ratio"], facts["error"]["code"]) == (3, FALLBACK, RATIO, "no_signal")
     assert list(facts["arms"]) == ["control"] and facts["target_tokens"] is None
     assert lane(stats_of=stats(alpha_d=None, error=None))[1]["error"]["code"] == "alpha_unavailable"
 
@@ -226,7 +226,7 @@ def test_without_a_control_there_is_only_the_fallback_and_an_exit_code(lane, bas
 
 def test_corpus_that_would_be_repeated_is_refused_unless_forced(lane, base_dir):
     code, facts = lane("--distinct-tokens=1e6")
-    assert (code, facts["decision"], facts["error"]["code"]) == (0, FALLBACK, "repeated_data")
+    assert (code, facts["decision"], facts["error"]["code"]) == (3, FALLBACK, "repeated_data")
     assert lane("--distinct-tokens=1e6", "--allow-repeated-data")[1]["decision"] == INFERRED
     store(base_dir, calibration_run(1.0, epochs_used=1.3))
     assert lane()[1]["error"]["code"] == "repeated_data", "a record says so itself"

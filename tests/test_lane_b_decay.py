@@ -18,12 +18,12 @@ from nanochat.lab.horizon.correlation import Curve, lag_grid
 from nanochat.lab.horizon.decay import (
     WINDOWS,
     before_two_invalid,
-    compare_shapes,
     fit_decay,
     horizon,
     power_law,
     significance,
 )
+from nanochat.lab.horizon.shapes import compare_shapes
 from nanochat.lab.horizon.source import Refusal
 
 SLOPES = (0.5, 0.88, 1.3)

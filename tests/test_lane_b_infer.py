@@ -13,7 +13,7 @@ import pytest
 
 from nanochat.config import parse
 from nanochat.cost import gpt_config, meta_model, resolve, scaling_params
-from nanochat.lab.horizon.calibration import entropy_floor, in_unit, loss_sd
+from nanochat.lab.horizon.calibration import assumed_spread, entropy_floor, in_unit
 from nanochat.lab.horizon.infer import (
     CONFIRMATION,
     FALLBACK,
@@ -26,6 +26,7 @@ from nanochat.lab.horizon.infer import (
     with_arms,
 )
 from nanochat.lab.horizon.loss_law import Point
+from nanochat.lab.horizon.spread import Spread
 from tests.loss_law_case import FLOOR, LADDER, RATIO, N, loss, points
 
 
@@ -48,30 +49,32 @@ def code_of(answer):
 # Decisions
 
 def test_clean_inputs_are_inferred_and_the_neighbour_is_longer():
-    answer = infer(question())
+    answer = infer(question(spread=Spread(0.002, 7)))
     assert (answer["decision"], answer["error"], answer["reasons"], answer["warnings"]) == (INFERRED, None, [], [])
     assert (answer["target_tokens"] == pytest.approx(6e6, rel=1e-9)
             and answer["chosen_ratio"] == pytest.approx(6.0, rel=1e-9))
     assert answer["confirmation_ratio"] == max(1.05 * answer["inferred_target_param_data_ratio"],
                                                answer["target_tokens_q75"] / N)
-    assert answer["extrapolation_factor"] == pytest.approx(1.5) and infer(question()) == answer, "seeded"
+    assert answer["extrapolation_factor"] == pytest.approx(1.5)
+    assert infer(question(spread=Spread(0.002, 7))) == answer, "seeded"
     assert (answer["target_tokens_q10"] < answer["target_tokens_q50"] < answer["target_tokens_q75"]
             < answer["target_tokens_q90"])
 
 
 def test_confirmation_is_the_quantile_where_the_band_is_wide():
-    answer = infer(question(loss_sd=0.004, times=3))
+    answer = infer(question(spread=Spread(0.004), times=3))
     assert (answer["confirmation_ratio"] == answer["target_tokens_q75"] / N
             > 1.05 * answer["inferred_target_param_data_ratio"])
 
 
 @pytest.mark.parametrize("changes, reason", [
-    (dict(loss_sd=0.006, times=3), "wide band"),
+    (dict(spread=Spread(0.006), times=3), "wide band"),
     (dict(times=4.5), "extrapolation: D* is 4.50 x"), (dict(times=0.2), "below the shortest run"),
     (dict(points=points()[1:]), "fewer than three horizons"),
     (dict(points=points(0.2, drop=9.0), target=9.2), "below 0, where no loss is"),
     (dict(exponent=Exponent(0.17, (0.16, 0.18), ("horizon_exceeds_context: n*",))), "horizon_exceeds_context"),
-    (dict(points=[*points(0.6), Point(5e5, float(loss(5e5, 0.6)), 1)], loss_sd=1e-4), "ask for another exponent")])
+    (dict(points=[*points(0.6), Point(5e5, float(loss(5e5, 0.6)), 1)], spread=Spread(1e-4)),
+     "ask for another exponent")])
 def test_each_doubt_makes_it_a_confirmation(changes, reason):
     answer = infer(question(**changes))
     assert answer["decision"] == CONFIRMATION and answer["chosen_ratio"] == answer["confirmation_ratio"]
@@ -100,6 +103,26 @@ def test_every_error_has_its_name_and_falls_back(changes, code):
     assert answer["reasons"] == [answer["error"]["message"]] and answer["error"]["message"].startswith(code)
 
 
+def test_a_length_of_exactly_ten_times_the_default_is_reached_and_its_neighbour_too():
+    """10 x the default is not above it, and the neighbour may be 5 % longer; 10.01 x and a neighbour of 10.6 x are."""
+    sure = dict(spread=Spread(1e-6, 7), exponent=Exponent(0.17, (0.1699, 0.1701)))
+    for times in (9.5, 9.99, 10, 10 * (1 + 1e-12)):
+        answer = infer(question(times=times, **sure))
+        assert (answer["decision"], answer["warnings"]) == (CONFIRMATION, []), times
+        assert answer["chosen_ratio"] == pytest.approx(1.05 * times * RATIO, rel=1e-6)
+    assert "the target needs" in infer(question(times=10.01, **sure))["reasons"][0]
+    unsure = infer(question(times=9.9, **sure | dict(spread=Spread(1e-4, 7))))
+    assert unsure["decision"] == CONFIRMATION or "neighbour" in unsure["reasons"][0]
+    assert infer(question(times=4, **sure))["decision"] == INFERRED, "exactly FAR is not above it"
+    assert infer(question(times=5, distinct_tokens=1.05 * 5 * LADDER[-1], **sure))["error"] is None
+
+
+def test_a_message_names_its_reason_once():
+    told = ("not_power_law", "not_power_law: an exponential describes it better")  # as a JSON of statistics has it
+    message = infer(question(exponent=Exponent(None, error=told)))["error"]["message"]
+    assert message == "not_power_law: an exponential describes it better"
+
+
 def test_floor_that_many_draws_put_above_the_target_allows_no_recommendation():
     answer = infer(question(target=FLOOR + 0.01))
     assert "% of the draws" in answer["error"]["message"] and 0.25 < answer["fraction_unsolvable"] < 1
@@ -115,7 +138,7 @@ def test_corpus_may_be_repeated_where_that_is_said():
 
 def test_target_already_met_is_interpolated_and_said():
     answer = infer(question(times=0.8))
-    assert answer["warnings"] == ["target_already_met: the longest run is at the target, and D* is interpolated"]
+    assert answer["warnings"][1:] == ["target_already_met: the longest run is at the target, and D* is interpolated"]
     assert answer["inferred_target_param_data_ratio"] == pytest.approx(3.2, rel=1e-9) and answer["decision"] == INFERRED
 
 
@@ -136,7 +159,7 @@ def test_two_exponents_differ_by_students_t_where_the_spread_was_measured():
     pairs = [Point(t, float(loss(t, 0.4)) + e, seed) for t in LADDER for seed, e in enumerate((-3e-3, 3e-3))]
     exponent = Exponent(0.17, (0.16, 0.18))
     measured = infer(question(points=pairs, exponent=exponent))
-    assumed = infer(question(points=points(0.4), exponent=exponent, loss_sd=3e-3))
+    assumed = infer(question(points=points(0.4), exponent=exponent, spread=Spread(3e-3)))
     assert measured["loss_sd_degrees_of_freedom"] == 3 and 2 < measured["alpha_disagreement_se"] < disagrees(3) < 3.2
     assert "another exponent" not in " ".join(measured["reasons"]) and 1.96 < assumed["alpha_disagreement_se"]
     assert "another exponent" in " ".join(assumed["reasons"])
@@ -218,6 +241,8 @@ def test_bits_per_token_are_no_bound_on_bits_per_byte():
             and infer(question(entropy_floor=floor))["decision"] == INFERRED)
     assert code_of(infer(question(entropy_floor=2.0
                                   / math.log(2)))) == "target_below_floor", "the naive bound refuses it"
+    interval = stats | {"h_inf_ci95_nats": [1.5, 2.2]}  # a target between 1.5 and 2 nats is not refused for certain
+    assert entropy_floor("val_loss", interval, None) == 1.5
     assert {entropy_floor("val_bpb", stats | no, 4.0)
             for no in ({"h_inf_identified": False}, {"gamma_source": "positional"})} == {None}
     for args, message in ((("val_bpb", 2.0, None), "--bytes-per-token=None"),
@@ -227,8 +252,9 @@ def test_bits_per_token_are_no_bound_on_bits_per_byte():
 
 
 def test_assumed_noise_is_in_the_unit_of_the_metric():
-    assert loss_sd("val_bpb", None) == 0.002 and loss_sd("val_loss", 4.0) == pytest.approx(0.002 * 4 * math.log(2))
-    assert loss_sd("val_loss", None) is None and loss_sd("accuracy", 4.0) is None
+    assert assumed_spread("val_bpb", None) == Spread(0.002)
+    assert assumed_spread("val_loss", 4.0).sd == pytest.approx(0.002 * 4 * math.log(2))
+    assert assumed_spread("val_loss", None) is None and assumed_spread("accuracy", 4.0) is None
 
 
 @pytest.mark.parametrize("alpha", [0.14, 0.185])

@@ -116,7 +116,7 @@ def test_fallback_has_only_its_control_to_log(log, inference, base_dir, tmp_path
     path = tmp_path / "refused.json"
     assert infer_ratio([f"--alpha={ALPHA}", "--alpha-ci", "0.19", "0.21", "--records", "lane_0.25_s1", "lane_0.5_s1",
                         "lane_1_s1", "--target-threshold=1.0", f"--default-ratio={RATIO}", f"--ratio-ref={RATIO}",
-                        f"--output-json={path}"]) == 0
+                        f"--output-json={path}"]) == 3
     code, [row] = log("lane_1_s1", file=path)
     assert (code == 0
             and (row["lane_b_decision"], row["notes"]) == ("fallback", "control arm; inference: target_below_floor"))

@@ -19,7 +19,7 @@ from lane_b_case import FOUND, LOSSES, SignOfGaussian, correlation_curve, draw, 
 from nanochat.lab.horizon import plot
 from nanochat.lab.horizon.decay import fit_decay
 from nanochat.lab.horizon.source import Refusal
-from nanochat.lab.horizon.stats import KEYS, Gamma, Options, collect
+from nanochat.lab.horizon.stats import KEYS, Gamma, Options, collect, exponent
 from nanochat.tokenizer import RustBPETokenizer
 
 SPECIFIED = """beta beta_ci95 beta_windows beta_short beta_long n_break curve gamma gamma_ci95 gamma_source h_curve_nats
@@ -75,14 +75,22 @@ def test_every_key_is_there_and_the_numbers_are_those_of_the_fits(facts, tokens)
 
 
 def test_alpha_carries_the_errors_of_both(facts):
-    beta, half = facts["beta"], (facts["beta_ci95"][1] - facts["beta_ci95"][0]) / 2
-    assert facts["alpha_d"] == pytest.approx(0.3 / (2 * beta))
-    factor = math.exp(math.hypot(0.06 / 0.3, half / beta))
-    assert facts["alpha_d_ci95"] == pytest.approx([facts["alpha_d"] / factor, facts["alpha_d"] * factor])
-    rng = np.random.default_rng(0)  # the same by sampling: both positive, so lognormal of the same relative spread
-    draws = ((0.3 * np.exp(0.2 / 1.96 * rng.normal(size=200_000)))
-             / (2 * beta * np.exp(half / beta / 1.96 * rng.normal(size=200_000))))
-    assert np.quantile(draws, (0.025, 0.975)) == pytest.approx(facts["alpha_d_ci95"], rel=0.01)
+    """Gamma and beta are positive, so their errors are those of logarithms, on each side for itself."""
+    beta, alpha, (low, high) = facts["beta"], facts["alpha_d"], facts["beta_ci95"]
+    assert alpha == pytest.approx(0.3 / (2 * beta))
+    down = math.exp(math.hypot(math.log(0.3 / 0.24), math.log(high / beta)))
+    up = math.exp(math.hypot(math.log(0.36 / 0.3), math.log(beta / low)))
+    assert facts["alpha_d_ci95"] == pytest.approx([alpha / down, alpha * up])
+    rng = np.random.default_rng(0)  # the same by sampling, where both sides are alike
+    draws = 0.3 * np.exp(math.log(1.25) / 1.96 * rng.normal(size=200_000)) / (
+        2 * beta * np.exp(math.log(1.3) / 1.96 * rng.normal(size=200_000)))
+    _, found = exponent(0.3, (0.3 / 1.25, 0.3 * 1.25), beta, (beta / 1.3, beta * 1.3))
+    assert np.quantile(draws, (0.025, 0.975)) == pytest.approx(found, rel=0.01)
+
+
+def test_alpha_of_a_gamma_whose_floor_is_not_identified_reaches_up_as_far():
+    _, (low, high) = exponent(0.22, (0.2, 0.45), 0.9, (0.89, 0.91))
+    assert low < 0.2 / 1.8 and 0.45 / 1.8 < high < 0.46 / 1.8
 
 
 def test_losses_are_rows_with_null_where_nothing_was_extrapolated(facts):

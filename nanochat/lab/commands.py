@@ -17,6 +17,7 @@ from pathlib import Path
 
 RESULTS_DIR = Path("results")  # in the working directory; git ignores it
 EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
+EXIT_FALLBACK = 3  # of Lane B: there is an answer, but it is the default length, because the inputs support no other
 EXIT_FAILED_CELL = 1  # of scripts.protocol: a run failed or diverged; the results of the others are written
 
 

@@ -10,13 +10,15 @@ import math
 from dataclasses import dataclass
 
 from nanochat.config import FIELDS, TrainConfig, config_of_record
+from nanochat.lab.horizon.gamma import FLOOR_SENSITIVE
 from nanochat.lab.horizon.infer import Exponent
 from nanochat.lab.horizon.loss_law import Point
 from nanochat.lab.horizon.source import Refusal
+from nanochat.lab.horizon.spread import Spread, banked_spread
 from nanochat.options import flag, tagged, with_role
 
 UNITS = {"val_bpb": "bits per byte", "val_loss": "nats per token"}
-LOSS_SD_BPB = 0.002  # of one run's val_bpb over seeds, where no calibration run was repeated
+LOSS_SD_BPB = 0.002  # of one run's val_bpb over seeds, where it was measured nowhere
 OF_A_RUN = (*tagged(FIELDS, "cell", "horizon"), *with_role(FIELDS, "run"))  # may differ between calibration runs
 RESOLVED = {"total_batch_size", "ref_tokens", "tau"}
 TAU_WITHIN = 0.05
@@ -28,7 +30,7 @@ class Calibration:
     """The points of the calibration runs and their common setup.
 
     config: of the runs, apart from seed and horizon; distinct_tokens: the tokens that one pass over their training
-    split yields.
+    split yields; spread: of their profile's bank.
     """
     points: list[Point]
     config: TrainConfig
@@ -37,6 +39,7 @@ class Calibration:
     dataset_id: str | None = None
     tokenizer_id: str | None = None
     distinct_tokens: float | None = None
+    spread: Spread | None = None
 
 
 def parse_point(text: str) -> Point:
@@ -56,8 +59,8 @@ def parse_point(text: str) -> Point:
 # -----------------------------------------------------------------------------
 # Runs
 
-def read_runs(runs: list[tuple[dict, list[dict]]]) -> Calibration:
-    """runs: (run.json, rows of metrics.jsonl) of each.
+def read_runs(runs: list[tuple[dict, list[dict]]], ledger_rows=()) -> Calibration:
+    """runs: (run.json, rows of metrics.jsonl) of each. ledger_rows: where their profile's bank is looked for.
 
     Raises Refusal: incomplete_run, one_run, mixed_workloads or tau_moves.
     """
@@ -77,7 +80,8 @@ def read_runs(runs: list[tuple[dict, list[dict]]]) -> Calibration:
     own_ratio = config.target_param_data_ratio if config.target_param_data_ratio > 0 else 1.0
     return Calibration([_point(record) for record in records], config, done["num_scaling_params"],
                        round(done["ref_tokens"] / (config.ratio_ref if config.ratio_ref > 0 else own_ratio)),
-                       first["dataset_id"], first["tokenizer_id"], _distinct_tokens(records))
+                       first["dataset_id"], first["tokenizer_id"], _distinct_tokens(records),
+                       banked_spread(records, list(ledger_rows)))
 
 
 def _point(record: dict) -> Point:
@@ -165,6 +169,9 @@ def exponent_of_stats(stats: dict, context_tokens: int | None = None) -> Exponen
     elif stats.get("n_star_censored"):
         doubts.append(f"horizon_censored: n* is {n_star} tokens or more, the largest lag that was measured, and not "
                       "known to be below a quarter of the context; above it alpha_D is only a prior")
+    if "gamma_floor_sensitive" in (stats.get("warnings") or ()):
+        doubts.append("gamma_floor_sensitive: the entropy of the text is not identified, and gamma differs by a factor "
+                      f"of {FLOOR_SENSITIVE} or more between floors that fit alike, so alpha_D is only a prior")
     return Exponent(stats["alpha_d"], tuple(stats["alpha_d_ci95"]), tuple(doubts))
 
 
@@ -203,15 +210,17 @@ def entropy_floor(metric: str, stats: dict, bytes_per_token: float | None) -> fl
     """H_inf of the corpus in the unit of the metric; None where the statistics do not determine it.
 
     The floor of a model's own losses (gamma_source positional) is not used. It also holds the part of the text that
-    this model cannot predict, so another model could go below it.
+    this model cannot predict, so another model could go below it. Of an interval its lower end is the bound: a target
+    between the two may well be reached.
     """
     if metric not in UNITS or stats.get("gamma_source") == "positional" or not stats.get("h_inf_identified"):
         return None
-    return in_unit(metric, stats["h_inf_nats"], bytes_per_token)
+    lowest = (stats.get("h_inf_ci95_nats") or [stats["h_inf_nats"]])[0]
+    return in_unit(metric, lowest, bytes_per_token)
 
 
-def loss_sd(metric: str, bytes_per_token: float | None) -> float | None:
+def assumed_spread(metric: str, bytes_per_token: float | None) -> Spread | None:
     """The assumed noise of one run in the unit of the metric; None for a metric whose noise is not known."""
     if metric == "val_loss" and bytes_per_token:
-        return LOSS_SD_BPB * math.log(2) * bytes_per_token
-    return LOSS_SD_BPB if metric == "val_bpb" else None
+        return Spread(LOSS_SD_BPB * math.log(2) * bytes_per_token)
+    return Spread(LOSS_SD_BPB) if metric == "val_bpb" else None

@@ -29,6 +29,7 @@ from nanochat.lab.horizon.source import Refusal
 from nanochat.lab.horizon.spool import Spool
 
 TOP_K, MAX_LAG = 256, 512
+LEAST_TOKENS = 200_000
 CENTERINGS = ("block", "document")
 FEWEST_BLOCKS = 8  # a bootstrap over fewer blocks says little
 BLOCKS, BLOCKS_OF_MANY, MANY_TOKENS = 16, 32, 10_000_000
@@ -95,8 +96,9 @@ def choose_lags(spool: Spool, max_lag: int, centering: str) -> tuple[list[int], 
 
     Raises Refusal: corpus_too_short, too_few_valid_lags.
     """
-    if len(spool.tokens) < 200_000:
-        raise Refusal("corpus_too_short", f"{len(spool.tokens):,} tokens: expected at least 200,000; use more text")
+    if len(spool.tokens) < LEAST_TOKENS:
+        raise Refusal("corpus_too_short",
+                      f"{len(spool.tokens):,} tokens: expected at least {LEAST_TOKENS:,}; use more text")
     median = float(np.median(spool.lengths))
     usual = lag_grid(min(max_lag, int(median / 4)))
     lags = lag_grid(min(max_lag, int(median / 50))) if centering == "document" else usual

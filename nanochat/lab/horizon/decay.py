@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanochat.lab.horizon.correlation import Curve, resampled_squares
+from nanochat.lab.horizon.shapes import BIC_WINS, Hinge, compare_shapes, sum_of_exponentials
 from nanochat.lab.horizon.source import Refusal
 from nanochat.lab.verdict.stats import Z95
 
@@ -19,7 +20,6 @@ WINDOWS = (16, 32, 64, 200)  # last lags of the windows that every result report
 FEWEST_LAGS, SHORTEST_REACH = 6, 10
 ROUNDS = 1000
 SIGNIFICANT = 3  # standard errors of F^2, for a lag to be valid
-BIC_WINS = 6
 LEAST_R2 = 0.8
 WIDE_SPREAD = 0.15
 
@@ -39,14 +39,6 @@ class Window:
     se: float | None
     r2: float | None
     whole: bool
-
-
-@dataclass(frozen=True)
-class Hinge:
-    """Two slopes in logarithms that meet at n_break."""
-    short: float
-    long: float
-    n_break: int
 
 
 @dataclass(frozen=True)
@@ -155,30 +147,6 @@ def fit_window(lags, squares, usable, resampled, lo: int, hi: int) -> Window:
     return Window(lo, hi, int(use.sum()), reach, beta, intercept, se, r2, whole)
 
 
-def _bic(y, columns, more: int = 0) -> tuple[float, np.ndarray]:
-    """(BIC, coefficients) of least squares of y on the columns; more: parameters beside the coefficients."""
-    matrix = np.stack(columns, axis=1)
-    fit = np.linalg.lstsq(matrix, y, rcond=None)[0]
-    rest = max(np.mean((y - matrix @ fit) ** 2), 1e-20)  # an exact fit leaves rounding
-    return len(y) * np.log(rest) + (len(columns) + more) * np.log(len(y)), fit
-
-
-def compare_shapes(lags, norm) -> tuple[float, float, float, Hinge | None]:
-    """BIC of (power law, exponential, hinge), and the hinge with its knot on a lag, three or more from either end.
-
-    BIC = n log(mean squared residual) + parameters x log n, lower is better. The hinge pays for four parameters: level,
-    two slopes, knot. Its BIC is infinite where there are too few lags for it.
-    """
-    x, y, one = np.log(lags), np.log(norm), np.ones(len(lags))
-    power, exponential = _bic(y, [one, x])[0], _bic(y, [one, np.asarray(lags, float)])[0]
-    best, hinge = np.inf, None
-    for knot in range(2, len(lags) - 2):
-        bic, (_, first, change) = _bic(y, [one, x, np.maximum(x - x[knot], 0)], more=1)
-        if bic < best:
-            best, hinge = bic, Hinge(float(-first), float(-first - change), int(lags[knot]))
-    return power, exponential, best, hinge
-
-
 # -----------------------------------------------------------------------------
 # The answer
 
@@ -198,12 +166,25 @@ def fit_decay(curve: Curve, max_seq_len: int | None = None, window: tuple[int, i
     lo, hi = window or (1, _headline_end(lags[usable], n_star, max_seq_len))
     headline = fit_window(lags, squares, usable, resampled, lo, hi)
     windows = tuple(fit_window(lags, squares, usable, resampled, 1, end) for end in WINDOWS)
-    hinge = _require_power_law(lags[usable], np.sqrt(squares[usable]), (headline, *windows))
+    norm = np.sqrt(squares[usable])
+    hinge = _require_power_law(lags[usable], norm, (headline, *windows))
+    exponentials = _require_no_scale(lags[usable], norm, noise.square_se[usable] / (2 * squares[usable]))
     _require_headline(headline)
-    spread = window_spread(lags[usable], np.sqrt(squares[usable]), headline, windows)
-    warnings = [*["broken_power_law"] * (hinge is not None), *["window_sensitive"] * (spread > WIDE_SPREAD)]
+    spread = window_spread(lags[usable], norm, headline, windows)
+    warnings = [*["broken_power_law"] * (hinge is not None), *["exponential_mixture"] * exponentials,
+                *["window_sensitive"] * (spread > WIDE_SPREAD)]
     return Decay(headline.beta, float(np.hypot(headline.se, spread / 2)), headline, windows, noise, hinge,
                  (*warnings, *horizon_warnings(n_star, max_seq_len)))
+
+
+def require_positive(found: Decay):
+    """Raise Refusal beta_nonpositive where the interval of beta holds 0; its windows and slopes are results anyway."""
+    low, high = found.ci95
+    if low <= 0:
+        raise Refusal("beta_nonpositive",
+                      f"beta is {found.beta:.3f} on lags {found.headline.lo}..{found.headline.hi}, but its interval, "
+                      f"{low:.3f} to {high:.3f}, holds 0; the windows of lags disagree, or there is too little text: "
+                      "give the context of the models, --max-seq-len, or a --fit-window of one slope, or more text")
 
 
 def horizon_warnings(n_star: int | None, max_seq_len: int | None) -> tuple[str, ...]:
@@ -254,6 +235,18 @@ def _require_power_law(lags, norm, windows) -> Hinge | None:
         raise Refusal("not_power_law",
                       f"no window of lags is near a power law: the best R2 is {r2:.2f}, expected {LEAST_R2}")
     return hinge if hinged < power - BIC_WINS else None
+
+
+def _require_no_scale(lags, norm, log_se) -> bool:
+    """Raise Refusal not_power_law for a sum of exponentials, or say whether one is as good as a power law."""
+    found = sum_of_exponentials(lags, norm, log_se)
+    if found and found.refuted:
+        scales = ", ".join(f"{scale:.3g}" for scale in found.scales)
+        raise Refusal("not_power_law",
+                      f"a sum of exponentials with scales of {scales} tokens describes the decay better than a power "
+                      f"law, broken or not (by {found.ahead:.0f} in BIC), and ends within the {lags[-1]} tokens that "
+                      "are seen: expected a decay without a scale, as natural text has it; alpha_D needs another text")
+    return found is not None and found.ahead > 0
 
 
 def _require_headline(headline: Window):

@@ -3,7 +3,8 @@ gamma: how fast the next token gets easier to predict as the context grows, H_n 
 
 A fit cannot tell H_inf from a slight bend of the power law. So H_inf counts as identified only where its
 profile-likelihood interval excludes 0. Otherwise H_inf = 0 is the convention, and gamma is an effective exponent of its
-window. entropy.py has the curves that gamma is fitted to.
+window. Its interval holds what every floor of that interval gives. Example: L_n = 1 + 4 n^-0.3 over 16 contexts, gamma
+0.22 with no floor, and 0.45 with a floor of 1.9 that fits as well. entropy.py has the curves that gamma is fitted to.
 """
 
 import math
@@ -25,12 +26,16 @@ CHI2_95 = 3.841  # chi-square with one degree of freedom, 95 %
 DRAWS = 1000
 H_ERROR_SHARED = 0.8  # share of the variance of h_error that all contexts have in common: 40 ladders with known H_n
 FALSE_ALARM = 0.05  # over all m of saturated_from
+# Largest over smallest gamma of the floors that fit: from here on alpha_D is only a prior. There is no limit at which
+# the interval is refused: short of the longest run D* hardly depends on alpha_D (0.8 of it: 0.73 to 0.89 for an alpha
+# known to a factor of 10 either way), and beyond it the inference finds its own band too wide.
+FLOOR_SENSITIVE = 3
 LEAST_FALL = 0.85  # of the further fall of H + A/n; the rest is left to curves that bend by MODEL_ERROR
 
 
 @dataclass(frozen=True)
 class GammaFit:
-    """gamma with its 95 % interval.
+    """gamma with its 95 % interval, which is not symmetric: floors H_inf above the one used give a larger gamma.
 
     h_inf_nats is 0 by convention where it is not identified; h_inf_ci95 is the interval that the curve allows.
     """
@@ -49,9 +54,10 @@ class GammaFit:
 def fit_gamma(curve: EntropyCurve | None, window: tuple[int, int] | None = None, seed: int = 0) -> GammaFit:
     """Fit H_n - H_inf = A n^-gamma over the contexts of `window` (ends included; default WINDOW, cut to the curve).
 
-    The half width of the interval is 1.96 times the root of a sum of two squares. One is the variance of gamma over
-    resampled blocks of text and over the systematic errors of h_extrapolated (independent errors where the curve has no
-    blocks). The other is half the spread of gamma over narrower windows, squared.
+    The interval runs from gamma at the lowest floor of the interval of H_inf to gamma at the highest, and at either end
+    1.96 errors further. An error is the root of a sum of two squares. One is the variance of gamma over resampled
+    blocks of text and over the systematic errors of h_extrapolated (independent errors where the curve has no blocks).
+    The other is half the spread of gamma over narrower windows, squared.
 
     Raises Refusal gamma_unavailable without a curve, or with fewer than LEAST_CONTEXTS contexts in the window. Raises
     Refusal gamma_not_converged where nothing is extrapolated, where a model is blind to part of the window, or where
@@ -69,20 +75,25 @@ def fit_gamma(curve: EntropyCurve | None, window: tuple[int, int] | None = None,
     value, x = curve.fitted[used], np.log(context)
     sigma = np.hypot(curve.se[used], MODEL_ERROR * value)
     h, h_ci, identified = profile_h_inf(x, value, sigma)
-    gamma, _ = log_fit(x, value, h, sigma)
+    gamma, spread = float(log_fit(x, value, h, sigma)[0]), window_spread(x, value, h, sigma)
     draws = resample(curve, used, np.random.default_rng(seed))
-    smallest = draws.min(axis=-1)
-    h_of_draws = np.minimum(best_h_inf(x, draws, sigma)[0] if identified else 0.0, H_GRID[-1] * smallest)
-    spread = window_spread(x, value, h, sigma)
-    half = Z95 * math.hypot(float(np.std(log_fit(x, draws, h_of_draws, sigma)[0], ddof=1)), spread / 2)
-    gamma = float(gamma)
-    if not gamma - half > 0:
+    (least, below), (most, above) = (gamma_at(floor, x, value, draws, sigma) for floor in h_ci)
+    low, high = min(gamma, least) - below, max(gamma, most) + above
+    if not low > 0:
         raise Refusal("gamma_not_converged",
-                      f"gamma {gamma:.3f} +- {half:.3f} over contexts {context[0]}..{context[-1]} may be 0: train the "
-                      "model longer, measure more tokens, or choose a window where the curve is one power law")
-    warnings = ("gamma_window_sensitive",) if spread > gamma / 2 else ()
-    return GammaFit(gamma, (gamma - half, gamma + half), float(h), identified, (int(context[0]), int(context[-1])),
-                    warnings, h_ci)
+                      f"gamma {gamma:.3f} [{low:.3f}, {high:.3f}] over contexts {context[0]}..{context[-1]} may be 0: "
+                      "train the model longer, measure more tokens, or choose a window where the curve is one power "
+                      "law")
+    warnings = (*["gamma_window_sensitive"] * (spread > gamma / 2),
+                *["gamma_floor_sensitive"] * (most > FLOOR_SENSITIVE * least))
+    return GammaFit(gamma, (low, high), float(h), identified, (int(context[0]), int(context[-1])), warnings, h_ci)
+
+
+def gamma_at(floor: float, x, value, draws, sigma) -> tuple[float, float]:
+    """(gamma, half its 95 % interval) where the floor is known."""
+    of_draws, _ = log_fit(x, draws, np.minimum(floor, H_GRID[-1] * draws.min(axis=-1)), sigma)
+    spread = window_spread(x, value, floor, sigma)
+    return float(log_fit(x, value, floor, sigma)[0]), Z95 * math.hypot(float(np.std(of_draws, ddof=1)), spread / 2)
 
 
 def usable_contexts(curve: EntropyCurve, window) -> tuple[np.ndarray, np.ndarray]:
@@ -178,12 +189,10 @@ def profile_h_inf(x, value, sigma) -> tuple[float, tuple[float, float], bool]:
     Reason: at a window of 16, a curve without a floor, but with a bend well within MODEL_ERROR, would often pass the
     plan's rule. So would a floor of one nat that must not pass.
     """
-    if len(x) < LEAST_FOR_H_INF:
-        return 0.0, (0.0, float(value.min())), False
     best, chi2 = best_h_inf(x, value, sigma)
-    scale = max(1.0, chi2.min() / (len(x) - 3))
+    scale = max(1.0, chi2.min() / max(1, len(x) - 3))
     inside = H_GRID[chi2 <= chi2.min() + CHI2_95 * scale] * value.min()
-    identified = bool(inside[0] > 0)
+    identified = bool(inside[0] > 0 and len(x) >= LEAST_FOR_H_INF)
     return float(best) if identified else 0.0, (float(inside[0]), float(inside[-1])), identified
 
 

@@ -6,7 +6,7 @@ has 50,000 parameters, so the ratio is 5. An answer holds one of three decisions
 
 - fallback, the default ratio. Either there was an error: no exponent, no control among the points, losses that do not
   fall, a target at or below the floor, tokens that the corpus does not have, less than one optimizer step. Or the
-  horizon is above UNREACHABLE times the default.
+  horizon is above UNREACHABLE times the default, or its neighbour above CONFIRM_FACTOR times that.
 - confirmation, the larger of CONFIRM_FACTOR x the inferred ratio and its quantile CONFIRM_QUANTILE. There is an answer,
   but one of these doubts applies:
   - The exponent is only a prior, because the corpus' horizon n* is, or may be, above a quarter of the context.
@@ -30,6 +30,7 @@ import numpy as np
 
 from nanochat.lab.horizon.loss_law import DRAWS, Point, draw_tokens, fit, free_alpha, log_sd, pool, quantile
 from nanochat.lab.horizon.source import Refusal
+from nanochat.lab.horizon.spread import ASSUMED, FROM_RUNS, Spread
 from nanochat.lab.verdict.stats import t_above
 from nanochat.schedule import scale_run
 
@@ -40,6 +41,7 @@ BAND = (0.1, 0.9)
 WIDE_BAND = 1.5
 FAR = 4.0  # times the longest run
 UNREACHABLE = 10.0  # times the default horizon
+ROUNDING = 1e-9  # relative: D* of exact losses is exact to that, and a value on a limit is not above it
 DISAGREES = 0.05  # chance of a false alarm: the losses seem to contradict the corpus' exponent where they do not
 NO_CONTROL = "no_control"
 
@@ -57,8 +59,8 @@ class Exponent:
 class Question:
     """target and the points' losses are in one unit.
 
-    distinct_tokens: of the training split, None where repeats are allowed. loss_sd: of one run, for the case that no
-    horizon has two seeds (None: not known). entropy_floor: a loss that no model can go below.
+    distinct_tokens: of the training split, None where repeats are allowed. spread: of one run's loss, for the case that
+    no horizon has two seeds (None: not known). entropy_floor: a loss that no model can go below.
     """
     points: list[Point]
     target: float
@@ -66,7 +68,7 @@ class Question:
     num_scaling_params: int
     default_ratio: float
     distinct_tokens: float | None
-    loss_sd: float | None = 0.002
+    spread: Spread | None = Spread(0.002)
     entropy_floor: float | None = None
     higher_is_better: bool = False
     seed: int = 0
@@ -78,7 +80,7 @@ def infer(q: Question) -> dict:
     Raises ValueError for points that cannot be the ends of runs.
     """
     answer = dict.fromkeys((
-        "loss_sd", "loss_sd_degrees_of_freedom", "l_inf", "l_inf_se", "a", "a_se", "alpha_free",
+        "loss_sd", "loss_sd_degrees_of_freedom", "loss_sd_source", "l_inf", "l_inf_se", "a", "a_se", "alpha_free",
         "alpha_disagreement_se", "target_tokens", "target_tokens_q10", "target_tokens_q50", "target_tokens_q75",
         "target_tokens_q90", "fraction_unsolvable", "extrapolation_factor",
         "inferred_target_param_data_ratio", "confirmation_ratio", "error"))
@@ -97,8 +99,16 @@ def _fallen_back(refusal: Refusal) -> dict:
     return {"error": {"code": refusal.code, "message": str(refusal)}, "reasons": [str(refusal)]}
 
 
+def above(value: float, limit: float) -> bool:
+    """
+    >>> above(10 * (1 + 1e-12), 10), above(10.001, 10)
+    (False, True)
+    """
+    return value > limit * (1 + ROUNDING)
+
+
 def is_control(point: Point, default_tokens: float) -> bool:
-    return abs(point.tokens - default_tokens) <= max(CONTROL_WITHIN * default_tokens, point.step_tokens)
+    return not above(abs(point.tokens - default_tokens), max(CONTROL_WITHIN * default_tokens, point.step_tokens))
 
 
 def _refuse(q: Question):
@@ -112,7 +122,7 @@ def _refuse(q: Question):
         raise Refusal(*q.exponent.error)
     log_sd(q.exponent.alpha, q.exponent.ci95)  # refuses an interval that reaches 0
     longest = max(point.tokens for point in q.points)
-    if q.distinct_tokens is not None and longest > q.distinct_tokens:
+    if q.distinct_tokens is not None and above(longest, q.distinct_tokens):
         raise _repeated(f"a calibration run of {longest:.4g} tokens", q.distinct_tokens)
     if q.entropy_floor is not None and (q.target >= q.entropy_floor if q.higher_is_better
                                         else q.target <= q.entropy_floor):
@@ -131,8 +141,15 @@ def _measure(q: Question, answer: dict):
     """Fit, D*, its spread. Losses are turned so that lower is better, and turned back in the answer."""
     sign = -1.0 if q.higher_is_better else 1.0
     alpha, ci95, target = q.exponent.alpha, q.exponent.ci95, sign * q.target
-    losses = pool([replace(point, loss=sign * point.loss) for point in q.points], q.loss_sd)
-    answer |= {"loss_sd": losses.sd, "loss_sd_degrees_of_freedom": None if math.isinf(losses.df) else losses.df}
+    losses = pool([replace(point, loss=sign * point.loss) for point in q.points], q.spread and q.spread.sd,
+                  q.spread and q.spread.df)
+    source = FROM_RUNS if max(losses.runs) > 1 else q.spread.source
+    answer |= {"loss_sd": losses.sd, "loss_sd_degrees_of_freedom": None if math.isinf(losses.df) else losses.df,
+               "loss_sd_source": source}
+    if source == ASSUMED:
+        answer["warnings"].append(f"assumed_spread: the spread of a loss over seeds, {losses.sd:.2g}, is assumed, and "
+                                  "the band of D* is as right as that; make noise for this profile, or give two seeds "
+                                  "to each calibration run")
     law = fit(losses, alpha)
     answer |= {"l_inf": sign * law.floor, "a": sign * law.a}
     enough = len(losses.tokens) >= 3
@@ -170,20 +187,20 @@ def _finite(value: float) -> float | None:
 
 
 def _decide(q: Question, answer: dict):
-    default_tokens, n = q.default_ratio * q.num_scaling_params, q.num_scaling_params
-    doubts = [*q.exponent.doubts, *_doubts(q, answer)]
-    if answer["target_tokens"] > UNREACHABLE * default_tokens:
+    n, doubts = q.num_scaling_params, [*q.exponent.doubts, *_doubts(q, answer)]
+    wanted, neighbour = answer["inferred_target_param_data_ratio"], answer["confirmation_ratio"]
+    if above(wanted, UNREACHABLE * q.default_ratio):
         answer["warnings"].append("likely_unreachable")
-    decision = CONFIRMATION if doubts else INFERRED
-    longest = answer["confirmation_ratio"] * n  # both arms are run, and the longer arm needs the more data
-    if q.distinct_tokens is not None and longest > q.distinct_tokens:
-        raise _repeated(f"the confirmation run of {longest:.4g} tokens", q.distinct_tokens)
-    ratio = answer["confirmation_ratio" if doubts else "inferred_target_param_data_ratio"]
-    if ratio > UNREACHABLE * q.default_ratio:
-        raise Refusal("likely_unreachable",
-                      f"the target needs a ratio of {ratio:.4g}, more than {UNREACHABLE:g} x the default "
-                      f"{q.default_ratio:g}; use a larger model or a higher target")
-    answer |= {"decision": decision, "chosen_ratio": ratio, "reasons": doubts}
+    if q.distinct_tokens is not None and above(neighbour * n, q.distinct_tokens):  # both arms are run
+        raise _repeated(f"the confirmation run of {neighbour * n:.4g} tokens", q.distinct_tokens)
+    for ratio, limit in ((wanted, UNREACHABLE), (neighbour, CONFIRM_FACTOR * UNREACHABLE)):
+        if above(ratio, limit * q.default_ratio):
+            raise Refusal("likely_unreachable",
+                          f"{'the target' if ratio == wanted else 'its conservative neighbour'} needs a ratio of "
+                          f"{ratio:.4g}, more than {limit:g} x the default {q.default_ratio:g}; use a larger model or "
+                          "a higher target")
+    answer |= {"decision": CONFIRMATION if doubts else INFERRED, "chosen_ratio": neighbour if doubts else wanted,
+               "reasons": doubts}
 
 
 def disagrees(df: float | None) -> float:
@@ -209,7 +226,7 @@ def _doubts(q: Question, answer: dict) -> list[str]:
     if answer["l_inf"] < 0 and not q.higher_is_better:
         doubts.append(f"the floor of the fitted law is {answer['l_inf']:.3g}, below 0, where no loss is: the exponent "
                       "is too small for these runs, and only an interpolation can be trusted")
-    if answer["extrapolation_factor"] > FAR:
+    if above(answer["extrapolation_factor"], FAR):
         doubts.append(f"extrapolation: D* is {answer['extrapolation_factor']:.2f} x the longest run")
     if tokens < shortest:
         doubts.append(f"extrapolation: D* is below the shortest run, {tokens / shortest:.2f} of it")

@@ -56,8 +56,10 @@ class Losses:
         return float(np.exp(np.log(self.tokens).mean()))
 
 
-def pool(points: list[Point], sd: float | None) -> Losses:
+def pool(points: list[Point], sd: float | None, sd_df: int | None = None) -> Losses:
     """Runs of the same length together. Their spread over seeds, pooled, is the sd where there is any, else `sd`.
+
+    sd_df: the degrees of freedom of `sd`, None where it is an assumption.
 
     Raises ValueError for a point that is not a number of tokens and a loss, and for copies. Raises Refusal `degenerate`
     for a single length.
@@ -87,7 +89,7 @@ def pool(points: list[Point], sd: float | None) -> Losses:
         raise ValueError("the noise of this metric is not known: give two runs or more of one length, on different "
                          "seeds")
     return Losses(tokens, np.array([group.mean() for group in groups]), np.array([len(group) for group in groups]), sd,
-                  df or math.inf)
+                  df or sd_df or math.inf)
 
 
 # -----------------------------------------------------------------------------

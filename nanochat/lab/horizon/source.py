@@ -14,10 +14,13 @@ BAD_INPUT = "bad_input"  # the code of an error whose reason has no name of its 
 
 
 class Refusal(ValueError):
-    """The inputs do not determine the answer. code: the reason's name, as it stands in the JSON."""
+    """The inputs do not determine the answer. code: the reason's name, as it stands in the JSON.
+
+    A message that was read from a JSON begins with the name already.
+    """
 
     def __init__(self, code: str, message: str):
-        super().__init__(f"{code}: {message}")
+        super().__init__(f"{code}: {message.removeprefix(f'{code}: ')}")
         self.code = code
 
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from nanochat.lab.horizon import correlation, decay
 from nanochat.lab.horizon.correlation import Curve, measure_spool
-from nanochat.lab.horizon.decay import fit_decay, horizon, horizon_warnings, significance
+from nanochat.lab.horizon.decay import fit_decay, horizon, horizon_warnings, require_positive, significance
+from nanochat.lab.horizon.repeats import WORTH_A_WARNING, measure_repeats, refuse_repeated
 from nanochat.lab.horizon.source import BAD_INPUT, Refusal, TokenSource
 from nanochat.lab.horizon.spool import spooled
 
@@ -27,15 +28,21 @@ SCHEMA_VERSION = 1
 KEYS = """schema_version error beta beta_ci95 beta_window beta_windows beta_short beta_long n_break curve gamma
     gamma_ci95 gamma_source gamma_window h_curve_nats h_inf_nats h_inf_ci95_nats h_inf_identified n_star_tokens
     n_star_censored alpha_d alpha_d_ci95 num_tokens num_docs bytes_per_token vocab_size top_k top_k_mass centering
-    blocks max_seq_len tokenizer_id dataset_id seed elapsed_sec tokens_per_sec token_lags_per_sec warnings""".split()
+    blocks max_seq_len repeat_window_tokens repeated_share boilerplate_share tokenizer_id dataset_id seed elapsed_sec
+    tokens_per_sec token_lags_per_sec warnings""".split()
 WARNINGS = {
     "broken_power_law": "two slopes describe the decay better than one: beta depends on the lags that are fitted",
+    "exponential_mixture": "a sum of two or three exponentials describes the decay as well as a power law does: "
+                           "nothing is known of lags beyond those seen",
     "window_sensitive": f"beta differs by more than {decay.WIDE_SPREAD} between windows of lags; its interval says so",
     "horizon_exceeds_context": "correlations reach beyond a quarter of the context, where alpha_D is only a prior",
     "short_documents_document_centering": "centring by document is biased at lags that are long for these documents: "
                                           "they are left out",
     "split_special_token": "special tokens stand in the text and are split into ordinary ones, which correlate: "
                            "replace or drop them",
+    "repeated_text": "some of the text stood before: its copies count as correlations, and are no distinct tokens",
+    "gamma_floor_sensitive": "the floor H_inf is not identified, and gamma depends on it: its interval has what floors "
+                             "that fit alike give, and alpha_D is only a prior",
     "gamma_window_sensitive": "gamma depends on the contexts that are fitted; its interval says so"}
 
 
@@ -80,6 +87,8 @@ def collect(source: TokenSource, options: Options, gamma: Gamma | None = None, t
         facts |= dict(num_tokens=len(spool.tokens), num_docs=len(spool.ends) if spool.documents else None)
         if token_bytes is not None:
             facts["bytes_per_token"] = float(spool.counts @ np.asarray(token_bytes) / len(spool.tokens))
+        if len(spool.tokens) >= correlation.LEAST_TOKENS:  # fewer are refused by name
+            _add_repeats(facts, spool, say)
         with _refusals(facts, say):
             _add_beta(facts, spool, options, say)
         if gamma:
@@ -111,6 +120,15 @@ def _refusals(facts: dict, say):
             facts["error"] = dict(code=e.code, message=str(e))
 
 
+def _add_repeats(facts: dict, spool, say):
+    """Before any statistic: of text that repeats itself too much there is none."""
+    found = measure_repeats(spool)
+    facts |= dict(repeat_window_tokens=found.window, repeated_share=found.share, boilerplate_share=found.boilerplate)
+    refuse_repeated(found)
+    say(str(found))
+    facts["warnings"] += ["repeated_text"] * (found.share >= WORTH_A_WARNING)
+
+
 def _add_beta(facts: dict, spool, options: Options, say):
     curve = measure_spool(spool, options.top_k, options.max_lag, options.blocks, options.centering, options.workers,
                           say)
@@ -122,10 +140,11 @@ def _add_beta(facts: dict, spool, options: Options, say):
                   token_lags_per_sec=curve.num_tokens * len(curve.lags) / curve.count_sec)
     found = fit_decay(curve, options.max_seq_len, options.window, options.rounds, options.seed)
     facts["warnings"] += [name for name in found.warnings if name not in facts["warnings"]]
-    facts |= dict(beta=found.beta, beta_ci95=list(found.ci95), beta_window=asdict(found.headline),
-                  beta_windows=[asdict(window) for window in found.windows])
+    facts |= dict(beta_window=asdict(found.headline), beta_windows=[asdict(window) for window in found.windows])
     if found.hinge:
         facts |= dict(beta_short=found.hinge.short, beta_long=found.hinge.long, n_break=found.hinge.n_break)
+    require_positive(found)
+    facts |= dict(beta=found.beta, beta_ci95=list(found.ci95))
 
 
 def curve_rows(curve: Curve, options: Options) -> list[dict]:
@@ -166,15 +185,15 @@ def loss_rows(losses) -> list[dict]:
 def exponent(gamma: float, gamma_ci95, beta: float, beta_ci95) -> tuple[float, list[float]]:
     """(alpha_D, its 95 % interval).
 
-    Relative errors of a quotient add in quadrature. The interval is symmetric in the logarithm, because a ratio of two
-    positive numbers stays positive. The errors of gamma and beta are taken as independent, and a half width as 1.96 of
-    them.
+    Relative errors of a quotient add in quadrature, in logarithms, because a ratio of two positive numbers stays
+    positive, and each side on its own: an interval of gamma is longer upwards. The errors of gamma and beta are taken
+    as independent.
 
-    >>> alpha, (low, high) = exponent(0.5, (0.5, 0.5), 1.0, (0.8, 1.2))
-    >>> round(low, 3), alpha, round(high, 3)
-    (0.205, 0.25, 0.305)
+    >>> alpha, (low, high) = exponent(0.5, (0.5, 0.5), 1.0, (0.8, 1.25))
+    >>> round(low, 3), alpha, round(high, 4)
+    (0.2, 0.25, 0.3125)
     """
     alpha = gamma / (2 * beta)
-    halves = [(high - low) / 2 / value for value, (low, high) in ((gamma, gamma_ci95), (beta, beta_ci95))]
-    factor = math.exp(math.hypot(*halves))
-    return alpha, [alpha / factor, alpha * factor]
+    down = math.hypot(math.log(gamma / gamma_ci95[0]), math.log(beta_ci95[1] / beta))
+    up = math.hypot(math.log(gamma_ci95[1] / gamma), math.log(beta / beta_ci95[0]))
+    return alpha, [alpha * math.exp(-down), alpha * math.exp(up)]
