@@ -61,6 +61,7 @@ class Evidence:
     refusal: str | None = None
     # log(control / candidate) of (steps to target, step time), one per pair
     by_steps: list[tuple | None] = field(default_factory=list)
+    spikes: str | None = None  # how the arms differ in runs with spikes of the gradient norm
 
     @property
     def stopped(self) -> str | None:
@@ -107,9 +108,24 @@ def _evidence(declaration: Declaration, runs: list[RunSummary], arm: DeclaredArm
         diverged = {run.arm for pair in pairs for run in pair if run.run_status == "diverged"}
         gates = [] if diverged else make_gates(declaration, pairs)
         by_steps = [] if diverged else [_step_ratios(*pair) for pair in pairs]
-        return Evidence(len(pairs), gates, diverged, by_steps=by_steps)
+        return Evidence(len(pairs), gates, diverged, by_steps=by_steps, spikes=spikes(pairs))
     except ValueError as e:
         return Evidence(refusal=str(e))
+
+
+def spikes(pairs: list[Pair]) -> str | None:
+    """A sentence where the arms differ in the number of runs with spikes; None where they do not, or did not count.
+
+    A spike is a gradient norm above ten times its running median. Runs that go through one spread more, so an arm with
+    spikes is judged on another noise than the bank's.
+    """
+    if any(run.grad_spikes is None for pair in pairs for run in pair):
+        return None
+    counts = [sum(run.grad_spikes > 0 for run in side) for side in zip(*pairs)]
+    if counts[0] == counts[1]:
+        return None
+    said = [f"{side[0].arm} in {count} of {len(pairs)} runs" for side, count in zip(zip(*pairs), counts)]
+    return f"spikes of the gradient norm: {', '.join(said)}"
 
 
 def paired_runs(declaration: Declaration, runs: list[RunSummary], arm: DeclaredArm) -> list[Pair]:

@@ -42,9 +42,9 @@ def _source(test: Comparison, nu: int, refused) -> str:
 
 
 def stability_row(e: Evidence) -> GateRow:
-    """Gate 3: no run diverged. The row is a count; there is no test behind it."""
+    """Gate 3: no run diverged. The row is a count; there is no test behind it. Spikes are told, and decide nothing."""
     result = "pass" if not e.diverged else "cannot tell" if CONTROL in e.diverged else "fail"
-    note = f"diverged: {', '.join(sorted(e.diverged))}" if e.diverged else None
+    note = f"diverged: {', '.join(sorted(e.diverged))}" if e.diverged else e.spikes
     return GateRow("no instability", "count", "run_status", unit="", n=e.n, result=result, section="7.1 gate 3",
                    note=note)
 
