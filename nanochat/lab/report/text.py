@@ -199,7 +199,8 @@ def seeds_text(verdict: Verdict) -> str:
     if verdict.seeds_needed is not None:
         facts.append(f"{verdict.seeds_needed} seeds are needed for a gain of {verdict.min_gain:.4g}")
     if verdict.chance_at_max is not None:
-        facts.append(f"chance to pass at the last look {verdict.chance_at_max:.0%}")
+        chance = "more than 99%" if verdict.chance_at_max > 0.99 else f"{verdict.chance_at_max:.0%}"
+        facts.append(f"chance to pass every gate at the last look {chance}")
     return ", ".join(facts)
 
 
