@@ -44,11 +44,13 @@ lane-b: ## the length of training inferred from the data, and tested
 	bash runs/lane_b.sh
 
 ##@ Decide
-.PHONY: noise gates simulate-gates
+.PHONY: noise gates machines simulate-gates
 noise: setup ## train the control on SEEDS=8 seeds, to know how much it varies by itself
 	$(PY) -m scripts.noise --run $(call option,--seeds,SEEDS) $(call option,--profile,PROFILE) $(call option,--flags,FLAGS) $(call option,--jobs,JOBS) $(if $(filter-out 0,$(FRESH)),--fresh)
 gates: setup ## the verdict of LABEL=name, point by point, from its result file
 	$(PY) -m scripts.gates $(call option,--label,LABEL)
+machines: setup ## one training run, compared with those of other machines
+	$(PY) -m scripts.machines $(call option,--dtype,DTYPE)
 simulate-gates: setup ## how often a verdict is wrong, measured on made-up runs
 	$(PY) -m scripts.simulate_gates
 

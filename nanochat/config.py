@@ -10,6 +10,7 @@ trained.
 (4, False)
 """
 
+import argparse
 from dataclasses import dataclass
 
 from nanochat.common import hash_json
@@ -35,6 +36,7 @@ from nanochat.options import (
 )
 from nanochat.schedule import WARMDOWN_SHAPES
 
+HIDDEN = argparse.SUPPRESS  # the help of an option that --help does not list
 at_least_two = Check("at least 2", lambda n: n >= 2)
 seed_of_torch = Check("0 or more, and less than 2^63", lambda n: 0 <= n < 2 ** 63)
 step_or_minus_one = Check("a step, or -1", lambda n: n >= -1)
@@ -132,6 +134,10 @@ class TrainConfig:
     warmup_steps: int = option(40, "steps of linear warm-up", check=non_negative)
     warmdown_ratio: float = option(0.65, "share of the steps over which the learning rate falls", check=unit_interval)
     final_lr_frac: float = option(0.05, "learning rate at the end, as a share of its peak", check=unit_interval)
+    quiet_start: bool = option(False, "no step of a scalar on a gradient that is rounding alone, and a rate of smear "
+                               "and backout that follows the batch (ideas/quiet_start.md)", role="workload",
+                               before=False)
+    perturb: float = option(0.0, HIDDEN, check=non_negative, before=0.0)  # relative noise on the token embedding
     # Experiment options: an arm may change them within one profile
     warmdown_shape: str = option("linear", "how the learning rate falls (Muon's momentum falls linearly always)",
                                  choices=tuple(WARMDOWN_SHAPES))

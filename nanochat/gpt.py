@@ -170,6 +170,19 @@ class GPT(nn.Module):
     def get_device(self):
         return self.transformer.wte.weight.device
 
+    def rounding_only(self, step: int) -> list[nn.Parameter]:
+        """The scalars whose exact gradient is 0 at this step. Their computed gradient is rounding, about 1e-10.
+
+        At step 0 every sublayer outputs 0, and the final norm takes out the scale that lambdas and backout give. Where
+        the middle layer is the last one (depth 1 and 2), backout is such a scale at every step.
+        """
+        config, found = self.config, []
+        if config.lambdas and step == 0:
+            found += [self.resid_lambdas, self.x0_lambdas]
+        if config.backout and (step == 0 or config.n_layer // 2 == config.n_layer - 1):
+            found += [self.backout_lambda]
+        return found
+
     def forward(self, idx, targets=None, cache: DecodeCache | None = None, loss_reduction="mean", with_aux=False):
         """idx [B,T] -> logits [B,T,V] in fp32.
 

@@ -11,8 +11,8 @@ import torch
 from nanochat.layers.layer import roles_of, row_of
 from nanochat.muon import Muon
 
-# (roles, which rate, its factor, betas, weight decay) of the AdamW groups, in upstream's order. The first two rates
-# also go with 1/sqrt(width/768). The smear group's rate is a constant: no flag reaches it, as upstream has it.
+# (roles, which rate, its factor, betas, weight decay) of the AdamW groups, in upstream's order. Rates of embeddings
+# also go with 1/sqrt(width/768). Upstream's rate of the smear group is a constant that no flag and no batch reaches.
 # The last two rows are of roles that the default model does not have; their constants are not tuned.
 ADAMW_GROUPS = (
     (("head",), "unembedding_lr", 1.0, (0.8, 0.96), 0.01),
@@ -20,10 +20,11 @@ ADAMW_GROUPS = (
     (("value_embedding",), "embedding_lr", 0.5, (0.8, 0.995), 0.01),
     (("resid_scalar",), "scalar_lr", 0.01, (0.8, 0.95), 0.05),
     (("x0_scalar",), "scalar_lr", 1.0, (0.96, 0.95), 0.0),
-    (("smear_gate", "smear_scalar"), None, 0.2, (0.8, 0.95), 0.0),
+    (("smear_gate", "smear_scalar"), "smear_lr", 1.0, (0.8, 0.95), 0.0),
     (("gain", "scalar", "stream"), "scalar_lr", 0.01, (0.8, 0.95), 0.0),
     (("router",), "unembedding_lr", 1.0, (0.8, 0.96), 0.0),
 )
+SMEAR_LR = 0.2  # of the smear group
 MUON_ROLES = ("matrix", "value_gate")  # one group for each shape
 
 
@@ -59,14 +60,14 @@ def make_group(kind: str, params: list, lr: float, **hyper) -> dict:
     return dict(kind=kind, params=params, lr=lr, **{**row_of(KINDS, kind, "kind").defaults, **hyper})
 
 
-# Seven parameters: the model, and a parameter for each flag of the trainer that sets a rate, a decay or a kind.
+# Eight parameters: the model, and a parameter for each rate, decay or kind that the trainer sets.
 def param_groups(model, unembedding_lr, embedding_lr, matrix_lr, scalar_lr, weight_decay,
-                 matrix_optimizer="muon") -> list[dict]:
+                 matrix_optimizer="muon", smear_lr=SMEAR_LR) -> list[dict]:
     """Every parameter of the model in exactly one group, in upstream's order. Groups without parameters are left out.
 
     matrix_optimizer: the kind that steps the matrices, a row of KINDS.
     """
-    rates = dict(unembedding_lr=unembedding_lr, embedding_lr=embedding_lr, scalar_lr=scalar_lr)
+    rates = dict(unembedding_lr=unembedding_lr, embedding_lr=embedding_lr, scalar_lr=scalar_lr, smear_lr=smear_lr)
     by_width = (model.config.n_embd / 768) ** -0.5
     roles, named, groups = roles_of(model), dict(model.named_parameters()), []
 
@@ -74,7 +75,7 @@ def param_groups(model, unembedding_lr, embedding_lr, matrix_lr, scalar_lr, weig
         names = [name for role in wanted for name in named if roles[name] == role]
         return [named.pop(name) for name in names]
     for wanted, rate, factor, betas, decay in ADAMW_GROUPS:
-        lr = factor if rate is None else rates[rate] * factor * (by_width if rate != "scalar_lr" else 1.0)
+        lr = rates[rate] * factor * (by_width if "embedding" in rate else 1.0)
         groups.append(make_group("adamw", take(*wanted), lr, betas=betas, weight_decay=decay))
     vectors = [name for name, p in named.items() if roles[name] in MUON_ROLES and p.ndim < 2]
     assert not vectors, f"Muon needs matrices; give these parameters another role: {vectors}"
@@ -87,7 +88,7 @@ def param_groups(model, unembedding_lr, embedding_lr, matrix_lr, scalar_lr, weig
 
 
 def setup_optimizer(model, polar_dtype=torch.float32, compile_update=False, **rates) -> "MuonAdamW":
-    """rates: unembedding_lr, embedding_lr, matrix_lr, scalar_lr, weight_decay; and matrix_optimizer."""
+    """rates: unembedding_lr, embedding_lr, matrix_lr, scalar_lr, weight_decay; matrix_optimizer, smear_lr."""
     optimizer = MuonAdamW(param_groups(model, **rates), polar_dtype, compile_update)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]

@@ -53,7 +53,7 @@ def summarize(run) -> dict:
         tok_per_sec_median=tokens_per_step / dt if dt else None, dt_median_ms=1000 * dt if dt else None,
         avg_tok_per_sec=tokens_per_step * state.timed_steps / state.total_training_time if state.timed_steps else None,
         peak_mem_mib=dev.peak_memory_mib(run.device), trained_tokens=tokens_per_step * run.step, steps=run.step,
-        epochs_used=run.loader.epochs_used(), bound=run.bound)
+        grad_spikes=state.grad_spikes, epochs_used=run.loader.epochs_used(), bound=run.bound)
     resolved = ended_by_wall_budget(run.resolved, run.step) if run.bound == "wall" else run.resolved
     return dict(clocks={**state.clocks, "total_training_time": state.total_training_time}, results=results,
                 resolved=asdict(resolved))

@@ -1,5 +1,6 @@
 """The log of a training step: a line on the screen, a row of metrics.jsonl, and the clocks of the run."""
 
+import statistics
 import time
 from dataclasses import dataclass
 
@@ -8,6 +9,9 @@ from nanochat import schedule
 from nanochat.common import print0
 from nanochat.record import EMA_BETA
 from nanochat.run_setup import Run
+
+SPIKE = 10  # times the median of the last SPIKE_WINDOW gradient norms, of which there must be SPIKE_AFTER
+SPIKE_WINDOW, SPIKE_AFTER, SPIKES_TOLD = 50, 5, 5
 
 
 @dataclass
@@ -25,6 +29,7 @@ def log_step(run: Run, result: StepResult):
     """Bring the clocks and the smoothed loss up to date, then record and print the step."""
     state = run.state
     _count_time(run, result)
+    _count_spike(run, result.grad_norm)
     state.smooth_train_loss = EMA_BETA * state.smooth_train_loss + (1 - EMA_BETA) * result.loss
     smooth = state.smooth_train_loss / (1 - EMA_BETA ** (run.step + 1))  # divides out the 0 that the average starts at
     tok_per_sec = run.resolved.total_batch_size / result.dt
@@ -47,6 +52,20 @@ def _count_time(run: Run, result: StepResult):
     elif run.step >= schedule.TIMED_FROM_STEP:  # a process's first step warms up, also after a resume
         state.total_training_time += dt
         state.timed_steps += 1
+
+
+def _count_spike(run: Run, norm: float):
+    """Count and tell a gradient norm that is far above those of the steps before.
+
+    After such a step the loss may recover, but seeds spread: each of them goes through it in its own way.
+    """
+    state = run.state
+    if len(state.grad_norms) >= SPIKE_AFTER and norm > SPIKE * (median := statistics.median(state.grad_norms)):
+        state.grad_spikes += 1
+        if state.grad_spikes <= SPIKES_TOLD:
+            print0(f"Warning: gradient norm {norm:.4g} at step {run.step} is {norm / median:.0f} times its running "
+                   f"median" + ("; further ones are only counted" if state.grad_spikes == SPIKES_TOLD else ""))
+    state.grad_norms = [*state.grad_norms, norm][-SPIKE_WINDOW:]
 
 
 def _print_step(run: Run, row: dict):

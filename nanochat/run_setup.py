@@ -17,7 +17,7 @@ from nanochat.config import TrainConfig, changed_options
 from nanochat.cost import Resolved, count_params, gpt_config, meta_model, resolve
 from nanochat.dataloader import DataLoader
 from nanochat.gpt import GPT, build_model
-from nanochat.optim import MuonAdamW, setup_optimizer
+from nanochat.optim import SMEAR_LR, MuonAdamW, setup_optimizer
 from nanochat.ranks import Ranks
 from nanochat.record import RunRecord
 from nanochat.run_facts import open_record
@@ -38,6 +38,8 @@ class LoopState:
     timed_steps: int = 0
     val_bpb: float | None = None
     last_eval_step: int | None = None
+    grad_norms: list = field(default_factory=list)  # of the last steps, for the running median
+    grad_spikes: int = 0  # steps whose gradient norm was far above that median
     clocks: dict = field(default_factory=lambda: dict(setup_sec=0.0, compile_sec=None, eval_sec=0.0, save_sec=0.0,
                                                       wall_time_sec=0.0))
 
@@ -106,11 +108,13 @@ def set_up(config: TrainConfig, argv: list[str], stage: Stage, base_dir: Path, t
                         ranks=ranks)
 
     model = build_model(gpt_config(config, resolved.vocab_size), device, dtype, config.seed)
+    perturb_embedding(model, config.perturb, config.seed)
     scale = resolved.batch_lr_scale * config.lr_multiplier
     optimizer = setup_optimizer(model, unembedding_lr=config.unembedding_lr * scale,
                                 embedding_lr=config.embedding_lr * scale,
                                 matrix_lr=config.matrix_lr * scale, scalar_lr=config.scalar_lr * scale,
                                 weight_decay=resolved.weight_decay, matrix_optimizer=config.matrix_optimizer,
+                                smear_lr=SMEAR_LR * (scale if config.quiet_start else 1.0),
                                 polar_dtype=dtype, compile_update=compiling)
     state = LoopState()
     if checkpoint:
@@ -126,6 +130,19 @@ def set_up(config: TrainConfig, argv: list[str], stage: Stage, base_dir: Path, t
               model, compiled, optimizer, loader, state, step, started)
     run.record = open_record(run, argv, tokenizer_id, resumed_from=step if checkpoint else None)
     return run
+
+
+@torch.no_grad()
+def perturb_embedding(model: GPT, amount: float, seed: int):
+    """Multiply each element of the token embedding by 1 + amount * noise, noise ~ N(0, 1) of its own generator.
+
+    A run and its twin, which has an amount of 1e-7, differ by nothing but rounding. The difference of their results is
+    the part of a run's noise that no seed controls.
+    """
+    if amount:
+        weight = model.transformer.wte.weight
+        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed + 1))
+        weight.copy_(weight.float() * (1 + amount * noise.to(weight.device)))
 
 
 def _announce(config: TrainConfig, r: Resolved):

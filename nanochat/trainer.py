@@ -108,6 +108,9 @@ def train_step(run: Run, first: bool):
         (run.model.objective(loss, terms) / accum).backward()
         total_loss += loss.detach() / accum
         total_terms.update({name: term.detach() / accum for name, term in terms.items()})
+    if run.config.quiet_start:
+        for p in run.model.rounding_only(run.step):
+            p.grad.zero_()
     lrm = set_schedule(run)
     params = [p for p in run.model.parameters() if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params])

@@ -24,6 +24,7 @@ train \
     --max-seq-len=512 \
     --device-batch-size="${DEVICE_BATCH_SIZE:-16}" \
     --total-batch-size=16384 \
+    ${QUIET_START---quiet-start} \
     --num-iterations="${NUM_ITERATIONS:-1500}" \
     --eval-every=100 \
     --eval-tokens=524288 \

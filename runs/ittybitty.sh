@@ -28,6 +28,7 @@ train \
     --window-pattern=L \
     --device-batch-size="${DEVICE_BATCH_SIZE:-32}" \
     --total-batch-size=524288 \
+    --quiet-start \
     --num-iterations="${NUM_ITERATIONS:-954}" \
     --save-minutes=10 \
     --keep-last=2 \

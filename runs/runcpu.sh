@@ -28,11 +28,11 @@ train \
     --max-seq-len=512 \
     --device-batch-size="${DEVICE_BATCH_SIZE:-32}" \
     --total-batch-size=16384 \
+    --quiet-start \
     --num-iterations="${NUM_ITERATIONS:-5000}" \
     --eval-every=100 \
     --eval-tokens=524288 \
-    --sample-every=100 \
-    --save-minutes=10 \
+    --sample-every=100 --save-minutes=10 \
     --keep-last=2 \
     --model-tag="$MODEL_TAG" \
     --run="${WANDB_RUN:-dummy}"

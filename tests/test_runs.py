@@ -6,6 +6,7 @@ python -m pytest tests/test_runs.py -q
 """
 
 import ast
+import dataclasses
 import json
 import os
 import shlex
@@ -146,7 +147,10 @@ def test_baseline_d12_is_the_profile_of_the_plans(stage):
     plan = ("--depth=12 --head-dim=128 --window-pattern=L --max-seq-len=512 --device-batch-size=16 "
             "--total-batch-size=16384 --eval-every=100 --eval-tokens=524288 --core-metric-every=-1 --sample-every=-1 "
             "--save-every=-1 --num-iterations=1500 --run=dummy")
-    config, = training_configs(stage.run(ROOT / "runs" / "baseline_d12.sh"))
+    recipe = ROOT / "runs" / "baseline_d12.sh"
+    config, = training_configs(stage.run(recipe))
+    assert config == dataclasses.replace(training_configs(stage.run(recipe, QUIET_START=""))[0], quiet_start=True)
+    config = dataclasses.replace(config, quiet_start=False)  # the one flag that is ours
     own = dict(seed=config.seed, model_tag=config.model_tag, resume=config.resume)
     assert {**asdict(config), **own} == {**asdict(parse(plan.split())), **own}
 

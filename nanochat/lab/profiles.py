@@ -32,29 +32,29 @@ class Profile:
         return base_dir / "lab" / self.name if self.builtin else base_dir
 
 
-QUIET = ("--window-pattern=L", "--core-metric-every=-1", "--sample-every=-1")
+COMMON = ("--quiet-start", "--window-pattern=L", "--core-metric-every=-1", "--sample-every=-1")
 PROFILES = {p.name: p for p in (
     Profile("smoke-cpu", "any CPU, no network, about a minute a run on 2 cores", (
         "--device-type=cpu", "--no-compile", "--depth=4", "--max-seq-len=256", "--device-batch-size=8",
         "--total-batch-size=2048", "--num-iterations=60", "--warmup-steps=5", "--eval-every=10", "--eval-tokens=16384",
-        "--save-every=-1", "--save-minutes=5", "--keep-last=1", *QUIET),
+        "--save-every=-1", "--save-minutes=5", "--keep-last=1", *COMMON),
         builtin=True, tokenizer_flags=("--vocab-size=4096", "--max-chars=20000000")),
     # The batch is given: with the law's batch, so small a run would have 16 steps.
     Profile("lane-b-small", "any CPU, no network, 1 M tokens and a minute or two a run on 2 cores", (
         "--device-type=cpu", "--no-compile", "--depth=2", "--max-seq-len=256", "--device-batch-size=16",
         "--total-batch-size=4096", "--target-param-data-ratio=2", "--ratio-ref=2", "--warmup-steps=10",
-        "--eval-every=16", "--eval-tokens=32768", "--save-every=-1", "--save-minutes=5", "--keep-last=1", *QUIET),
+        "--eval-every=16", "--eval-tokens=32768", "--save-every=-1", "--save-minutes=5", "--keep-last=1", *COMMON),
         builtin=True, tokenizer_flags=("--vocab-size=1024", "--max-chars=20000000")),
     Profile("smoke-16gb", "one CUDA card, no network, 26 M tokens for two seeds: "
                           "about 15 minutes at 30,000 tokens a second", (
         "--device-type=cuda", "--no-compile", "--depth=12", "--max-seq-len=512", "--device-batch-size=1",
         "--total-batch-size=32768", "--num-iterations=200", "--eval-every=100", "--eval-tokens=262144",
-        "--save-every=-1", "--save-minutes=5", "--keep-last=1", *QUIET),
+        "--save-every=-1", "--save-minutes=5", "--keep-last=1", *COMMON),
         builtin=True, tokenizer_flags=("--vocab-size=4096",), fitted=True),
     Profile("protocol-16gb", "one CUDA card of 16 GB, 2 G tokens a run: a day and more", (
         "--device-type=cuda", "--depth=12", "--max-seq-len=1024", "--device-batch-size=1", "--total-batch-size=65536",
         "--num-iterations=30000", "--eval-every=200", "--eval-tokens=262144", "--save-every=2000", "--keep-last=2",
-        *QUIET), builtin=False, tokenizer_flags=("--max-chars=2000000000",)),
+        *COMMON), builtin=False, tokenizer_flags=("--max-chars=2000000000",)),
 )}
 SHARDS = 8  # of ClimbMix: the 2e9 characters that a tokenizer is trained on
 

@@ -17,7 +17,7 @@ from typing import get_args, get_type_hints
 OF_RECORD = ("resumed_from_step", "error", "config_hash", "profile_hash", "command", "started_at", "run_id",
              "git_commit", "dirty", "threads", "dataset_id", "tokenizer_id")
 OF_RESULTS = ("trained_tokens", "min_val_bpb", "steps", "bound", "final_train_loss", "tok_per_sec_median",
-              "dt_median_ms", "peak_mem_mib")
+              "dt_median_ms", "peak_mem_mib", "grad_spikes")
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class RunSummary:
     tok_per_sec_median: float | None = None
     dt_median_ms: float | None = None
     peak_mem_mib: float | None = None
+    grad_spikes: int | None = None  # steps whose gradient norm was ten times the running median and more
     load: float | None = None  # the larger load average of its start and its end
     overloaded: bool | None = None
     time_to_target_sec: float | None = None  # training seconds; None also where no target was declared

@@ -1,0 +1,29 @@
+#!/bin/bash
+# The finding of ideas/quiet_start.md, reproduced: upstream's start against --quiet-start, each run with a twin that
+# differs from it by rounding.
+#
+# Hardware: any CPU.
+# Time:     2 runs a seed and setting, of 60 steps of a small model: about half a minute a seed on 2 cores.
+# Expect:   the twins part without --quiet-start, and end within 1e-5 bits per byte of each other with it.
+#
+#   bash runs/quiet_start.sh                    DEPTHS="2 4 6" SEEDS="1 2 3" STEPS=240 bash runs/quiet_start.sh
+set -euo pipefail
+source "$(dirname "$0")/common.sh"
+
+PROFILE="${PROFILE:-lane-b-small}"
+SEEDS="${SEEDS:-1 2 3 4 5 6 7 8}"
+STEPS="${STEPS:-60}"
+SHAPE="--model-dim=64 --head-dim=32 --max-seq-len=64 --device-batch-size=32 --total-batch-size=2048"
+LENGTH="--target-param-data-ratio=12 --ratio-ref=-1 --num-iterations=$STEPS --warmup-steps=5 --eval-every=$STEPS"
+AMOUNT="${PERTURB:-1e-7}"               # 4e-3 with FLAGS=--dtype=bfloat16, which rounds off anything smaller
+LABEL="${LABEL:-twins}"
+
+labels=()
+for depth in ${DEPTHS:-4}; do
+    for start in no-quiet-start quiet-start; do
+        label="${LABEL}_d${depth}_${STEPS}_${start}"
+        compare "$label" "--depth=$depth $SHAPE $LENGTH --$start" "twin: --perturb=$AMOUNT"
+        labels+=("$label")
+    done
+done
+python -m scripts.twins "${labels[@]}"
