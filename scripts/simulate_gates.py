@@ -6,7 +6,8 @@ How often a verdict is wrong, and how often it sees a gain, measured on made-up 
     python -m scripts.simulate_gates --protocols=40000 --output-json=results/simulate_gates.json
 
 Made-up runs go through the functions that decide real ones. Each number is printed with its target and the difference
-in brackets; a * means that the difference is outside the tolerance. Targets are in ideas/simulation_targets.csv. The
+in brackets; a * means that the difference is outside the tolerance. Targets are in ideas/simulation_targets.csv.
+Tables 9.1 and 9.2 are of the rule that judges; "lent always", in the others, lends a bank without a test. The
 tables `verdicts` and `missed` simulate whole verdicts, on a tenth of the protocols; their targets are in
 ideas/verdict_targets.csv. Writes results/simulate_gates.png in the working directory. Exit code: 0 all inside, 1 some
 outside, 2 bad input.
@@ -30,6 +31,8 @@ TARGETS, VERDICT_TARGETS = IDEAS / "simulation_targets.csv", IDEAS / "verdict_ta
 TITLES = {"8.1": "fixed n, pairs not correlated", "8.2": "fixed n, correlated pairs", "8.3": "where assumptions fail",
           "8.4": "against other rules", "8.5": "seeds added until decided, at most 12",
           "bank": "a bank that came out low by luck",
+          "9.1": "the rule that judges: the bank is tested, noise as assumed",
+          "9.2": "the rule that judges, where its promise bends",
           "verdicts": "how the verdicts fall, by the gain in sd",
           "missed": "a target that only a share of the control's runs reach"}
 VERDICT_SHARE = 10  # a verdict is made of one protocol at a time, which takes longer
@@ -55,11 +58,11 @@ def simulate_table(cells, protocols: int, seed: int) -> list[dict]:
     """Measure the cells of one table and print them as they come."""
     measures = [name for name in MEASURES if any(name in cell.targets for cell in cells)]
     print(f"\n{cells[0].table}: {TITLES[cells[0].table]}")
-    print(f"{'data':22}{'rho':>4}{'nu':>4}{'K':>4}{'n':>6}  {'rule':16}" + "".join(f"{name:>22}" for name in measures))
+    print(f"{'data':24}{'rho':>4}{'nu':>4}{'K':>4}{'n':>6}  {'rule':23}" + "".join(f"{name:>22}" for name in measures))
     rows = []
     for cell in cells:
         found = {row["measure"]: row for row in check(cell, measure(cell, protocols, seed), protocols)}
-        head = f"{cell.data:22}{cell.rho:>4g}{cell.nu:>4}{cell.K:>4}{looks_text(cell.looks):>6}  {cell.rule:16}"
+        head = f"{cell.data:24}{cell.rho:>4g}{cell.nu:>4}{cell.K:>4}{looks_text(cell.looks):>6}  {cell.rule:23}"
         print(head + "".join(f"{number(found.get(name)):>22}" for name in measures), flush=True)
         rows += found.values()
     return rows

@@ -13,6 +13,11 @@ from scipy import stats as reference
 from nanochat.config import parse
 from nanochat.lab.ledger.bank import measure
 from nanochat.lab.ledger.banked import FIRST_SEED, bank, banked_runs, borrower, outlier, seeds_text
+from nanochat.lab.ledger.experiments import append
+from nanochat.lab.protocol.protocol import _announce
+from nanochat.lab.protocol.session import Session
+from nanochat.lab.report.text import basis_lines
+from tests import lab_case
 from tests.ledger_case import FLAGS, TREE, record, row
 
 PROFILE = record()["profile_hash"]
@@ -126,6 +131,40 @@ def test_threads_do_not_matter_on_a_card():
     noise = measure(rows, PROFILE, like=like(device="cuda: a card", threads=1))
     assert noise["metrics"]["val_bpb"]["n"] == 3 and "threads" not in noise
     assert measure([row(1), row(2)], PROFILE, like=like())["threads"] == 1
+
+
+def session_of(ledger, rows, **options):
+    made = lab_case.make(bank=ledger, machine="a processor", jobs=1, **options)
+    command = like_command(made.arms[0].config)
+    for one in rows:
+        append(ledger, one | {"profile_hash": made.profile_hash, "command": command, "tree_hash": lab_case.TREE})
+    return Session(made)
+
+
+def like_command(config):
+    return borrower(config, DEVICE, 1, TREE)["command"]
+
+
+def test_a_protocol_declares_the_bank_that_is_lent_to_it_or_why_none_is(tmp_path, monkeypatch):
+    lab_case.enter(tmp_path, monkeypatch)
+    rows = [row(FIRST_SEED + i, val_bpb=2.6 + 0.001 * i) for i in range(8)]
+    session = session_of(tmp_path / "ledger.csv", rows)
+    session.declare()
+    declared = session.declaration
+    assert declared.noise_source == "bank" and declared.noise.metrics["val_bpb"].nu == 7
+    assert declared.noise.threads == 1 and declared.spread_test == 0.90
+    monkeypatch.setenv("FAKE_TREE", "edited")  # a line of the trainer
+    session = session_of(tmp_path / "ledger.csv", [], label="u")
+    session.declare()
+    declared = session.declaration
+    assert declared.noise_source == "none" and not declared.noise.metrics
+    line, = declared.noise.left_out
+    assert line.startswith("seeds 900001 to 900008 (8 rows): by other code of the trainer (tree, now edited)")
+    assert line.endswith("bank anew with `make noise SEEDS=8`")
+    said = []
+    _announce(session, [], said.append)
+    assert f"  left out of the bank: {line}" in said
+    assert f"left out of the bank: {line}" in basis_lines(session.facts())
 
 
 # -----------------------------------------------------------------------------

@@ -217,6 +217,8 @@ def _announce(session, changed, say):
                 "it is run and shown, and gets no verdict")
     for line in changed:
         say(f"  new declaration, {line}")
+    for line in session.declaration.noise.left_out if session.declaration.noise else []:
+        say(f"  left out of the bank: {line}")
 
 
 def _announce_cells(session, cells, left, say):

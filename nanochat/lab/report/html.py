@@ -16,6 +16,7 @@ from nanochat.lab.report import svg
 from nanochat.lab.report.curves import as_arrays
 from nanochat.lab.report.gains import gain_text, headline, pair_gains, primary_gate
 from nanochat.lab.report.html_style import STYLE
+from nanochat.lab.report.promise import promise_lines
 from nanochat.lab.report.result_file import ResultFile
 from nanochat.lab.report.text import (
     GATE_HEADER,
@@ -236,7 +237,7 @@ def _noise(results: ResultFile) -> Markup | None:
         parts += [el("p", f"The smallest true gain in {declaration.primary} that n seeds show four times out of five, "
                           f"{declaration.K} candidates declared:"),
                   _table(["seeds", *[n for n, _ in gains]], [["gain", *[f"{gain:.4g}" for _, gain in gains]]])]
-    return _section("Noise", *parts, *[el("p", line) for line in bank_lines(noise)])
+    return _section("Noise", *parts, *[el("p", line) for line in [*bank_lines(noise), *promise_lines(declaration)]])
 
 
 def _declaration(declaration: Declaration) -> Markup:

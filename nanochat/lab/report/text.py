@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.report.gains import primary_gate
+from nanochat.lab.report.promise import promise_lines
 from nanochat.lab.report.result_file import ResultFile
 from nanochat.lab.runs import RunSummary
 from nanochat.lab.table import format_time, looks_text, number, plain, table
@@ -176,7 +177,7 @@ def basis_lines(results: ResultFile) -> list[str]:
     if gains := smallest_gains(results):
         shown = ", ".join(f"n={n} {gain:.4g}" for n, gain in gains)
         lines.append(f"smallest gain that n seeds show (80 % power), {declaration.primary}: {shown}")
-    return lines
+    return lines + promise_lines(declaration)
 
 
 def bank_lines(noise: Noise) -> list[str]:
@@ -212,7 +213,8 @@ def seeds_text(verdict: Verdict) -> str:
     if verdict.seeds_needed is not None:
         facts.append(f"{verdict.seeds_needed} seeds are needed for a gain of {verdict.min_gain:.4g}")
     if verdict.chance_at_max is not None:
-        facts.append(f"chance to pass at the last look {verdict.chance_at_max:.0%}")
+        chance = "more than 99%" if verdict.chance_at_max > 0.99 else f"{verdict.chance_at_max:.0%}"
+        facts.append(f"chance to pass every gate at the last look {chance}")
     return ", ".join(facts)
 
 

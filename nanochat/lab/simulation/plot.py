@@ -7,33 +7,67 @@ The picture of the simulation: the chance, in every cell, to promote a candidate
 import numpy as np
 
 from nanochat.lab.report import plots
-from nanochat.lab.simulation.draws import EQUAL, OUTLIERS, UNLUCKY, VARIANCE
-from nanochat.lab.simulation.made_up_runs import MOST_FALSE
+from nanochat.lab.simulation.draws import (
+    AUTOCORRELATED,
+    DIVERGES,
+    DRIFT,
+    ELSEWHERE,
+    EQUAL,
+    OUTLIERS,
+    STUDENT,
+    UNLUCKY,
+    VARIANCE,
+    WILD,
+)
+from nanochat.lab.simulation.made_up_runs import ALWAYS, MOST_FALSE
 
 PROMISED = 5.0
 HOLDS, BREAKS, QUIET = "#0072b2", "#d55e00", "#666666"
 MARKERS = {1: "o", 4: "s", 10: "^"}  # by the number of candidates
-SIZE_IN = (13, 6.5)
+SIZE_IN = (15, 6.5)
 
 
 def groups(rows) -> list[tuple[str, list[dict]]]:
-    """(name, rows) of the columns: on the left the cells that the promise covers (data EQUAL), then the others."""
-    ours = [row for row in rows if row["measure"] == "false_promotion" and row["table"] != "8.4"]
-    looked = [row for row in ours if "-" in row["n"]]
-    fixed = [row for row in ours if "-" not in row["n"]]
+    """(name, rows) of the columns: on the left the cells that the promise covers (data EQUAL), then the others.
 
-    def some(rows, data, rho=None):
-        return [row for row in rows if row["data"] == data and (rho is None or row["rho"] == rho)]
-    x2, x4 = VARIANCE
-    named = [("fixed n,\nno correlation", some(fixed, EQUAL, 0)),
-             ("fixed n,\ncorrelation 0.5", some(fixed, EQUAL, 0.5)),
-             ("fixed n,\ncorrelation 0.9", some(fixed, EQUAL, 0.9)),
-             ("seeds added\nuntil decided", some(looked, EQUAL)),
-             ("5 % of runs with\n5x the noise", some(ours, OUTLIERS)),
-             ("candidate has\n2x the variance", some(ours, x2)),
-             ("candidate has\n4x the variance", some(ours, x4)),
-             ("bank at its 10th\npercentile; nu 4, 9, 19", some(ours, UNLUCKY))]
+    Where the rule that judges was simulated (tables 9), it alone is drawn, beside a bank that is lent without a test.
+    """
+    ours = [row for row in rows if row["measure"] == "false_promotion" and row["table"] != "8.4"]
+    judging = [row for row in ours if row["table"].startswith("9")]
+    named = _judging(judging) if judging else _lent_always(ours)
     return [(name, found) for name, found in named if found]
+
+
+def _some(rows, *data, looked=None, rho=None, always=None):
+    return [row for row in rows if row["data"] in data and (looked is None or looked == ("-" in row["n"]))
+            and (rho is None or row["rho"] == rho) and (always is None or always == (row["rule"] in ALWAYS))]
+
+
+def _lent_always(rows):
+    x2, x4 = VARIANCE
+    return [("fixed n,\nno correlation", _some(rows, EQUAL, looked=False, rho=0)),
+            ("fixed n,\ncorrelation 0.5", _some(rows, EQUAL, looked=False, rho=0.5)),
+            ("fixed n,\ncorrelation 0.9", _some(rows, EQUAL, looked=False, rho=0.9)),
+            ("seeds added\nuntil decided", _some(rows, EQUAL, looked=True)),
+            ("5 % of runs with\n5x the noise", _some(rows, OUTLIERS)),
+            ("candidate has\n2x the variance", _some(rows, x2)), ("candidate has\n4x the variance", _some(rows, x4)),
+            ("bank at its 10th\npercentile; nu 4, 9, 19", _some(rows, UNLUCKY))]
+
+
+def _judging(rows):
+    x2, x4 = VARIANCE
+    half, third, thirtieth, double = ELSEWHERE
+    return [("fixed n", _some(rows, EQUAL, looked=False, rho=0)),
+            ("pairs\ncorrelated", [row for row in _some(rows, EQUAL) if row["rho"]]),
+            ("until\ndecided", _some(rows, EQUAL, looked=True, rho=0)),
+            ("bank 1/2,\nlent\nalways", _some(rows, half, always=True)), ("bank\n1/2", _some(rows, half, always=False)),
+            ("bank 1/3,\nlent\nalways", _some(rows, third, always=True)),
+            ("bank\n1/3", _some(rows, third, always=False)), ("bank\n1/30", _some(rows, thirtieth, always=False)),
+            ("bank\nx 2", _some(rows, double, always=False)), ("bank low\nby luck", _some(rows, UNLUCKY)),
+            ("5 %\noutliers", _some(rows, OUTLIERS)), ("t with\n3 df", _some(rows, STUDENT)),
+            ("candidate\n2x the\nvariance", _some(rows, x2)), ("candidate\n4x the\nvariance", _some(rows, x4)),
+            ("each run\nlike the one\nbefore", _some(rows, AUTOCORRELATED)), ("common\ndrift", _some(rows, DRIFT)),
+            ("another\ndiverges", _some(rows, DIVERGES)), ("another's\nwild run", _some(rows, WILD))]
 
 
 def draw_error_rates(path, rows: list[dict], protocols: int) -> bool:
@@ -47,14 +81,14 @@ def draw_error_rates(path, rows: list[dict], protocols: int) -> bool:
         for x, (_, found) in enumerate(columns):
             _column(ax, x, found)
             over = sum(row["found"] > MOST_FALSE for row in found)
-            ax.text(x, top * 1.04, f"{over} of {len(found)} above" if over else f"all {len(found)} within",
+            ax.text(x, top * 1.04, f"{over} of {len(found)}\nabove" if over else f"all {len(found)}\nwithin",
                     ha="center", va="bottom", color=BREAKS if over else HOLDS, fontsize=10)
         ax.axhline(PROMISED, color="black", lw=1)
         ax.text(len(columns) - 0.42, PROMISED, "5 %\npromised", va="center", fontsize=10)
-        ax.set_xticks(range(len(columns)), [name for name, _ in columns], fontsize=10)
-        ax.set(xlim=(-0.5, len(columns) - 0.45), ylim=(0, top * 1.18), ylabel="protocols that promote something (%)",
+        ax.set_xticks(range(len(columns)), [name for name, _ in columns], fontsize=9)
+        ax.set(xlim=(-0.5, len(columns) - 0.45), ylim=(0, top * 1.22), ylabel="protocols that promote something (%)",
                xlabel="a dot is a cell of the table; in a column the number of seeds grows to the right")
-        _name_sides(ax, sum(found[0]["data"] == EQUAL for _, found in columns), len(columns), top * 1.11)
+        _name_sides(ax, sum(found[0]["data"] == EQUAL for _, found in columns), len(columns), top * 1.15)
         ax.set_title(f"Chance to promote a candidate that gains nothing ({protocols:,} protocols a dot)")
         ax.grid(axis="x", visible=False)
         _legend(ax)
