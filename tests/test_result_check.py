@@ -198,7 +198,7 @@ def test_a_stored_verdict_decides_nothing(true_text, tmp_path, capsys):
     {}, {"candidates": ("gate: --symplectic-gate", "lr: --matrix-lr=0.03"), "seeds": (1, 2, 3, 4, 5)},
     {"candidates": ("aa:",), "aa": True}, {"until_decided": True, "seeds": tuple(range(1, 13))},
     {"primary": "time_to_target", "target_bpb": 2.5}, {"flags": ("--wall-budget-sec=100",)},
-    {"candidates": ("deep: --depth=2",)}, {"label": ""}], ids=str)
+    {"candidates": ("deep: --depth=2",)}, {"label": ""}, {"candidates": ()}], ids=str)
 def test_every_protocol_writes_files_that_are_read(options, tmp_path, monkeypatch):
     enter(tmp_path, monkeypatch)
     for how in ("crash", "ok"):  # first a failed cell, then a whole file

@@ -201,6 +201,7 @@ def test_protocol_of_two_arms_and_two_seeds_runs_on_upstream(trees, tmp_path, mo
     facts = read_json("results/up_latest.json")
     assert ([run["run_status"] for run in facts["runs"]] == ["ok"] * 4
             and len({run["val_bpb"] for run in facts["runs"]}) == 4)
+    assert [(run["evaluator"], run.get("fault")) for run in facts["runs"]] == [("control", None)] * 4
     assert (facts["provenance"]["upstream_commit"] == UPSTREAM_COMMIT
             and git(trees["plain"], "status", "--porcelain") == "")
     for run in facts["runs"]:

@@ -207,9 +207,10 @@ def _gates(results: ResultFile) -> Markup | None:
     return _section("Gates", *([el("p", note, cls="soft"), *parts] if parts else []))
 
 
-COLUMNS = {"val_bpb": ".5f", "min_val_bpb": ".5f", "final_train_loss": ".4f", "time_to_target_sec": ",.1f",
-           "steps_to_target": ",.1f", "tok_per_sec_median": ",.0f", "avg_tok_per_sec": ",.0f", "peak_mem_mib": ",.0f",
-           "steps": "d", "training_sec": ",.1f", "duration_sec": ",.1f", "load": ".1f"}
+COLUMNS = {"val_bpb": ".5f", "tree_val_bpb": ".5f", "min_val_bpb": ".5f", "final_train_loss": ".4f",
+           "time_to_target_sec": ",.1f", "steps_to_target": ",.1f", "tok_per_sec_median": ",.0f",
+           "avg_tok_per_sec": ",.0f", "peak_mem_mib": ",.0f", "steps": "d", "training_sec": ",.1f",
+           "duration_sec": ",.1f", "load": ".1f"}
 
 
 def _runs(runs: list[RunSummary]) -> Markup | None:

@@ -7,7 +7,8 @@ Some trainers keep records as ours does. Then the run's own record only gets the
 such as upstream's, leave a meta file for each checkpoint (trees/metas.py), with validation, training seconds and
 smoothed loss. While the run goes on, these become lines of metrics.jsonl, and only the newest weights are kept. The
 mean step time is known for each stretch between two meta files; the median step time is the median over stretches.
-A value that meta files do not hold stays null. Exit codes are those of scripts.base_train.
+A value that meta files do not hold stays null. A run that ended ok is scored (trees/score.py). Exit codes are those of
+scripts.base_train.
 """
 
 import contextlib

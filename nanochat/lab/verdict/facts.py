@@ -31,8 +31,8 @@ class Stored:
             left_out = f.default if f.default_factory is MISSING else None  # an older file may say null for it
             if f.name in entry and (entry[f.name] is not None or left_out is MISSING) \
                     and not fits(entry[f.name], hints[f.name]):
-                raise ValueError(f"{cls.__name__}: {f.name} is {entry[f.name]!r}, expected {shown(hints[f.name])}: no "
-                                 "protocol wrote that; run its protocol again")
+                raise ValueError(f"{cls.__name__}: {f.name} is {repr(entry[f.name])[:100]}, expected "
+                                 f"{shown(hints[f.name])}: no protocol wrote that; run its protocol again")
         try:
             return cls(**{f.name: entry[f.name] for f in fields(cls) if f.name in entry} | cls._read(entry))
         except TypeError as e:  # a field without a default is missing
