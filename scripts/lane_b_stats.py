@@ -29,6 +29,7 @@ from nanochat.lab.horizon import correlation, decay, stats
 from nanochat.lab.horizon.entropy import read_positions
 from nanochat.lab.horizon.gamma import fit_gamma
 from nanochat.lab.horizon.ngram import ngram_curve
+from nanochat.lab.horizon.repeats import Repeats
 from nanochat.lab.horizon.source import Refusal, TokenSource
 from nanochat.lab.table import number, table
 from nanochat.options import hyphenate
@@ -259,6 +260,8 @@ def describe(facts: dict) -> str:
     if facts["n_star_tokens"]:
         lines.append(f"correlations are seen to lag n* = {facts['n_star_tokens']}"
                      + " or more" * facts["n_star_censored"])
+    if facts["repeated_share"] is not None:
+        lines.append(str(Repeats(facts["repeat_window_tokens"], facts["repeated_share"], facts["boilerplate_share"])))
     lines += [f"warning: {name}: {stats.WARNINGS.get(name, 'see above')}" for name in facts["warnings"]]
     tokens, rate = facts["num_tokens"] or 0, facts["token_lags_per_sec"]
     lines.append(f"{tokens:,} tokens in {facts['elapsed_sec']:.1f} s"

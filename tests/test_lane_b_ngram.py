@@ -280,7 +280,8 @@ def test_books_in_a_small_vocabulary_give_a_gamma_and_the_naive_curves_do_not(da
     source = token_source(texts, 512)
     curve = ngram_curve(source)
     fit = fit_gamma(curve)
-    assert 0.38 < fit.gamma < 0.52 and fit.ci95[1] - fit.ci95[0] < 0.28 and not fit.h_inf_identified
+    assert 0.38 < fit.gamma < 0.52 and fit.gamma - fit.ci95[0] < 0.14 and not fit.h_inf_identified
+    assert fit.ci95[1] > 1 and fit.h_inf_ci95[1] > 1.5  # three contexts say little of the floor
     # a finite corpus shows no more than so much context, like a blind model
     with pytest.raises(Refusal, match="gamma_not_converged"):
         fit_gamma(EntropyCurve("positional", curve.context, curve.loss, curve.se), (1, 10))

@@ -15,6 +15,7 @@ from nanochat.lab.horizon import repeats
 from nanochat.lab.horizon.repeats import measure_repeats, window_hashes, window_of
 from nanochat.lab.horizon.stats import Options, collect
 from nanochat.tokenizer import RustBPETokenizer
+from scripts.lane_b_stats import describe
 
 
 def documents(count, length, seed=0):
@@ -90,10 +91,10 @@ def test_copies_are_refused_by_name_before_there_are_statistics(name, share, boi
 
 
 def test_some_copies_are_a_warning_with_their_share_and_none_are_no_warning():
-    made, said = documents(400, 1000), []
-    facts = collect(source_of(*made, *made[:40], vocab_size=1024, documents=True), Options(max_lag=64), say=said.append)
+    made = documents(400, 1000)
+    facts = facts_of(made + made[:40])
     assert facts["beta"] and facts["error"] is None and "repeated_text" in facts["warnings"]
-    assert facts["repeated_share"] == pytest.approx(40 / 440, abs=1e-3) and "9.1% of the tokens" in said[0]
+    assert facts["repeated_share"] == pytest.approx(40 / 440, abs=1e-3) and "9.1% of the tokens" in describe(facts)
     facts = facts_of(made)
     assert facts["repeated_share"] < 1e-4 and "repeated_text" not in facts["warnings"]
 

@@ -5,6 +5,9 @@ natural text.
 python -m pytest tests/test_lane_b_shapes.py -v
 """
 
+import gzip
+import json
+
 import numpy as np
 import pytest
 from lane_b_case import SignOf, SignOfGaussian, correlation_curve, source_of
@@ -14,6 +17,7 @@ from nanochat.lab.horizon import stats
 from nanochat.lab.horizon.correlation import lag_grid
 from nanochat.lab.horizon.decay import fit_decay
 from nanochat.lab.horizon.shapes import best_sum, sum_of_exponentials
+from nanochat.tokenizer import RustBPETokenizer
 
 MIXTURES = {"2, 60": ((0.8, 2), (0.2, 60)), "3, 30": ((0.7, 3), (0.3, 30)), "5, 100": ((0.7, 5), (0.3, 100)),
             "8, 80": ((0.6, 8), (0.4, 80)), "4, 200": ((0.8, 4), (0.2, 200)),
@@ -93,6 +97,19 @@ def test_no_power_law_is_refused_or_doubted_in_twelve_seeds(b):
     for seed in range(12):
         curve = correlation_curve(source_of(SignOfGaussian(b).tokens(2_000_000, seed), vocab_size=1024))
         assert "exponential_mixture" not in fit_decay(curve).warnings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vocab_size", (320, 512))
+def test_no_power_law_of_books_is_refused_with_a_small_vocabulary(data_dir, vocab_size):
+    """Here the sum of exponentials is ahead by 17 to 78, and its slowest part about as long as the range."""
+    with gzip.open(data_dir / "classic_books_60mb.jsonl.gz", "rt", encoding="utf-8") as f:
+        texts = [json.loads(line)["text"] for line in f]
+    tokenizer = RustBPETokenizer.train_from_iterator(iter(texts[::5]), vocab_size)
+    for part in (0, 2):
+        rows = [np.array(row) for row in tokenizer.encode(texts[part::5])]
+        decay = fit_decay(correlation_curve(source_of(*rows, vocab_size=vocab_size, documents=True)), max_seq_len=256)
+        assert "broken_power_law" in decay.warnings and decay.ci95[0] > 0
 
 
 def test_beta_whose_interval_holds_0_is_refused_and_its_windows_stay(monkeypatch):

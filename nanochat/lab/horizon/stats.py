@@ -88,7 +88,7 @@ def collect(source: TokenSource, options: Options, gamma: Gamma | None = None, t
         if token_bytes is not None:
             facts["bytes_per_token"] = float(spool.counts @ np.asarray(token_bytes) / len(spool.tokens))
         if len(spool.tokens) >= correlation.LEAST_TOKENS:  # fewer are refused by name
-            _add_repeats(facts, spool, say)
+            _add_repeats(facts, spool)
         with _refusals(facts, say):
             _add_beta(facts, spool, options, say)
         if gamma:
@@ -120,12 +120,11 @@ def _refusals(facts: dict, say):
             facts["error"] = dict(code=e.code, message=str(e))
 
 
-def _add_repeats(facts: dict, spool, say):
+def _add_repeats(facts: dict, spool):
     """Before any statistic: of text that repeats itself too much there is none."""
     found = measure_repeats(spool)
     facts |= dict(repeat_window_tokens=found.window, repeated_share=found.share, boilerplate_share=found.boilerplate)
     refuse_repeated(found)
-    say(str(found))
     facts["warnings"] += ["repeated_text"] * (found.share >= WORTH_A_WARNING)
 
 
