@@ -119,6 +119,10 @@ class DeclaredArm(Stored):
     profile_changes: list[str] = field(default_factory=list)  # options by which its runs are another workload
 
 
+# Keys that the first files did not have. They are left out where they have no value, so that an old file stays as it is.
+LATER_KEYS = ("horizons_differ", "margin_in_own_sd", "min_gain_by_hand", "numbers", "hypothesis")
+
+
 @dataclass(frozen=True)
 class Declaration(Stored):
     """The rules of a label's verdicts, fixed before its first run; verdict/declaration.py makes it."""
@@ -142,6 +146,10 @@ class Declaration(Stored):
     noise: Noise | None = None  # the bank as it was at the declaration
     arms: list[DeclaredArm] = field(default_factory=list)  # control first
     common_flags: str | None = None  # of every arm, as one would type them
+    margin_in_own_sd: float | None = None  # the primary margin in sd of a run, by the differences' own spread; else None
+    min_gain_by_hand: bool | None = None  # True: given with --min-gain; None in files that are older than the key
+    numbers: dict[str, int] | None = None  # {candidate: 3 if this is its third label}
+    hypothesis: str | None = None  # the reason given for counting the labels from 1 again
 
     @property
     def candidates(self) -> list[DeclaredArm]:
@@ -149,7 +157,7 @@ class Declaration(Stored):
 
     def to_json(self) -> dict:
         entry = asdict(self) | {"noise": self.noise and self.noise.to_json()}
-        return entry if self.horizons_differ is not None else {k: v for k, v in entry.items() if k != "horizons_differ"}
+        return {key: value for key, value in entry.items() if value is not None or key not in LATER_KEYS}
 
     @classmethod
     def _read(cls, entry):
