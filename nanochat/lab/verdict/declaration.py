@@ -46,6 +46,7 @@ class Proposal:
     source: str = "bank"  # or "own": the spread of the differences alone
     target: Target | None = None
     common_flags: str = ""  # of every arm, as one would type them
+    hypothesis: str | None = None  # why the labels of its candidates are counted from 1 again
 
     def __post_init__(self):
         if self.primary not in PRIMARY or self.fallback not in (None, "wall_time"):
@@ -87,7 +88,7 @@ def declare(plan: Proposal, changes: dict, noise: Noise | None, declared_at: str
         looks=looks, max_seeds=n, matched_budget=matched_budget(plan.arms[0].config),
         horizons_differ=plan.horizons_differ, K=len(plan.arms) - 1, noise=noise if banked else None,
         common_flags=plan.common_flags, margin_in_own_sd=None if by_hand or banked else TRIVIAL_SD,
-        min_gain_by_hand=by_hand,
+        min_gain_by_hand=by_hand, hypothesis=plan.hypothesis,
         noise_source="bank" if banked else "own" if looks[-1] >= MIN_PAIRS_WITHOUT_BANK else "none",
         arms=[DeclaredArm(arm.name, arm.flags, changes.get(arm.name, [])) for arm in plan.arms])
 

@@ -119,7 +119,7 @@ class DeclaredArm(Stored):
     profile_changes: list[str] = field(default_factory=list)  # options by which its runs are another workload
 
 
-# Keys that the first files did not have. They are left out where they have no value, so that an old file stays as it is.
+# Keys that the first files did not have. Without a value they are left out, so that an old file stays as it is.
 LATER_KEYS = ("horizons_differ", "margin_in_own_sd", "min_gain_by_hand", "numbers", "hypothesis")
 
 
@@ -146,7 +146,7 @@ class Declaration(Stored):
     noise: Noise | None = None  # the bank as it was at the declaration
     arms: list[DeclaredArm] = field(default_factory=list)  # control first
     common_flags: str | None = None  # of every arm, as one would type them
-    margin_in_own_sd: float | None = None  # the primary margin in sd of a run, by the differences' own spread; else None
+    margin_in_own_sd: float | None = None  # primary margin in sd of a run, by the spread of the differences; else None
     min_gain_by_hand: bool | None = None  # True: given with --min-gain; None in files that are older than the key
     numbers: dict[str, int] | None = None  # {candidate: 3 if this is its third label}
     hypothesis: str | None = None  # the reason given for counting the labels from 1 again

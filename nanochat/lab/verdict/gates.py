@@ -71,9 +71,9 @@ def compare_gate(declaration: Declaration, gate: Gate, n: int, level: float) -> 
 
 
 def _margin(declaration: Declaration, gate: Gate, n: int) -> float:
-    """The margin of a gate. A primary gate without a bank asks for a share of the spread that the pairs themselves show.
+    """The margin of a gate. Without a bank, a primary gate asks for a share of the spread that its pairs show.
 
-    Such a margin is at most the fixed one, so it can only raise p: the error rate for a gain of 0 needs no bank.
+    Such a margin can only raise p. So for a candidate that gains nothing the error rate holds whatever the spread is.
     """
     if gate.role != "primary" or not declaration.margin_in_own_sd or n < 2:
         return gate.margin
@@ -173,7 +173,8 @@ def _with_numbers(declaration: Declaration, found: Verdict, e: Evidence, primary
     above = (wanted or 0.0) - asked  # the part of the wanted gain that the test can show
     numbers = {
         "mean_gain": test.mean, "se": test.se, "df": test.df, "p": test.p, "lo": test.lo, "hi": test.hi,
-        "hi_at_alpha": primary.plain.hi, "smallest_gain": asked + smallest_gain(n, s, nu, found.level), "min_gain": wanted,
+        "hi_at_alpha": primary.plain.hi, "smallest_gain": asked + smallest_gain(n, s, nu, found.level),
+        "min_gain": wanted,
         "seeds_needed": seeds_needed(above, s, nu, found.level) if above > 0 and s else None,
         "sign_flip_p": sign_flip(gate.d[:n], test.margin) if n >= MIN_PAIRS_WITHOUT_BANK else None}
     text = f"{found.verdict} ({n} seeds, no noise bank)" if test.source == "none" else found.text
