@@ -50,7 +50,7 @@ RULES: dict[str, Callable[[int], float]] = {
     "0.05 / (j (j + 1))": lambda j: ALPHA / (j * (j + 1)),
     "all to the first": lambda j: ALPHA if j == 1 else 0.0,
     "0.04, then 0.01 / ((j - 1) j)": lambda j: 0.04 if j == 1 else 0.01 / ((j - 1) * j),
-    "0.04, then half of the rest": lambda j: 0.04 if j == 1 else 0.01 / 2 ** (j - 1),
+    "0.04, then half of the rest": lambda j: 0.04 if j == 1 else 0.01 * 0.5 ** (j - 1),
     "nine tenths of the rest": lambda j: 0.9 * ALPHA * 0.1 ** (j - 1),
     f"{SPENT:g} of the rest (chosen)": label_level,
     "0.7 of the rest": lambda j: 0.7 * ALPHA * 0.3 ** (j - 1),

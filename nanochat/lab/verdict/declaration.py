@@ -153,4 +153,5 @@ def label_level(number: int, extended: bool = False) -> float:
     >>> [label_level(number) for number in (1, 2, 3)], label_level(1, extended=True)
     ([0.04, 0.008, 0.0016], 0.02)
     """
-    return round(ALPHA * SPENT * (1 - SPENT) ** (number - 1) * (0.5 if extended else 1), 15)
+    level = ALPHA * SPENT * (1 - SPENT) ** (number - 1) * (0.5 if extended else 1)
+    return float(f"{level:.12g}")  # 0.04, and not 0.04000000000000001
