@@ -40,7 +40,7 @@ train() {
 
 # compare LABEL FLAGS CANDIDATE... : a protocol. FLAGS are those of the control and of every candidate. Each CANDIDATE
 # is "NAME: FLAGS". The caller may set:
-#   PROFILE   FLAGS, before the template's own   PRIMARY TARGET_BPB   NOISE=bank|own
+#   PROFILE   FLAGS, before the template's own   PRIMARY TARGET_BPB   NOISE=bank|own   NEW_HYPOTHESIS="why"
 #   SEEDS="1 2 3 4 5": these and no more; without, seeds are added until it is decided, MAX_SEEDS at most
 compare() {
     local candidate options=(--label="$1" --flags="${FLAGS:-} $2" --noise="${NOISE:-bank}")
@@ -52,6 +52,7 @@ compare() {
     [ -z "${PROFILE:-}" ] || options+=(--profile="$PROFILE")
     [ -z "${PRIMARY:-}" ] || options+=(--primary="$PRIMARY")
     [ -z "${TARGET_BPB:-}" ] || options+=(--target-bpb="$TARGET_BPB")
+    [ -z "${NEW_HYPOTHESIS:-}" ] || options+=(--new-hypothesis="$NEW_HYPOTHESIS")
     for candidate in "${@:3}"; do
         options+=(--candidate="$candidate")
     done

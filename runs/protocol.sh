@@ -11,6 +11,7 @@ source "$(dirname "$0")/common.sh"
 
 PROFILE="${PROFILE:-}"
 NUM_ITERATIONS="${NUM_ITERATIONS:-}"
+NEW_HYPOTHESIS="${NEW_HYPOTHESIS:-}"  # what is new about a candidate that an earlier label tried
 CANDIDATE="${CANDIDATE:---symplectic-gate --symplectic-gate-mix=0.15}"
 
 python -m scripts.protocol \
@@ -18,5 +19,6 @@ python -m scripts.protocol \
     --seeds="${SEEDS:-1337 2026}" \
     ${PROFILE:+--profile="$PROFILE"} \
     ${NUM_ITERATIONS:+--num-iterations="$NUM_ITERATIONS"} \
+    ${NEW_HYPOTHESIS:+--new-hypothesis="$NEW_HYPOTHESIS"} \
     --flags="${FLAGS:-}" \
     --candidate="$CANDIDATE"

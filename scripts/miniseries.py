@@ -100,7 +100,7 @@ def judge(args, depths) -> int:
     path = RESULTS_DIR / f"{args.label}_miniseries.json"
     write_json(path, {"timestamp": now(), "label": args.label, "depths": depths,
                       "verdicts": miniseries.summary(verdicts)})
-    alpha = next(iter(results.values())).declaration.alpha
+    alpha = max(found.declaration.alpha for found in results.values())
     print(miniseries.results_table(verdicts, alpha))
     print(f"written: {path}")
     return 0

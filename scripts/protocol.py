@@ -61,8 +61,12 @@ def build_parser():
     parser.add_argument("--fallback", choices=("wall_time",),
                         help="the metric that decides if a candidate misses the target")
     parser.add_argument("--min-gain", type=float, metavar="GAIN",
-                        help="the smallest gain worth having: a candidate shown to have less is rejected (default: "
-                             "one sd of the bank)")
+                        help="the smallest gain worth having: a candidate is promoted if it is shown to have more, and "
+                             "rejected if it is shown to have less (default: promoted above 0.1 sd of a control run, "
+                             "rejected below one sd of the bank)")
+    parser.add_argument("--new-hypothesis", metavar="'WHY'",
+                        help="what is new about candidates that earlier labels tried: their labels are counted from 1 "
+                             "again; it is written down and shown with the verdict")
     parser.add_argument("--noise", choices=("bank", "own"), default="bank",
                         help="how the noise is known: from banked runs of the control (make noise), or from the "
                              "differences of this comparison alone (default: %(default)s)")
@@ -124,7 +128,8 @@ def make_protocol(args) -> Protocol:
     if args.aa and (args.arm or any(arm.flags for arm in arms)):
         raise ValueError("--aa runs the control against itself: leave --candidate and --arm out, "
                          "or give candidates no flags")
-    plan = Plan(args.primary, args.fallback, args.min_gain, args.target_bpb, args.noise, bool(args.until), args.aa)
+    plan = Plan(args.primary, args.fallback, args.min_gain, args.target_bpb, args.noise, bool(args.until), args.aa,
+                args.new_hypothesis)
     return build_protocol(args.label, workload, arms, seeds, plan=plan, ledger=args.ledger, fresh=args.fresh,
                           timeout_sec=args.timeout_minutes and args.timeout_minutes * 60, jobs=args.jobs)
 

@@ -4,6 +4,7 @@ How often a verdict is wrong, and how often it sees a gain, measured on made-up 
     python -m scripts.simulate_gates                            # every table, some of them minutes
     python -m scripts.simulate_gates --table=8.1 --table=bank   # some of them
     python -m scripts.simulate_gates --protocols=40000 --output-json=results/simulate_gates.json
+    python -m scripts.simulate_gates --labels                   # several labels of one candidate: minutes
 
 Made-up runs go through the functions that decide real ones. Each number is printed with its target and the difference
 in brackets; a * means that the difference is outside the tolerance. Targets are in ideas/simulation_targets.csv.
@@ -21,9 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from nanochat.common import atomic_write
-from nanochat.lab.simulation import verdicts
+from nanochat.lab.simulation import labels, verdicts
 from nanochat.lab.simulation.made_up_runs import MEASURES, PROTOCOLS, SEED, check, looks_text, measure, read_targets
 from nanochat.lab.simulation.plot import draw_error_rates
+from nanochat.lab.table import table as as_table
 from nanochat.options import hyphenate
 
 IDEAS = Path(__file__).resolve().parent.parent / "ideas"
@@ -45,6 +47,9 @@ def build_parser():
                                                  "they see a gain.")
     parser.add_argument("--table", action="append", choices=list(TITLES),
                         help="simulate this table; repeat for more (default: every table)")
+    parser.add_argument("--labels", action="store_true",
+                        help="simulate several labels of one candidate instead: rules for their levels, ways to a "
+                             "promotion for nothing, and the price of asking for 0.1 sd")
     parser.add_argument("--protocols", type=int, default=PROTOCOLS,
                         help="made-up protocols for each row of a table (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=SEED, help="seed of the made-up runs (default: %(default)s)")
@@ -89,6 +94,20 @@ def number(row) -> str:
     return f"{row['found']:.2f} ({target} {row['difference']:+.2f}){' ' if row['inside'] else '*'}"
 
 
+def simulate_labels(protocols: int, seed: int) -> list[dict]:
+    """The tables of simulation/labels.py, printed: percentages of families of labels."""
+    rows = []
+    for title, make in (("levels of a candidate's labels", labels.rule_rows),
+                        ("ways to a promotion for nothing", labels.route_rows),
+                        ("the price of asking for more than a trivial gain", labels.margin_rows)):
+        found = make(protocols, seed)
+        cells = [[f"{value:.1f}" if isinstance(value, float) and name != "gain_sd" else str(value)
+                  for name, value in row.items()] for row in found]
+        print(f"\n{title}, percent of {protocols:,}\n{as_table(list(found[0]), cells)}", flush=True)
+        rows += [{"table": title, **row} for row in found]
+    return rows
+
+
 def summary(rows) -> str:
     """The largest difference of every table, and the measures that are outside their tolerance."""
     lines = []
@@ -109,6 +128,8 @@ def main(argv=None) -> int:
     if args.protocols < FEWEST:
         parser.error(f"--protocols={args.protocols}: expected at least {FEWEST}; with fewer, luck outweighs the "
                      "tolerances")
+    if args.labels:
+        return write_json(args, simulate_labels(args.protocols, args.seed))
     tables = args.table or list(TITLES)
     kinds = ((read_targets(TARGETS), simulate_table, args.protocols),
              (verdicts.read_targets(VERDICT_TARGETS), simulate_verdict_table, args.protocols // VERDICT_SHARE))
@@ -119,10 +140,15 @@ def main(argv=None) -> int:
     print(f"\n{summary(rows)}")
     if draw_error_rates(args.picture, rows, args.protocols):
         print(f"picture: {args.picture}")
+    return write_json(args, rows)
+
+
+def write_json(args, rows) -> int:
+    """Write the rows where that was asked for. Returns the exit code."""
     if args.output_json:
         facts = {"protocols": args.protocols, "seed": args.seed, "rows": rows}
         atomic_write(args.output_json, json.dumps(facts, indent=1) + "\n")
-    return int(not all(row["inside"] for row in rows))
+    return int(not all(row.get("inside", True) for row in rows))
 
 
 if __name__ == "__main__":

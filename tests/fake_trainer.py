@@ -10,6 +10,7 @@ in milliseconds. FAKE_PLAN in the environment is JSON, {run tag: how it behaves}
 
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -31,7 +32,8 @@ def val_bpb(config, step):
 def open_record(config, resumed_from):
     ids = "data", "tok"
     facts = dict(
-        config=asdict(config), command=" ".join(sys.argv), resumed_from_step=resumed_from, error=None,
+        config=asdict(config), command=shlex.join(["python", "-m", "scripts.base_train", *sys.argv[1:]]),
+        resumed_from_step=resumed_from, error=None,
         config_hash=config_hash(config, *ids, os.environ["FAKE_TREE"]), profile_hash=profile_hash(config, "cpu", *ids),
         threads=int(os.environ.get("OMP_NUM_THREADS", 0)) or None,
         load_start=0.5, load_end=float(os.environ.get("FAKE_LOAD", 0.5)),

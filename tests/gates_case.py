@@ -7,7 +7,7 @@ from dataclasses import replace
 from nanochat.lab.arms import make_arms
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.runs import RunSummary
-from nanochat.lab.verdict.declaration import Proposal, declare
+from nanochat.lab.verdict.declaration import PRIMARY, Proposal, declare
 from nanochat.lab.verdict.facts import Declaration, MetricNoise, Noise
 
 CONTROL = [1.1020, 1.1035, 1.1011, 1.1027, 1.1040]
@@ -18,10 +18,16 @@ BANK = Noise("bank", metrics={"val_bpb": MetricNoise(0.0013, 9), "time_to_target
 WHEN = "2026-01-01T00:00:00+00:00"
 
 
-def declared(n, names=("candidate",), changes=None, floors=False, noise=None, **options) -> Declaration:
-    """floors False: the primary metric alone, for tests of what decides it. options: of the Proposal."""
+# Six parameters and the options of a Proposal: a test names only what it is about.
+def declared(n, names=("candidate",), changes=None, floors=False, noise=None, worth=False, **options) -> Declaration:
+    """floors False: the primary metric alone, for tests of what decides it. options: of the Proposal.
+
+    worth False: any gain counts, as in the published cases; True: it has to clear the margin that a protocol declares.
+    """
     arms = make_arms([f"{name}: --matrix-lr=0.03" for name in names], [])
     declaration = declare(Proposal("label", "smoke-cpu", arms, list(range(n)), **options), changes or {}, noise, WHEN)
+    if not worth:
+        declaration = replace(declaration, margin=PRIMARY[declaration.primary], margin_in_own_sd=None)
     return declaration if floors else replace(declaration, floors=[])
 
 

@@ -14,15 +14,18 @@ class Plan:
     """The rules of judgement, which become the declaration. Raises ValueError for a min_gain that is no gain."""
     primary: str = "val_bpb"  # the metric that decides
     fallback: str | None = None  # judged where a candidate misses the target
-    min_gain: float | None = None  # in the unit of the primary metric; the smallest gain worth having
+    min_gain: float | None = None  # in the unit of the primary metric; the smallest gain worth having, to be shown
     target_bpb: float | None = None  # None: from the bank
     noise: str = "bank"  # or "own": the differences alone
     until_decided: bool = False  # seeds are added at the declared looks
     aa: bool = False  # every candidate is the control on other seeds
+    hypothesis: str | None = None  # what is new about candidates that earlier labels tried: their count restarts
 
     def __post_init__(self):
         if self.min_gain is not None and not (math.isfinite(self.min_gain) and self.min_gain > 0):
             raise ValueError(f"--min-gain={self.min_gain}: expected bits per byte above 0")
+        if self.hypothesis is not None and not self.hypothesis.strip():
+            raise ValueError("--new-hypothesis is empty: expected what is new about the candidates, in a sentence")
 
     def words(self, max_seeds: int) -> list[str]:
         """The options of scripts.protocol that mean this plan.
@@ -37,6 +40,7 @@ class Plan:
         words += [f"--noise={self.noise}"] if self.noise != "bank" else []
         words += ["--until=decided", f"--max-seeds={max_seeds}"] if self.until_decided else []
         words += ["--aa"] if self.aa else []
+        words += [f"--new-hypothesis={self.hypothesis}"] if self.hypothesis else []
         return words
 
 

@@ -28,7 +28,7 @@ from nanochat.lab.protocol.session import Session
 from nanochat.lab.report.html import write_report
 from nanochat.lab.report.plots import draw_protocol
 from nanochat.lab.report.result_file import ResultFile
-from nanochat.lab.report.text import failure, results_table, run_line
+from nanochat.lab.report.text import failure, label_lines, results_table, run_line
 from nanochat.lab.trees.orders import reader_hash
 from nanochat.lab.trees.tree_arms import check_seeds
 from nanochat.lab.verdict import gates
@@ -219,6 +219,8 @@ def _announce(session, changed, say):
         say(f"  new declaration, {line}")
     for line in session.declaration.noise.left_out if session.declaration.noise else []:
         say(f"  left out of the bank: {line}")
+    for line in label_lines(session.declaration):
+        say(f"  {line}")
 
 
 def _announce_cells(session, cells, left, say):

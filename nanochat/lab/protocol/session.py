@@ -13,14 +13,15 @@ from nanochat.lab.commands import now
 from nanochat.lab.ledger import experiments
 from nanochat.lab.ledger.bank import banked_target, measure, with_target
 from nanochat.lab.ledger.banked import banked_runs, borrower
+from nanochat.lab.protocol.earlier import Earlier
 from nanochat.lab.protocol.results import curve, delta_rows, means, summary_of
 from nanochat.lab.protocol.runner import Outcome, Runner
 from nanochat.lab.report.result_file import Delta, Means, ResultFile, Settings
 from nanochat.lab.runs import RunSummary
 from nanochat.lab.trees.tree_arms import provenance
 from nanochat.lab.verdict import gates
-from nanochat.lab.verdict.declaration import Proposal, declaration_changes, declare
-from nanochat.lab.verdict.facts import Declaration, Noise, Target
+from nanochat.lab.verdict.declaration import Proposal, declare
+from nanochat.lab.verdict.facts import Noise, Target
 from nanochat.lab.verdict.time_to_target import crossing, crossing_step
 from nanochat.record import read_metrics, record_dir
 
@@ -33,7 +34,7 @@ class Session:
         self.runner = Runner(protocol.home, self.results.logs, protocol.trainer, protocol.timeout_sec, protocol.fresh,
                              threads)
         self.executor = protocol.executor(self.runner)
-        self.previous, self.earlier_runs = self.results.read_latest(), self.results.read_runs()
+        self.earlier = Earlier(protocol, self.results.read_latest(), self.results.read_runs())
         self.runs: dict[tuple, RunSummary] = {}
         inputs = protocol.inputs
         self.provenance = {**git_state(), "tree_hash": inputs.tree_hash, "patch_hash": None, "upstream_commit": None,
@@ -46,26 +47,16 @@ class Session:
     def declare(self) -> list[str]:
         """Fix the declaration and write it. Returns the differences from the label's last declaration.
 
-        An unchanged label with runs keeps its last declaration. Raises ValueError for a changed declaration, if the
-        label has runs and its last declaration could decide: a new one would be an undeclared look at these runs. A
-        protocol that is run fresh may declare anew.
+        An unchanged label with runs keeps its last declaration. protocol/earlier.py says what is refused otherwise.
         """
         p, plan = self.protocol, self.protocol.plan
         changes = {arm.name: profile_changes(p.arms[0], arm, plan.primary) for arm in p.arms[1:]}
         bank, target = self.read_bank()
         proposal = Proposal(p.label, p.profile.name, p.arms, p.seeds, plan.primary, plan.fallback, plan.min_gain,
-                            plan.until_decided, plan.noise, target, shlex.join(p.workload.added_flags))
-        self.declaration = declare(proposal, changes, bank, now())
-        old, seen = self.previous.get("declaration"), self.previous.get("runs")
-        old = Declaration.from_json(old) if old else None
-        changed = declaration_changes(old, self.declaration) if old else []
-        if old and seen and not p.fresh:
-            if not changed:
-                self.declaration = old
-            elif old.noise_source != "none" and old.K:
-                raise ValueError(f"label {p.name} was declared otherwise and has been run ({'; '.join(changed)}): "
-                                 "changing it now would be an undeclared look; use another --label, or the declaration "
-                                 "it has")
+                            plan.until_decided, plan.noise, target, shlex.join(p.workload.added_flags), plan.hypothesis)
+        self.declaration, changed = self.earlier.settle(declare(proposal, changes, bank, now()))
+        self.earlier.write(self.declaration)
+        self.earlier.refuse_undeclared(p.cells)
         self.write()
         return changed
 
@@ -98,7 +89,7 @@ class Session:
 
     def reuse(self, cells: list[Cell]) -> list[Cell]:
         """Take over every cell whose run is complete. Returns the cells that are left to run, in order."""
-        earlier = {(run.run_tag, run.config_hash): run for run in self.earlier_runs}
+        earlier = {(run.run_tag, run.config_hash): run for run in self.earlier.runs}
         left = []
         for cell in cells:
             outcome = self.runner.reusable(cell)
@@ -106,7 +97,8 @@ class Session:
                 left.append(cell)
             else:
                 run = earlier.get((cell.tag, cell.config_hash), RunSummary())
-                self._keep(cell, outcome, run.declared_at, run.timestamp)
+                declared_at = self.earlier.declared_at(cell, outcome.record.get("started_at"))
+                self._keep(cell, outcome, declared_at, run.timestamp)
         return left
 
     def finish(self, cell: Cell, outcome: Outcome) -> RunSummary:

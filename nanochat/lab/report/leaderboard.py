@@ -135,10 +135,12 @@ def rank(entries: list[Entry], target) -> list[Entry]:
 
 
 def verdicts_of(files: list[ResultFile]) -> dict:
-    """{(label, arm, config_hash): verdict} of result files."""
+    """{(label, arm, config_hash): verdict} of result files, with the hypothesis of a label that counts anew."""
     found = {}
     for results in files:
-        by_arm = {verdict.candidate: verdict.verdict for verdict in results.verdicts if verdict.verdict}
+        why = results.declaration.hypothesis if results.declaration else None
+        by_arm = {verdict.candidate: verdict.verdict + (f" (new hypothesis: {why})" if why else "")
+                  for verdict in results.verdicts if verdict.verdict}
         found |= {(results.settings.label, run.arm, run.config_hash): by_arm[run.arm]
                   for run in results.runs if run.arm in by_arm}
     return found

@@ -16,8 +16,8 @@ from nanochat.lab.report.result_file import ResultFile
 from nanochat.lab.runs import RunSummary
 from nanochat.lab.table import format_time, looks_text, number, plain, table
 from nanochat.lab.trees.tree_arms import names_tree
-from nanochat.lab.verdict.facts import GateRow, MetricNoise, Noise, Verdict, bank_of
-from nanochat.lab.verdict.stats import smallest_gain
+from nanochat.lab.verdict.facts import Declaration, GateRow, MetricNoise, Noise, Verdict, bank_of
+from nanochat.lab.verdict.stats import ALPHA, smallest_gain
 
 
 def run_line(run: RunSummary, elapsed_sec: float) -> str:
@@ -172,12 +172,21 @@ def basis_lines(results: ResultFile) -> list[str]:
     lines = [f"{declaration.K} candidate{'s' * (declaration.K != 1)}; a verdict may be given at "
              f"{looks_text(declaration.looks)} seeds (looks); at most {declaration.alpha:.3g} of such comparisons "
              f"promote a useless change; noise from {NOISE_FROM[declaration.noise_source]}",
+             *label_lines(declaration),
              *(f"sigma of {name}: {sigma_text(values)}" for name, values in results.noise.metrics.items()),
              *bank_lines(results.noise)]
     if gains := smallest_gains(results):
         shown = ", ".join(f"n={n} {gain:.4g}" for n, gain in gains)
         lines.append(f"smallest gain that n seeds show (80 % power), {declaration.primary}: {shown}")
     return lines + promise_lines(declaration)
+
+
+def label_lines(declaration: Declaration) -> list[str]:
+    """The numbers of the candidates' labels, where one was tried before; and the reason to count from 1 again."""
+    lines = [f"label {number} of candidate {name}: the levels of all its labels add up to {ALPHA:g}, and "
+             f"{declaration.alpha:.3g} is left for this one"
+             for name, number in (declaration.numbers or {}).items() if number > 1]
+    return lines + ([f"new hypothesis: {declaration.hypothesis}"] if declaration.hypothesis else [])
 
 
 def bank_lines(noise: Noise) -> list[str]:
@@ -200,7 +209,8 @@ def smallest_gains(results: ResultFile) -> list[tuple[int, float]]:
     declaration = results.declaration
     s_b, nu = bank_of(results.noise, declaration.primary)
     level = declaration.alpha / max(1, declaration.K)
-    return [(n, smallest_gain(n, s_b, nu, level)) for n in SEEDS_SHOWN] if nu else []
+    asked = max(0.0, -(declaration.margin or 0.0))  # the gain that the lower bound has to clear
+    return [(n, asked + smallest_gain(n, s_b, nu, level)) for n in SEEDS_SHOWN] if nu else []
 
 
 def seeds_text(verdict: Verdict) -> str:

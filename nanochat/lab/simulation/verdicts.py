@@ -21,7 +21,7 @@ from nanochat.lab.arms import CONTROL, make_arms
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.runs import RunSummary
 from nanochat.lab.simulation.made_up_runs import FALSE_WITHIN, SEED
-from nanochat.lab.verdict.declaration import Proposal, declare
+from nanochat.lab.verdict.declaration import PRIMARY, Proposal, declare
 from nanochat.lab.verdict.facts import Declaration, MetricNoise, Noise, Target
 from nanochat.lab.verdict.gates import judge
 
@@ -72,14 +72,17 @@ def _range(text: str) -> tuple[float, float]:
 # A protocol
 
 def declaration_of(cell: Cell, s_b: float) -> Declaration:
-    """As scripts.protocol declares it, with the bank's spread s_b, but without floors: the targets have none."""
+    """As scripts.protocol declares it, with the bank's spread s_b.
+
+    The targets have no floors, and any gain counts there; simulation/labels.py measures the margin of 0.1 sd.
+    """
     metric = "val_bpb" if cell.reached == 1 else "time_to_target"
     scale, target = (1.0, None) if cell.reached == 1 else (SD_LOG, Target("val_bpb", LEVEL))
     arms = make_arms(["candidate: --matrix-lr=0.03"], [])
     plan = Proposal("made up", "smoke-cpu", arms, list(range(cell.most)), metric, min_gain=scale,
                     until_decided=cell.peeking, target=target)
     noise = Noise("bank", metrics={metric: MetricNoise(scale * s_b, cell.nu)})
-    return replace(declare(plan, {}, noise, WHEN), floors=[])
+    return replace(declare(plan, {}, noise, WHEN), floors=[], margin=PRIMARY[metric])
 
 
 def runs_of(cell: Cell, z) -> list[RunSummary]:

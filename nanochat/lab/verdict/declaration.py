@@ -4,8 +4,16 @@ The declaration of a label: everything that its verdicts depend on, fixed and on
     plan = Proposal("mix005", "smoke-cpu", arms, seeds=[1337, 2026])
     declaration = declare(plan, changes={}, noise=None, declared_at=now())
 
-Floors and margins are those of the plan, section 7.1. After the runs of a label were seen, only the date and the bank
-may change. `declaration_changes` lists every other difference.
+Floors and margins are those of the plan, section 7.1. After the runs of a label were seen, the declaration stands:
+`declaration_changes` lists the differences of another one. A declaration that could decide nothing may be extended
+(`extends`), at half of its level.
+
+A gain has to be worth a change of the control. So the lower bound of the primary gate has to clear TRIVIAL_SD standard
+deviations of a control run, or the gain that was given with --min-gain. With a bank that margin is a number when the
+label is declared. Without one it is a share of the spread of the differences, and a number only after the runs. Either
+way p, interval and verdict are one event: the test is of "more than the margin".
+
+A candidate may be tried again, under another label with other seeds. The levels of its labels add up to ALPHA.
 """
 
 import math
@@ -19,6 +27,8 @@ from nanochat.lab.verdict.stats import ALPHA, MIN_PAIRS_WITHOUT_BANK
 
 # A floor passes when the lower bound of the gain lies above -margin; a primary gate when it lies above -margin too, so
 # that a margin of -log 1.03 asks for three percent.
+TRIVIAL_SD = 0.1
+SPENT = 0.8  # share of what is left of ALPHA that a label spends; ideas/label_levels.csv compares it with other rules
 PRIMARY = {"time_to_target": 0.0, "wall_time": -math.log(1.03), "val_bpb": 0.0}
 FLOORS = {"final_train_loss": math.log(1.01), "val_bpb": 0.005, "tok_per_sec": -math.log(0.90)}
 
@@ -32,11 +42,12 @@ class Proposal:
     seeds: list[int]  # all that may be run
     primary: str = "val_bpb"  # one of PRIMARY
     fallback: str | None = None  # or "wall_time": decides where a candidate misses the target
-    min_gain: float | None = None  # the smallest gain worth having; None: one standard deviation of the bank
+    min_gain: float | None = None  # by hand: it has to be shown, and a candidate shown to have less is rejected
     until_decided: bool = False  # a look after each seed, from the first number of pairs that can decide
     source: str = "bank"  # or "own": the spread of the differences alone
     target: Target | None = None
     common_flags: str = ""  # of every arm, as one would type them
+    hypothesis: str | None = None  # why the labels of its candidates are counted from 1 again
 
     def __post_init__(self):
         if self.primary not in PRIMARY or self.fallback not in (None, "wall_time"):
@@ -67,16 +78,20 @@ def declare(plan: Proposal, changes: dict, noise: Noise | None, declared_at: str
     Raises ValueError where the seeds do not reach the first look.
     """
     s_b, nu = bank_of(noise, plan.primary)
-    banked, n = nu > 0 and plan.source == "bank", len(plan.seeds)
+    banked, n, by_hand = nu > 0 and plan.source == "bank", len(plan.seeds), plan.min_gain is not None
     looks = looks_module.declared_looks(nu if banked else 0, n) if plan.until_decided else [n]
     source = "bank" if banked else "own" if looks[-1] >= MIN_PAIRS_WITHOUT_BANK else "none"
     min_gain = plan.smallest_gain
+    shown = plan.min_gain if by_hand else TRIVIAL_SD * s_b if banked else 0.0  # the gain that has to be shown
     return Declaration(
-        declared_at, plan.label, plan.profile, plan.primary, PRIMARY[plan.primary], plan.fallback, _floors(plan),
+        declared_at, plan.label, plan.profile, plan.primary, min(PRIMARY[plan.primary], 0.0 - shown), plan.fallback,
+        _floors(plan),
         plan.target, alpha=ALPHA, min_gain=s_b if min_gain is None and banked else min_gain, seeds=list(plan.seeds),
         looks=looks, max_seeds=n, matched_budget=matched_budget(plan.arms[0].config),
         horizons_differ=plan.horizons_differ, K=len(plan.arms) - 1, noise=noise if banked else _reasons(noise, source),
-        common_flags=plan.common_flags, spread_test=SPREAD_TEST, noise_source=source,
+        common_flags=plan.common_flags, spread_test=SPREAD_TEST, min_gain_by_hand=by_hand,
+        margin_in_own_sd=None if by_hand or banked else TRIVIAL_SD,
+        hypothesis=plan.hypothesis, noise_source=source,
         arms=[DeclaredArm(arm.name, arm.flags, changes.get(arm.name, [])) for arm in plan.arms])
 
 
@@ -96,15 +111,57 @@ def _floors(plan: Proposal) -> list[Floor]:
     return [Floor(metric, margin) for metric, margin in FLOORS.items() if metric not in {plan.primary, *by_design}]
 
 
+# -----------------------------------------------------------------------------
+# A label that was declared before, and a candidate that was
+
+# They follow from the date, from the bank, and from what was declared before.
+NOT_COMPARED = ("declared_at", "noise", "alpha", "numbers", "margin", "margin_in_own_sd")
+MAY_GROW = ("seeds", "looks", "max_seeds", "noise_source", "K", "arms")
+
+
 def declaration_changes(old: Declaration, new: Declaration) -> list[str]:
     """The differences from an earlier declaration of the label.
 
-    The date and the bank are not compared: the bank may have grown. With a bank in both, min_gain is not compared.
+    The bank is not compared, because it may have grown. Neither are a target and a gain that were taken from it.
     What an older version declared by rules of its own is no difference: it is kept.
     """
-    same = {"declared_at", "noise", *(["min_gain"] if {new.noise_source, old.noise_source} == {"bank"} else [])}
+    before, after = old.to_json(), new.to_json()
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in _changed_keys(old, new)]
+
+
+def _changed_keys(old: Declaration, new: Declaration) -> list[str]:
+    before, after = old.to_json(), new.to_json()
+    same = set(NOT_COMPARED)
+    if {new.noise_source, old.noise_source} == {"bank"} and not (old.min_gain_by_hand or new.min_gain_by_hand):
+        same.add("min_gain")
+    if None in (old.min_gain_by_hand, new.min_gain_by_hand):
+        same.add("min_gain_by_hand")
+    if old.target and new.target and old.target.source == new.target.source == "bank":
+        same.add("target")
     if old.spread_test is None:
         same |= {"spread_test", *(["looks"] if old.looks == [2, *new.looks] else [])}
-    before, after = old.to_json(), new.to_json()
-    return [f"{key}: {before.get(key)} -> {after[key]}" for key in after
-            if key not in same and (before.get(key) or None) != (after[key] or None)]  # an older version had fewer keys
+    return [key for key in dict.fromkeys([*after, *before])  # an older version had fewer keys
+            if key not in same and (before.get(key) or None) != (after.get(key) or None)]
+
+
+def extends(old: Declaration, new: Declaration) -> bool:
+    """True if `old` could decide nothing, and `new` only adds to it: seeds, candidates, a bank.
+
+    Anything that was left out, or put in another order, could have been chosen by the runs that were seen.
+    """
+    grow = {*MAY_GROW, *([] if old.min_gain_by_hand or new.min_gain_by_hand else ["min_gain"])}
+    return (old.noise_source == "none" and grow.issuperset(_changed_keys(old, new))
+            and new.seeds[:len(old.seeds)] == old.seeds and all(arm in new.arms for arm in old.arms))
+
+
+def label_level(number: int, extended: bool = False) -> float:
+    """The level of the number-th label of a candidate: SPENT of what the labels before it left of ALPHA.
+
+    extended: the label was run before it could decide. Its runs were seen when seeds or a bank were added, which is a
+    second choice; half of the level pays for both.
+
+    >>> [label_level(number) for number in (1, 2, 3)], label_level(1, extended=True)
+    ([0.04, 0.008, 0.0016], 0.02)
+    """
+    level = ALPHA * SPENT * (1 - SPENT) ** (number - 1) * (0.5 if extended else 1)
+    return float(f"{level:.12g}")  # 0.04, and not 0.04000000000000001

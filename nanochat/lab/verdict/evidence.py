@@ -188,7 +188,7 @@ def make_gates(declaration: Declaration, pairs: list[Pair]) -> list[Gate]:
     primary = make_gate(pairs, declaration.primary, "primary", declaration.margin)
     if primary.missed and declaration.fallback:
         note = f"fallback: {primary.missed}"
-        primary = make_gate(pairs, declaration.fallback, "primary", -math.log(1.03))
+        primary = make_gate(pairs, declaration.fallback, "primary", min(-math.log(1.03), declaration.margin or 0.0))
         primary.note = note
     gates = [primary, *(make_gate(pairs, floor.metric, "floor", floor.margin) for floor in declaration.floors)]
     for gate in gates:

@@ -129,6 +129,10 @@ class DeclaredArm(Stored):
     profile_changes: list[str] = field(default_factory=list)  # options by which its runs are another workload
 
 
+# Keys that the first files did not have. Without a value they are left out, so that an old file stays as it is.
+LATER_KEYS = ("horizons_differ", "spread_test", "margin_in_own_sd", "min_gain_by_hand", "numbers", "hypothesis")
+
+
 @dataclass(frozen=True)
 class Declaration(Stored):
     """The rules of a label's verdicts, fixed before its first run; verdict/declaration.py makes it."""
@@ -155,6 +159,10 @@ class Declaration(Stored):
     # Quantile of the F test that refuses a bank (lending.py). None in files that are older than this test; they are
     # judged as they were declared: every bank is lent, and futility reads the primary gate alone.
     spread_test: float | None = None
+    margin_in_own_sd: float | None = None  # primary margin in sd of a run, by the spread of the differences; else None
+    min_gain_by_hand: bool | None = None  # True: given with --min-gain; None in files that are older than the key
+    numbers: dict[str, int] | None = None  # {candidate: 3 if this is its third label}
+    hypothesis: str | None = None  # the reason given for counting the labels from 1 again
 
     @property
     def candidates(self) -> list[DeclaredArm]:
@@ -162,8 +170,7 @@ class Declaration(Stored):
 
     def to_json(self) -> dict:
         entry = asdict(self) | {"noise": self.noise and self.noise.to_json()}
-        younger = [key for key in ("horizons_differ", "spread_test") if entry[key] is None]
-        return {key: value for key, value in entry.items() if key not in younger}
+        return {key: value for key, value in entry.items() if value is not None or key not in LATER_KEYS}
 
     @classmethod
     def _read(cls, entry):

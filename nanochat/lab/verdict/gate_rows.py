@@ -19,9 +19,9 @@ def gate_row(declaration: Declaration, gate: Gate, test: Comparison, plain: Comp
     """A gate's row. test: at the level of the look. plain: at the level of the whole label, by which it can fail."""
     s_b, nu = bank_of(declaration.noise, gate.metric)
     refused = gate.unlent if gate.unlent and test.n >= gate.unlent.n else None
-    in_sd = gate.margin / s_b if s_b else None
+    in_sd = test.margin / s_b if s_b else None
     asked = {"gate": gate.metric, "role": gate.role, "metric": gate.metric, "unit": UNIT.get(gate.metric, "log"),
-             "threshold": gate.margin, "threshold_in_sd": in_sd, "section": SECTION[gate.metric], "n": test.n}
+             "threshold": test.margin, "threshold_in_sd": in_sd, "section": SECTION[gate.metric], "n": test.n}
     if test.source == "missed":
         result = "fail" if gate.metric == "time_to_target" else "cannot tell"
         return GateRow(**asked, result=result, note=gate.missed)
@@ -30,7 +30,7 @@ def gate_row(declaration: Declaration, gate: Gate, test: Comparison, plain: Comp
     note = "; ".join(filter(None, (loose, not_lent, gate.note))) or None
     numbers = {"mean": test.mean, "mean_in_sd": test.mean / s_b if s_b else None, "lo": test.lo, "hi": test.hi,
                "level": test.level, "p": test.p}
-    passes = "pass" if test.p <= test.level else "fail" if plain.hi < -gate.margin else "cannot tell"
+    passes = "pass" if test.p <= test.level else "fail" if plain.hi < -test.margin else "cannot tell"
     return GateRow(**asked, note=note, noise_source=_source(test, nu, refused), result=passes,
                    **{name: finite(value) for name, value in numbers.items()})
 

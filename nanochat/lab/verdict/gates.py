@@ -67,7 +67,18 @@ def compare_gate(declaration: Declaration, gate: Gate, n: int, level: float) -> 
     if gate.missed:
         return Comparison(n, math.nan, None, 0, 1.0, -math.inf, math.inf, level, gate.margin, "missed")
     s_b, nu = lent(declaration, gate, n)
-    return compare(gate.d[:n], s_b, nu, gate.margin, level, censored=gate.censored)
+    margin = _margin(declaration, gate, n)
+    return compare(gate.d[:n], s_b, nu, margin, level, censored=gate.censored)
+
+
+def _margin(declaration: Declaration, gate: Gate, n: int) -> float:
+    """The margin of a gate. Without a bank, a primary gate asks for a share of the spread that its pairs show.
+
+    Such a margin can only raise p. So for a candidate that gains nothing the error rate holds whatever the spread is.
+    """
+    if gate.role != "primary" or not declaration.margin_in_own_sd or n < 2:
+        return gate.margin
+    return min(gate.margin, 0.0 - declaration.margin_in_own_sd * _sd_of_run(declaration, gate, n))
 
 
 def p_values(declaration: Declaration, e: Evidence, n: int) -> tuple[float, float]:
@@ -165,12 +176,14 @@ def _with_numbers(declaration: Declaration, found: Verdict, e: Evidence, primary
     """The verdict with the numbers that the test of its primary gate found."""
     n, test, gate = found.n, primary.test, primary.gate
     s, nu = _sd_of_run(declaration, gate, n), lent(declaration, gate, n)[1]
-    wanted = declaration.min_gain
+    wanted, asked = declaration.min_gain, max(0.0, -test.margin)
+    above = (wanted or 0.0) - asked  # the part of the wanted gain that the test can show
     numbers = {
         "mean_gain": test.mean, "se": test.se, "df": test.df, "p": test.p, "lo": test.lo, "hi": test.hi,
-        "hi_at_alpha": primary.plain.hi, "smallest_gain": smallest_gain(n, s, nu, found.level), "min_gain": wanted,
-        "seeds_needed": seeds_needed(wanted, s, nu, found.level) if wanted and s else None,
-        "sign_flip_p": sign_flip(gate.d[:n], gate.margin) if n >= MIN_PAIRS_WITHOUT_BANK else None}
+        "hi_at_alpha": primary.plain.hi, "smallest_gain": asked + smallest_gain(n, s, nu, found.level),
+        "min_gain": wanted,
+        "seeds_needed": seeds_needed(above, s, nu, found.level) if above > 0 and s else None,
+        "sign_flip_p": sign_flip(gate.d[:n], test.margin) if n >= MIN_PAIRS_WITHOUT_BANK else None}
     bank = "the bank is not lent" if gate.unlent else "no noise bank"
     text = f"{found.verdict} ({n} seeds, {bank})" if test.source == "none" else found.text
     return replace(found, text=text, noise_source=test.source, by_steps=time_by_steps(e, n),
@@ -191,17 +204,20 @@ def decide(declaration: Declaration, state: State, tests: list[Tested]) -> tuple
     if state.promoted:
         return _promoted(test, unit, floors)
     lies = f"the gain lies in [{test.lo:.4g}, {_value(test.hi, '')}] {unit}".rstrip()
+    if 0 < test.lo < -test.margin:
+        lies = f"better, but not shown to be better by {_value(-test.margin, unit)}: {lies}"
     if state.n < declaration.looks[-1] and not state.futile:
         return "inconclusive", f"{lies}: add seeds"
     if worse := _shown_worse(declaration, primary, floors):
         return "reject", worse
-    if test.lo > -gate.margin:
+    if test.lo > -test.margin:
         unsure = [floor.gate.metric for floor in floors if not floor.test.p <= state.level]
         if unsure:
             return "inconclusive", f"better, but {', '.join(unsure)} is not shown to be within its floor"
-    wanted = declaration.min_gain or abs(test.mean)
+    wanted, asked = declaration.min_gain or abs(test.mean), max(0.0, -test.margin)
+    wanted = wanted if wanted > asked else 2 * asked  # no number of seeds shows a gain that is the margin itself
     s, nu = _sd_of_run(declaration, gate, state.n), lent(declaration, gate, state.n)[1]
-    n = seeds_needed(wanted, s, nu, state.level)
+    n = seeds_needed(wanted - asked, s, nu, state.level)
     seeds = f"about {max(n, state.n + 1)}" if n else "more than 64"
     return "inconclusive", f"{lies}; {seeds} seeds would settle a gain of {_value(wanted, unit)}"
 
