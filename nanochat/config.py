@@ -94,6 +94,9 @@ class TrainConfig:
                                   before=15.0)
     rope_base: float = option(100000.0, "base of the rotary embedding's wavelengths", model=True, check=positive,
                               before=100000.0)
+    fp32_updates: bool = option(False, "in bfloat16, keep embeddings, their moments and Muon's orthogonalisation in "
+                                "fp32: more memory, far less noise of rounding", role="workload", model=True,
+                                before=False)
     # The gated residual (nanochat/layers/residual.py)
     symplectic_gate: bool = option(False, "gate each sublayer's output by the change of its input between tokens",
                                    aliases=("symplectic_gate_enabled",), means=("residual", "symplectic"))

@@ -115,7 +115,7 @@ def set_up(config: TrainConfig, argv: list[str], stage: Stage, base_dir: Path, t
                                 matrix_lr=config.matrix_lr * scale, scalar_lr=config.scalar_lr * scale,
                                 weight_decay=resolved.weight_decay, matrix_optimizer=config.matrix_optimizer,
                                 smear_lr=SMEAR_LR * (scale if config.quiet_start else 1.0),
-                                polar_dtype=dtype, compile_update=compiling)
+                                polar_dtype=model.update_dtype, compile_update=compiling)
     state = LoopState()
     if checkpoint:
         model.load_state_dict(checkpoint[0], strict=True)

@@ -122,7 +122,7 @@ def measure(model: GPT, batch_size: int, tracker: MemoryTracker, matrix_optimize
         peak, tracker.peak = tracker.peak, tracker.now
         return peak
     found = dict(weights=tracker.now)
-    optimizer = setup_optimizer(model, polar_dtype=model.compute_dtype, matrix_optimizer=matrix_optimizer, **RATES)
+    optimizer = setup_optimizer(model, polar_dtype=model.update_dtype, matrix_optimizer=matrix_optimizer, **RATES)
     for p in model.parameters():
         p.grad = torch.empty_like(p)
     found["gradients"] = tracker.now - sum(found.values())

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nanochat import run_log
+from nanochat.checkpoint_manager import restore_model
 from nanochat.gpt import GPTConfig, build_model
 from nanochat.optim import SMEAR_LR
 from nanochat.record import read_metrics, read_record
@@ -134,6 +135,23 @@ def test_a_run_that_is_stopped_resumes_to_the_last_bit(base):
     run("--model-tag=parts", *flags)
     run("--model-tag=parts", *flags, "--resume-from-step=5")
     assert_same_run(base, "whole", "parts")
+
+
+def test_embeddings_stay_in_fp32_where_asked_also_over_a_resume(base):
+    flags = ("--dtype=bfloat16", "--save-every=5")
+    for tag, more in (("plain", ()), ("whole", ("--fp32-updates",)), ("parts", ("--fp32-updates",))):
+        run(f"--model-tag={tag}", *flags, *more)
+    run("--model-tag=parts", *flags, "--fp32-updates", "--resume-from-step=5")
+    assert_same_run(base, "whole", "parts")
+    for tag, dtype in (("plain", torch.bfloat16), ("whole", torch.float32)):
+        weights, optimizer, meta = checkpoint(base, tag)
+        names = [name for name in weights if "wte" in name or "value_embeds" in name]
+        assert names and {weights[name].dtype for name in names} == {dtype}
+        moments = {state["exp_avg"].dtype for state in optimizer["state"].values() if "exp_avg" in state}
+        assert (torch.bfloat16 in moments) == (dtype == torch.bfloat16)
+        model = restore_model(weights, meta, "cpu", torch.bfloat16)
+        assert {model.state_dict()[name].dtype for name in names} == {dtype}
+        assert torch.equal(model.transformer.wte.weight, weights["transformer.wte.weight"])
 
 
 # -----------------------------------------------------------------------------
