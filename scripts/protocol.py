@@ -53,6 +53,24 @@ def build_parser():
     parser.add_argument("--num-iterations", type=int, help="optimizer steps, in place of the profile's")
     parser.add_argument("--flags", default="", metavar="'FLAGS'",
                         help="training flags for every arm, the control included")
+    _add_rules(parser)
+    parser.add_argument("--aa", action="store_true", default=os.environ.get("AA", "") not in ("", "0"),
+                        help="candidates are the control on other seeds, so that every promotion is a false one "
+                             "(also AA=1)")
+    parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH",
+                        help="table of all runs, the bank included (default: dev/ledger/experiments.csv, or "
+                             "NANOCHAT_LEDGER)")
+    parser.add_argument("--jobs", type=int, metavar="N",
+                        help="runs side by side (default: on a CPU the arms of a seed, else 1)")
+    parser.add_argument("--timeout-minutes", type=float, metavar="MINUTES",
+                        help="stop a run after this long; the same command resumes it")
+    parser.add_argument("--fresh", action="store_true", default=os.environ.get("FRESH", "") not in ("", "0"),
+                        help="reuse no run (also FRESH=1)")
+    return parser
+
+
+def _add_rules(parser):
+    """The options that are declared before the first run: the rules of the verdict."""
     parser.add_argument("--primary", choices=list(PRIMARY), default="val_bpb",
                         help="the metric that decides; of the other metrics a candidate may not lose more than their "
                              "floor (default: %(default)s)")
@@ -74,19 +92,6 @@ def build_parser():
                         help="add seeds, one at a time, until every candidate is decided or futile")
     parser.add_argument("--max-seeds", type=int, metavar="N",
                         help=f"with --until: run this many seeds at most (default: {MAX_SEEDS})")
-    parser.add_argument("--aa", action="store_true", default=os.environ.get("AA", "") not in ("", "0"),
-                        help="candidates are the control on other seeds, so that every promotion is a false one "
-                             "(also AA=1)")
-    parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH",
-                        help="table of all runs, the bank included (default: dev/ledger/experiments.csv, or "
-                             "NANOCHAT_LEDGER)")
-    parser.add_argument("--jobs", type=int, metavar="N",
-                        help="runs side by side (default: on a CPU the arms of a seed, else 1)")
-    parser.add_argument("--timeout-minutes", type=float, metavar="MINUTES",
-                        help="stop a run after this long; the same command resumes it")
-    parser.add_argument("--fresh", action="store_true", default=os.environ.get("FRESH", "") not in ("", "0"),
-                        help="reuse no run (also FRESH=1)")
-    return parser
 
 
 def join_flag_values(argv):
