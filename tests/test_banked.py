@@ -12,7 +12,7 @@ from scipy import stats as reference
 
 from nanochat.config import parse
 from nanochat.lab.ledger.bank import measure
-from nanochat.lab.ledger.banked import FIRST_SEED, bank, banked_runs, borrower, outlier, seeds_text
+from nanochat.lab.ledger.banked import FIRST_SEED, bank, banked_runs, borrower, codes_alike, outlier, seeds_text
 from nanochat.lab.ledger.experiments import append
 from nanochat.lab.protocol.protocol import _announce
 from nanochat.lab.protocol.session import Session
@@ -60,11 +60,34 @@ def test_code_and_options_of_the_newest_run_are_those_of_a_bank_that_nobody_borr
     found = bank(rows, PROFILE, "val_bpb")
     assert found.values == [2.601, 2.602]
     assert found.left_out == ["seed 1: by other code of the trainer (00000000, now ffffffff), which may change the "
-                              "noise; bank anew with `make noise SEEDS=8`"]
+                              "noise; bank anew with `make noise SEEDS=8`; with SEEDS=2 two of them are trained "
+                              "again, and where both end as before, all lend"]
     kept, left_out = banked_runs([row(1, "--matrix-lr=0.03"), row(2), row(3)], PROFILE)
     assert [r["seed"] for r in kept] == [2, 3]
     assert left_out == ["seed 1: with other options (--matrix-lr 0.03 -> 0.02); bank anew with `make noise SEEDS=8` "
                         "and these options"]
+
+
+OLD, OLDER = "0" * 64, "1" * 64
+
+
+def test_rows_of_other_code_lend_where_two_of_its_seeds_ended_as_before():
+    rows = [row(seed, tree=OLD) for seed in range(1, 9)] + [row(1, number=2), row(2, number=2)]
+    found = bank(rows, PROFILE, "val_bpb", like=like())
+    assert found.seeds == list(range(1, 9)) and found.left_out == ["seeds 1, 2: banked twice, the newer is kept"]
+    alone = bank(rows[:8], PROFILE, "val_bpb", like=like())
+    assert not alone.seeds and "seeds 1 to 8 (8 rows): by other code of the trainer" in alone.left_out[0]
+
+
+def test_rows_of_other_code_do_not_lend_where_one_shared_seed_ended_elsewhere():
+    rows = [row(seed, tree=OLD) for seed in (1, 2, 3)] + [row(1, number=2), row(2, number=2, val_bpb=2.60201)]
+    assert bank(rows, PROFILE, "val_bpb", like=like()).seeds == [1, 2]
+
+
+def test_codes_are_alike_over_a_third_and_only_on_one_device():
+    rows = [row(1, tree=OLDER), row(2, tree=OLDER), row(3, tree=OLDER), row(2, tree=OLD), row(4, tree=OLD), row(4)]
+    assert codes_alike(rows, like()) == {OLD, OLDER, TREE}
+    assert codes_alike(rows, like(device="cpu: another")) == {TREE}
 
 
 def test_bank_without_spread_is_refused():
@@ -160,7 +183,7 @@ def test_a_protocol_declares_the_bank_that_is_lent_to_it_or_why_none_is(tmp_path
     assert declared.noise_source == "none" and not declared.noise.metrics
     line, = declared.noise.left_out
     assert line.startswith("seeds 900001 to 900008 (8 rows): by other code of the trainer (tree, now edited)")
-    assert line.endswith("bank anew with `make noise SEEDS=8`")
+    assert "; bank anew with `make noise SEEDS=8`" in line
     said = []
     _announce(session, [], said.append)
     assert f"  left out of the bank: {line}" in said

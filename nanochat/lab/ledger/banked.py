@@ -2,15 +2,19 @@
 The runs of a bank: which rows of the ledger lend their spread, and why the others do not.
 
 Example: eight rows of the control are banked, and then a line of the trainer is edited. The rows are of other code, so
-a protocol on the new code gets no bank. It is told so, with the number of rows and the command that banks anew.
+a protocol on the new code gets no bank. It is told so, with the number of rows and the command that banks anew. That
+command may be short: `make noise SEEDS=2` trains two of the eight again. If they end as before, the edit changed no
+number of the control, and the other six lend too.
 
 A row lends where everything agrees with the runs that borrow: the options of the control, the kind and the name of the
-device, on a CPU the number of threads, and the code of the trainer. A row that does not say one of these lends nothing.
-The reasons are collected, one line for all rows that share a reason.
+device, on a CPU the number of threads, and the code of the trainer or its numbers. A row that does not say one of these
+lends nothing. The reasons are collected, one line for all rows that share a reason.
 
     bank(rows, profile_hash, "val_bpb", exclude_seeds=[1337, 2026]).s_b
 """
 
+import math
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +29,7 @@ from nanochat.stage import BASE
 
 FIRST_SEED = 900001  # of the banked runs; protocols are asked to use seeds below it
 OUTLIER = 0.01  # level of Grubbs' test: one clean bank in a hundred loses a run
+SAME_VALUE = 1e-6  # relative, of a val_bpb: one run of one code twice, on one machine
 BANK_ANEW = "bank anew with `make noise SEEDS=8`"
 
 
@@ -68,7 +73,7 @@ def banked_runs(rows, profile_hash: str, exclude_seeds=(), like: dict | None = N
         elif row["seed"] in exclude_seeds:
             reason = "one of the protocol's own seeds; a bank needs others"
         else:
-            reason = why_not_lent(row, reference)
+            reason = why_not_lent(row, reference, codes_alike(rows, reference))
             if not reason and row["seed"] in kept:
                 reason = "banked twice, the newer is kept"
             elif not reason:
@@ -79,11 +84,37 @@ def banked_runs(rows, profile_hash: str, exclude_seeds=(), like: dict | None = N
     return list(kept.values())[::-1], lines + _gaps(kept)
 
 
-def why_not_lent(row: dict, like: dict) -> str | None:
-    """The first thing in which a banked row differs from its borrower, and the way on; None where it lends."""
-    if row["tree_hash"] != like["tree_hash"]:
+def codes_alike(rows, like: dict) -> set[str | None]:
+    """Hashes of the codes that train the control to the borrower's numbers: the borrower's own, and every code that
+    shares a seed with one of these and ended at the same val_bpb on all seeds they share."""
+    ended = defaultdict(dict)
+    for row in rows:
+        if row["status"] == "ok" and row["tree_hash"] and row["device"] == like["device"]:
+            ended[row["tree_hash"]][row["seed"]] = row["val_bpb"]
+    alike, waiting = {like["tree_hash"]}, [like["tree_hash"]]
+    while waiting:
+        known = ended[waiting.pop()]
+        new = [code for code, values in ended.items() if code not in alike and _same_values(known, values)]
+        alike |= {*new}
+        waiting += new
+    return alike
+
+
+def _same_values(a: dict, b: dict) -> bool:
+    shared = a.keys() & b.keys()
+    return bool(shared) and all(None not in (a[seed], b[seed]) and math.isclose(a[seed], b[seed], rel_tol=SAME_VALUE)
+                                for seed in shared)
+
+
+def why_not_lent(row: dict, like: dict, codes=frozenset()) -> str | None:
+    """The first thing in which a banked row differs from its borrower, and the way on; None where it lends.
+
+    codes: hashes of other code that trains to the borrower's numbers.
+    """
+    if row["tree_hash"] not in {like["tree_hash"], *codes}:
         codes = f"{_short(row['tree_hash'])}, now {_short(like['tree_hash'])}"
-        return f"by other code of the trainer ({codes}), which may change the noise; {BANK_ANEW}"
+        return (f"by other code of the trainer ({codes}), which may change the noise; {BANK_ANEW}; with SEEDS=2 two of "
+                "them are trained again, and where both end as before, all lend")
     if row["device"] != like["device"]:
         return f"on another device ({row['device'] or 'unknown'}, now {like['device'] or 'unknown'}); {BANK_ANEW}"
     if options_of(like) and not options_of(row):
