@@ -82,6 +82,9 @@ def test_simulated_margin_is_the_margin_of_a_verdict(nu):
         runs = make_runs(control=[100.0] * 5, candidate=(100.0 - d).tolist())
         sd = s_b if nu else d.std(ddof=1) / math.sqrt(2)
         tested = moderated_t(d, s_b if nu else None, nu, -labels.TRIVIAL_SD * sd)
-        promoted.append(judge(declared(5, worth=True, noise=noise), runs)[0].verdict == "promote")
+        entry, = judge(declared(5, worth=True, noise=noise), runs)
+        if "not lent" in entry.gates[0].noise_source:
+            continue
+        promoted.append(entry.verdict == "promote")
         assert promoted[-1] == (tested.p <= 0.05)
-    assert 0 < sum(promoted) < 100
+    assert 0 < sum(promoted) < len(promoted) > 80

@@ -9,7 +9,8 @@ Three tables; a run has unit spread, and a bank has ten runs (nu = 9):
     margin   the price of asking for more than 0.1 sd
 
 A route is played by a person who wants a promotion and sees every run. `now` plays the best that is still allowed:
-what is refused is replaced by what the refusal says is left. Command line: python -m scripts.simulate_gates --labels
+what is refused is replaced by what the refusal says is left. A bank has the noise of the runs, so each bank is lent.
+Command line: python -m scripts.simulate_gates --labels
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from zlib import crc32
 import numpy as np
 from scipy.special import ndtri
 
-from nanochat.lab.simulation.made_up_runs import EQUAL, SEED, Cell, draw
+from nanochat.lab.simulation.made_up_runs import SEED
 from nanochat.lab.verdict.declaration import SPENT, TRIVIAL_SD, label_level
 from nanochat.lab.verdict.gates import BANK_SEEDS
 from nanochat.lab.verdict.looks import declared_looks, replay
@@ -31,7 +32,8 @@ PAIRS = 5  # of a label in the tables of rules
 
 def _draw(rng, families: int, K: int = 1, n: int = PAIRS, nu: int = NU):
     """(d [families, K, n], s_b [families, 1] or None) without any gain."""
-    return draw(Cell("labels", EQUAL, 0.0, nu, K, (n,), "chosen", {}), families, rng)
+    x = rng.standard_normal((families, K + 1, n))  # the control first
+    return x[:, :1] - x[:, 1:], rng.standard_normal((families, nu + 1)).std(axis=1, ddof=1)[:, None] if nu else None
 
 
 def _promoted(p, level: float) -> np.ndarray:
