@@ -17,7 +17,7 @@ class Setting(NamedTuple):
     percent: tuple[int, int]  # of labels that promote a useless change, with 2 seeds and with 5
 
 
-BENDS = (Setting("the runs spread twice as much as the banked ones", "bank at 1/2", (8, 6)),
+BENDS = (Setting("the runs spread twice as much as the banked ones", "bank at 1/2", (9, 6)),
          Setting("the bank came out low by luck, as one in ten does", "unlucky bank", (9, 8)),
          Setting("a candidate has four times the variance of the control", "candidate variance x4", (8, 6)),
          Setting("each run resembles the run before it, with a correlation of one half", "AR(1) 0.5", (10, 16)))
