@@ -27,7 +27,7 @@ def judged(declaration, gains):
 def test_margin_is_a_tenth_of_the_banks_sd_or_the_declared_gain():
     banked, own, by_hand = (declared(5, worth=True, **options) for options in (
         dict(noise=BANK), dict(), dict(noise=BANK, min_gain=0.002)))
-    assert (banked.margin, banked.margin_in_own_sd, banked.min_gain) == (-0.1 * S_B, None, S_B)
+    assert (banked.margin, banked.margin_in_own_sd, banked.min_gain) == (-0.1 * S_B, 0.1, S_B)
     assert (own.margin, own.margin_in_own_sd, own.min_gain) == (0.0, 0.1, None)
     assert (by_hand.margin, by_hand.margin_in_own_sd, by_hand.min_gain) == (-0.002, None, 0.002)
 
@@ -39,6 +39,15 @@ def test_times_keep_the_larger_of_both_margins():
     assert margin("wall_time", BANK) == -math.log(1.03) and margin("wall_time", wide) == -0.05
     assert margin("wall_time", BANK, min_gain=0.1) == -0.1 and margin("wall_time", BANK, min_gain=0.01) < -0.02
     assert margin("time_to_target", wide) == pytest.approx(-0.001)
+
+
+def test_bank_that_is_not_lent_leaves_the_margin_to_the_spread_of_the_pairs():
+    small = Noise("bank", metrics={"val_bpb": MetricNoise(S_B / 30, 9)})
+    runs = make_runs(control=[1.1, 1.102, 1.099, 1.1, 1.103], candidate=[1.099, 1.1, 1.0985, 1.098, 1.1005])
+    primary = judge(declared(5, worth=True, noise=small), runs)[0].gates[0]
+    d = np.array([0.001, 0.002, 0.0005, 0.002, 0.0025])
+    assert primary.noise_source == "own: the bank is not lent"
+    assert primary.threshold == pytest.approx(-0.1 * d.std(ddof=1) / math.sqrt(2))
 
 
 @pytest.mark.parametrize("noise", [BANK, None], ids=["bank", "own"])

@@ -157,9 +157,9 @@ def ten_unbanked_then_the_best(rng, families):
 
 def declared_at_every_n(rng, families):
     d, s_b = _draw(rng, families, n=12)
+    p = np.stack([_t(d[..., :n], s_b) for n in range(2, 13)], axis=1)
     looks = declared_looks(NU, 12)
-    p = np.stack([_t(d[..., :n], s_b) for n in looks], axis=1)
-    now = replay(p, looks, NU, label_level(1)).promoted_at > 0
+    now = replay(p[:, looks[0] - 2:], looks, NU, label_level(1)).promoted_at > 0
     return (p <= ALPHA).any(axis=(1, 2)), now[:, 0]
 
 

@@ -82,7 +82,8 @@ def declaration_of(cell: Cell, s_b: float) -> Declaration:
     plan = Proposal("made up", "smoke-cpu", arms, list(range(cell.most)), metric, min_gain=scale,
                     until_decided=cell.peeking, target=target)
     noise = Noise("bank", metrics={metric: MetricNoise(scale * s_b, cell.nu)})
-    return replace(declare(plan, {}, noise, WHEN), floors=[], margin=PRIMARY[metric])
+    return replace(declare(plan, {}, noise, WHEN), floors=[], margin=PRIMARY[metric],
+                   margin_in_own_sd=None)
 
 
 def runs_of(cell: Cell, z) -> list[RunSummary]:

@@ -89,7 +89,7 @@ def declare(plan: Proposal, changes: dict, noise: Noise | None, declared_at: str
         seeds=list(plan.seeds), looks=looks, max_seeds=n, matched_budget=matched_budget(plan.arms[0].config),
         horizons_differ=plan.horizons_differ, K=len(plan.arms) - 1, noise=noise if banked else _reasons(noise, source),
         common_flags=plan.common_flags, spread_test=SPREAD_TEST, min_gain_by_hand=by_hand,
-        margin_in_own_sd=None if by_hand or banked else TRIVIAL_SD, noise_source=source, hypothesis=plan.hypothesis,
+        margin_in_own_sd=None if by_hand else TRIVIAL_SD, noise_source=source, hypothesis=plan.hypothesis,
         arms=[DeclaredArm(arm.name, arm.flags, changes.get(arm.name, [])) for arm in plan.arms])
 
 

@@ -159,7 +159,7 @@ class Declaration(Stored):
     # Quantile of the F test that refuses a bank (lending.py). None in files that are older than this test; they are
     # judged as they were declared: every bank is lent, and futility reads the primary gate alone.
     spread_test: float | None = None
-    margin_in_own_sd: float | None = None  # primary margin in sd of a run, by the spread of the differences; else None
+    margin_in_own_sd: float | None = None  # primary margin in sd of a run, where no bank is lent; None: by hand
     min_gain_by_hand: bool | None = None  # True: given with --min-gain; None in files that are older than the key
     numbers: dict[str, int] | None = None  # {candidate: 3 if this is its third label}
     hypothesis: str | None = None  # the reason given for counting the labels from 1 again

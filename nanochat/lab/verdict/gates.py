@@ -72,11 +72,11 @@ def compare_gate(declaration: Declaration, gate: Gate, n: int, level: float) -> 
 
 
 def _margin(declaration: Declaration, gate: Gate, n: int) -> float:
-    """The margin of a gate. Without a bank, a primary gate asks for a share of the spread that its pairs show.
+    """The margin of a gate. Where no bank is lent, a primary gate asks for a share of the spread that its pairs show.
 
     Such a margin can only raise p. So for a candidate that gains nothing the error rate holds whatever the spread is.
     """
-    if gate.role != "primary" or not declaration.margin_in_own_sd or n < 2:
+    if gate.role != "primary" or not declaration.margin_in_own_sd or n < 2 or lent(declaration, gate, n)[1]:
         return gate.margin
     return min(gate.margin, 0.0 - declaration.margin_in_own_sd * _sd_of_run(declaration, gate, n))
 
