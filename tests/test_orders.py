@@ -111,7 +111,7 @@ def test_what_nobody_said_stays_the_trees_own_default():
 def test_bank_of_this_repository_is_no_bank_of_another(monkeypatch, tmp_path):
     def no_bank(*args, **kwargs):
         raise AssertionError("the bank was asked")
-    monkeypatch.setattr(session.experiments, "banked_runs", no_bank)
+    monkeypatch.setattr(session, "banked_runs", no_bank)
     assert run(make(CONTROL, BETTER, ledger=tmp_path / "experiments.csv")) == 0
     assert read_json("results/t_latest.json")["declaration"]["noise_source"] == "none"
 

@@ -34,7 +34,7 @@ def made_up_pool(R, rng, spread=1.0):
 
 
 def judged(values, drawn, looks):
-    """The same protocol, through the declaration and gates.judge."""
+    """The same protocol, through the declaration and gates.judge; any gain counts, as in real_runs.promoted."""
     bank, control, candidate = np.split(drawn, [real_runs.BANK_SEEDS, real_runs.BANK_SEEDS + looks[-1]])
     noise = Noise("bank", metrics={metric: MetricNoise(float(x[bank].std(ddof=1)), len(bank) - 1)
                                    for metric, x in values.items()})
@@ -45,7 +45,8 @@ def judged(values, drawn, looks):
         return {METRICS[m].key: float(np.exp(x[i]) if METRICS[m].log else x[i]) for m, x in values.items()}
     runs = [replace(run, arm=arm, seed=seed, **measured(i))
             for arm, side in (("control", control), ("candidate", candidate)) for seed, i in enumerate(side)]
-    return judge(declare(plan, {}, noise, WHEN), runs)[0].verdict in ("promote", "optional")
+    declaration = replace(declare(plan, {}, noise, WHEN), margin=0.0, margin_in_own_sd=None)
+    return judge(declaration, runs)[0].verdict in ("promote", "optional")
 
 
 @pytest.mark.parametrize("looks", [(3,), LOOKS], ids=str)

@@ -5,7 +5,8 @@ A pool of control runs is cut at random into A/A protocols, in which the candida
 
 Every protocol draws its runs from the pool, each run at most once: a bank, the controls, and as many controls again
 that stand for the candidate. The functions that decide real protocols judge it (stats.moderated_t and
-lending.disagrees on every gate, looks.replay). So every promotion is a false promotion. The simulation
+lending.disagrees on every gate, looks.replay). So every promotion is a false promotion. The level is ALPHA, and any
+gain counts: a label's own level and its least gain would make promotions rarer still. The simulation
 (simulation/made_up_runs.py) assumes normal noise; these runs have the noise of real training.
 """
 
