@@ -6,6 +6,7 @@ such as "--depth 4 -> 12".
 """
 
 import shlex
+from functools import lru_cache
 
 from nanochat.config import FIELDS, TrainConfig
 from nanochat.options import flag, hyphenate, known_options, said_once, tagged, with_role
@@ -27,9 +28,13 @@ def words_of(row: dict) -> list[str]:
 
 def options_of(row: dict) -> dict:
     """Every option of the run that made `row`; {} where its command cannot be read by this version."""
-    words = words_of(row)
+    return dict(_options(tuple(words_of(row))))
+
+
+@lru_cache(maxsize=1024)  # a bank is read once for each metric
+def _options(words: tuple[str, ...]) -> dict:
     try:
-        return known_options(TrainConfig, words) if words else {}
+        return known_options(TrainConfig, list(words)) if words else {}
     except ValueError:
         return {}
 
