@@ -6,6 +6,7 @@
 # Expect:   0.22 tokens a parameter. The validation bpb of two seeds differs by about 0.0013 (sd of 3 runs elsewhere).
 #
 #   bash runs/baseline_d12.sh                   SEED=2026 bash runs/baseline_d12.sh
+#   QUIET_START= bash runs/baseline_d12.sh      (upstream's first steps: ideas/quiet_start.md)
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 

@@ -91,14 +91,14 @@ def draw_error_rates(path, rows: list[dict], protocols: int) -> bool:
         _name_sides(ax, sum(found[0]["data"] == EQUAL for _, found in columns), len(columns), top * 1.15)
         ax.set_title(f"Chance to promote a candidate that gains nothing ({protocols:,} protocols a dot)")
         ax.grid(axis="x", visible=False)
-        _legend(ax)
+        _legend(ax, own_noise=any(not row["nu"] for _, found in columns for row in found))
         plots._save(fig, path)
         plots.plt.close(fig)
     return True
 
 
 def _name_sides(ax, sound, columns, y):
-    for first, last, text in ((0, sound, "noise as the procedure assumes"), (sound, columns, "an assumption fails")):
+    for first, last, text in ((0, sound, "as assumed"), (sound, columns, "an assumption fails")):
         if last > first:
             ax.text((first + last - 1) / 2, y, text, ha="center", va="bottom", fontsize=11, fontweight="bold",
                     color=QUIET)
@@ -115,11 +115,12 @@ def _column(ax, x, found):
         ax.plot(at, row["found"], MARKERS[row["K"]], color=color, mfc=color if row["nu"] else "white", ms=5, alpha=0.85)
 
 
-def _legend(ax):
+def _legend(ax, own_noise: bool):
     handles = [ax.plot([], [], marker, color=QUIET, ms=6, label=f"{K} candidate{'s' * (K > 1)}")[0]
                for K, marker in MARKERS.items()]
     handles += [ax.plot([], [], "s", color=color, ms=7, label=label)[0] for color, label in
                 ((HOLDS, "keeps the promise"), (BREAKS, f"breaks it (above {MOST_FALSE} %)"))]
-    handles += ax.plot([], [], "o", color=QUIET, mfc="white", ms=6, label="open: own noise, no bank")
+    if own_noise:
+        handles += ax.plot([], [], "o", color=QUIET, mfc="white", ms=6, label="open: own noise, no bank")
     handles += ax.plot([], [], "_", color=QUIET, ms=6, label="target")
-    ax.legend(handles=handles, loc="upper left", frameon=False, bbox_to_anchor=(0, 0.86))
+    ax.legend(handles=handles, loc="upper right", ncols=2, frameon=False, bbox_to_anchor=(1, 0.86))
