@@ -18,7 +18,8 @@ from nanochat.lab.ledger.experiments import NOISE, metric_curve, value_of
 from nanochat.lab.ledger.workload import why_other_profile
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.table import number, table
-from nanochat.lab.verdict.stats import ALPHA, correlation_bound, planned_source, sigma_interval, smallest_gain
+from nanochat.lab.verdict.declaration import TRIVIAL_SD, label_level
+from nanochat.lab.verdict.stats import correlation_bound, planned_source, sigma_interval, smallest_gain
 from nanochat.lab.verdict.time_to_target import crossing, refuse_missed, threshold_from_bank
 
 GAINS_AT = (2, 3, 5, 8)  # numbers of pairs in the table of smallest gains
@@ -151,9 +152,11 @@ def _sigmas(metrics) -> str:
 
 
 def _gains(metrics) -> str:
-    rows = [[_name(m), *(number(smallest_gain(n, e["s_b"], e["nu"]), ".3g") for n in GAINS_AT)]
+    level = label_level(1)
+    rows = [[_name(m), *(number(TRIVIAL_SD * e["s_b"] + smallest_gain(n, e["s_b"], e["nu"], level), ".3g")
+                         for n in GAINS_AT)]
             for m, e in metrics.items()]
-    return (f"smallest gain that shows with 80 % power (one candidate, level {ALPHA:g}, no pair correlation)\n"
+    return ("smallest gain that shows with 80 % power (one candidate in its first label, no pair correlation)\n"
             + table(["metric", *(f"{n} seeds" for n in GAINS_AT)], rows))
 
 
