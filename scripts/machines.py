@@ -6,7 +6,7 @@ Does the same training give the same numbers on another machine?
 
 Trains the control of the profile smoke-cpu on one seed with one thread, appends its validation curve to
 dev/machines.csv, and prints how far it is from the rows of other machines. In float32 two kinds of processor end within
-1e-4 bits per byte of each other. Exit code: 0 the run ended, 1 it failed, 2 bad input.
+1e-4 bits per byte of each other. Exit code: 0 the run ended, 2 it failed or bad input.
 """
 
 import argparse
@@ -89,8 +89,10 @@ def measure(args) -> int:
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.machines", allow_abbrev=False,
                                      description="Train one run, and compare its curve with those of other machines.")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
-    parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
+                        help="of the training (default: %(default)s)")
+    parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH",
+                        help="table that the run is added to and compared with (default: %(default)s)")
     args = parser.parse_args(argv)
     return exit_code(lambda: measure(args))
 
