@@ -6,7 +6,7 @@ Does the same training give the same numbers on another machine?
 
 Trains the control of the profile smoke-cpu on one seed with one thread, appends its validation curve to
 dev/machines.csv, and prints how far it is from the rows of other machines. In float32 two kinds of processor end within
-1e-4 bits per byte of each other. Exit code: 0 the run ended, 1 it failed, 2 bad input.
+1e-4 bits per byte of each other. Exit code: 0 the run ended, 2 it failed or bad input.
 """
 
 import argparse
@@ -74,23 +74,32 @@ def distance(row: dict, other: dict) -> float:
     return max(abs(float(row[f"val_bpb_{step}"]) - float(other[f"val_bpb_{step}"])) for step in STEPS)
 
 
+def is_repeat(old: dict, row: dict) -> bool:
+    """Whether a row of the file says all that `row` says, but for the date. old: cells as text."""
+    return all(old[name] == str("" if row[name] is None else row[name]) for name in COLUMNS if name != "measured_at")
+
+
 def measure(args) -> int:
     import torch
     home = PROFILE.home(get_base_dir())
     prepare(PROFILE, home, dataset, tokenizer, RESULTS_DIR / "machines")
     row = row_of(*train(home, args.dtype), torch.backends.cpu.get_cpu_capability())
-    append_row(args.ledger, COLUMNS, row)
     rows = read_rows(args.ledger)
-    print(comparison(rows, rows[-1]))
-    print(f"written: {args.ledger}; machines agree in float32 when no difference is above {AGREE:g} bits per byte")
+    if not any(is_repeat(old, row) for old in rows):
+        append_row(args.ledger, COLUMNS, row)
+        rows = read_rows(args.ledger)
+    print(comparison(rows, row))
+    print(f"kept in {args.ledger}; machines agree in float32 when no difference is above {AGREE:g} bits per byte")
     return EXIT_OK
 
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.machines", allow_abbrev=False,
                                      description="Train one run, and compare its curve with those of other machines.")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
-    parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
+                        help="of the training (default: %(default)s)")
+    parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH",
+                        help="table that the run is added to and compared with (default: %(default)s)")
     args = parser.parse_args(argv)
     return exit_code(lambda: measure(args))
 

@@ -79,17 +79,18 @@ def _add_rules(parser):
     parser.add_argument("--fallback", choices=("wall_time",),
                         help="the metric that decides if a candidate misses the target")
     parser.add_argument("--min-gain", type=float, metavar="GAIN",
-                        help="the smallest gain worth having: a candidate is promoted if it is shown to have more, and "
-                             "rejected if it is shown to have less (default: promoted above 0.1 sd of a control run, "
-                             "rejected below one sd of the bank)")
+                        help="the smallest gain worth having, in bpb or as the log of a ratio of times: a candidate is "
+                             "promoted if it is shown to have more, rejected if shown to have less (default: promoted "
+                             "above 0.1 sd of a control run, rejected below one sd of the bank)")
     parser.add_argument("--new-hypothesis", metavar="'WHY'",
-                        help="what is new about candidates that earlier labels tried: their labels are counted from 1 "
-                             "again; it is written down and shown with the verdict")
+                        help="the new reason to try candidates that earlier labels tried: they get the level of a "
+                             "first label again (0.04), and the reason is shown with the verdict")
     parser.add_argument("--noise", choices=("bank", "own"), default="bank",
                         help="how the noise is known: from banked runs of the control (make noise), or from the "
                              "differences of this comparison alone (default: %(default)s)")
     parser.add_argument("--until", choices=("decided",),
-                        help="add seeds, one at a time, until every candidate is decided or futile")
+                        help="add seeds, one at a time, until every candidate is promoted, or has a chance below "
+                             "10 %% to pass")
     parser.add_argument("--max-seeds", type=int, metavar="N",
                         help=f"with --until: run this many seeds at most (default: {MAX_SEEDS})")
 

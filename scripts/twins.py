@@ -5,8 +5,9 @@ How much of a run's noise is rounding? Compare each run with its twin, which sta
     python -m scripts.twins mine
 
 Reads results/<label>_latest.json of each label, and prints one line a label. `twin rms` is the root mean square of the
-difference of twins. Where it is as large as the spread over seeds, a seed decides nothing: rounding does, and another
-machine gives other results. Exit code: 0, or 2 for bad input. `bash runs/quiet_start.sh` has an example.
+difference of twins, in bits per byte. Where it is as large as the spread over seeds, rounding changes a result as much
+as another seed does, and another machine gives another result. Exit code: 0, or 2 for bad input.
+`bash runs/quiet_start.sh` has an example.
 """
 
 import argparse
@@ -53,8 +54,10 @@ def show(labels) -> int:
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.twins", allow_abbrev=False,
-                                     description="The part of the noise that is rounding, from protocols with twins.")
-    parser.add_argument("labels", nargs="+", metavar="LABEL", help="a protocol of control and --perturb twin")
+                                     description="How much of a run's noise is rounding: each run against its twin, "
+                                                 "which starts from an embedding changed by 1e-7.")
+    parser.add_argument("labels", nargs="+", metavar="LABEL",
+                        help="of a finished protocol with --candidate='twin: --perturb=1e-7'")
     args = parser.parse_args(argv)
     return exit_code(lambda: show(args.labels))
 

@@ -83,6 +83,14 @@ def test_a_second_machine_is_compared_with_the_first_over_the_whole_curve(traine
     assert first.split()[:2] == ["First", "CPU"] and first.endswith("3.0e-04") and second.endswith("0.0e+00")
 
 
+def test_the_same_run_again_adds_no_row(trained):
+    assert machines.main([]) == machines.main([]) == 0
+    assert len(machines.read_rows(machines.LEDGER)) == 1
+    trained["shift"] = 1e-7
+    machines.main([])
+    assert len(machines.read_rows(machines.LEDGER)) == 2
+
+
 def test_only_rows_of_the_same_dtype_are_compared(trained, capsys):
     machines.main([])
     capsys.readouterr()
