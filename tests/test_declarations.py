@@ -179,6 +179,14 @@ def test_label_that_could_decide_nothing_is_extended_at_half_its_level(undecided
     assert [row["level"] for row in row_of_declaration()] == ["0.04", "0.02"]
 
 
+def test_label_is_not_extended_by_seeds_that_another_label_showed(undecided):
+    run(protocol([GATE], [3, 4, 5, 6, 7], label="again"))
+    with pytest.raises(ValueError, match="candidate gate was declared or run on seeds 4 6 7 under label again"):
+        run(protocol([GATE, RATE], [1, 2, 4, 6, 7]))
+    assert run(protocol([GATE, RATE], [1, 2, 8, 9, 10])) == 0
+    assert read_json(LATEST)["declaration"]["numbers"] == {"gate": 1, "rate": 1}
+
+
 def test_run_that_began_before_its_declaration_is_refused_also_when_it_is_trained_again(decided):
     shutil.rmtree("results")
     os.remove(DECLARATIONS)

@@ -87,8 +87,8 @@ class Earlier:
                              "another --label with new seeds, or the declaration it has")
         self._refuse_clock(new)
         kept = (old.numbers or dict.fromkeys((arm.name for arm in old.candidates), 1)) if added else {}
-        numbers = {name: kept.get(name) or self._number(name, new, replaces=bool(old) and not seen)
-                   for name in self.candidates}
+        numbers = {name: self._number(name, new, replaces=name in kept or bool(old and not seen))
+                   for name in self.candidates} | kept
         level = label_level(max(numbers.values(), default=1), extended=added)
         if added:
             changed.append(f"level: {old.alpha:g} -> {level:g}, because its runs were seen before it could decide")
