@@ -245,6 +245,24 @@ def test_typing_error_costs_no_label(monkeypatch):
     assert [(row["level"], row["label_numbers"]) for row in row_of_declaration()] == [("0.04", "1")] * 2
 
 
+def test_runs_of_a_killed_protocol_were_seen(monkeypatch):
+    """The protocol is killed, and its trainers end by themselves: no file of the lab has a row of theirs."""
+    def killed(session, cells):
+        for cell in cells:
+            attempt = session.executor.submit(cell)
+            while not session.executor.poll(attempt, 0.1):
+                pass
+        raise SystemExit
+    with monkeypatch.context() as m:
+        m.setattr("nanochat.lab.protocol.protocol.run_cells", killed)
+        with pytest.raises(SystemExit):
+            run(protocol())
+    assert not os.path.exists(LEDGER)
+    with pytest.raises(ValueError, match="label t was declared otherwise and has been run"):
+        run(protocol(seeds=[2, 4]))
+    assert run(protocol()) == 0
+
+
 def test_new_hypothesis_stands_beside_the_verdict(decided):
     results = read_results(LATEST)
     results = replace(results, declaration=replace(results.declaration, hypothesis="a fix"))
