@@ -84,6 +84,13 @@ def test_rows_of_other_code_do_not_lend_where_one_shared_seed_ended_elsewhere():
     assert bank(rows, PROFILE, "val_bpb", like=like()).seeds == [1, 2]
 
 
+def test_bank_of_other_options_does_not_make_codes_differ():
+    rows = [row(seed, tree=OLD) for seed in (1, 2, 3)]
+    rows += [row(seed, "--matrix-lr=0.03", tree=OLD, val_bpb=2.5, number=2) for seed in (1, 2)]
+    rows += [row(1, number=3), row(2, number=3)]
+    assert codes_alike(rows, like()) == {OLD, TREE} and bank(rows, PROFILE, "val_bpb", like=like()).seeds == [1, 2, 3]
+
+
 def test_codes_are_alike_over_a_third_and_only_on_one_device():
     rows = [row(1, tree=OLDER), row(2, tree=OLDER), row(3, tree=OLDER), row(2, tree=OLD), row(4, tree=OLD), row(4)]
     assert codes_alike(rows, like()) == {OLD, OLDER, TREE}

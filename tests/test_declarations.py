@@ -179,6 +179,14 @@ def test_label_that_could_decide_nothing_is_extended_at_half_its_level(undecided
     assert [row["level"] for row in row_of_declaration()] == ["0.04", "0.02"]
 
 
+def test_label_is_not_extended_by_seeds_that_another_label_showed(undecided):
+    run(protocol([GATE], [3, 4, 5, 6, 7], label="again"))
+    with pytest.raises(ValueError, match="candidate gate was declared or run on seeds 4 6 7 under label again"):
+        run(protocol([GATE, RATE], [1, 2, 4, 6, 7]))
+    assert run(protocol([GATE, RATE], [1, 2, 8, 9, 10])) == 0
+    assert read_json(LATEST)["declaration"]["numbers"] == {"gate": 1, "rate": 1}
+
+
 def test_run_that_began_before_its_declaration_is_refused_also_when_it_is_trained_again(decided):
     shutil.rmtree("results")
     os.remove(DECLARATIONS)
@@ -235,6 +243,24 @@ def test_typing_error_costs_no_label(monkeypatch):
     run(protocol(primary="wall_time"))
     run(protocol())  # nothing was run under the first declaration
     assert [(row["level"], row["label_numbers"]) for row in row_of_declaration()] == [("0.04", "1")] * 2
+
+
+def test_runs_of_a_killed_protocol_were_seen(monkeypatch):
+    """The protocol is killed, and its trainers end by themselves: no file of the lab has a row of theirs."""
+    def killed(session, cells):
+        for cell in cells:
+            attempt = session.executor.submit(cell)
+            while not session.executor.poll(attempt, 0.1):
+                pass
+        raise SystemExit
+    with monkeypatch.context() as m:
+        m.setattr("nanochat.lab.protocol.protocol.run_cells", killed)
+        with pytest.raises(SystemExit):
+            run(protocol())
+    assert not os.path.exists(LEDGER)
+    with pytest.raises(ValueError, match="label t was declared otherwise and has been run"):
+        run(protocol(seeds=[2, 4]))
+    assert run(protocol()) == 0
 
 
 def test_new_hypothesis_stands_beside_the_verdict(decided):

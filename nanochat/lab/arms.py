@@ -187,6 +187,14 @@ def refuse_rounded(arms: list[Arm], resolved: list[dict]):
         seen.append((arm, run))
 
 
+def cell_tag(label: str, depth: int, arm: str, seed: int) -> str:
+    """
+    >>> cell_tag("mix005", 4, "gate", 1337), cell_tag("", 4, "control", 1)
+    ('nc_mix005_d4_gate_s1337', 'nc_d4_control_s1')
+    """
+    return "_".join(["nc", *([label] if label else []), f"d{depth}", arm, f"s{seed}"])
+
+
 def make_cells(arms: list[Arm], seeds: list[int], label: str, inputs: Inputs, aa_offset: int = 0) -> list[Cell]:
     """The cells, seed by seed. Arms take turns to go first, so that a drift of the machine hits all of them.
 
@@ -196,7 +204,7 @@ def make_cells(arms: list[Arm], seeds: list[int], label: str, inputs: Inputs, aa
     cells, ids = [], (inputs.dataset_id, inputs.tokenizer_id)
     for i, seed in enumerate(seeds):
         for arm in arms[i % len(arms):] + arms[:i % len(arms)]:
-            tag = "_".join(["nc", *([label] if label else []), f"d{arm.config.depth}", arm.name, f"s{seed}"])
+            tag = cell_tag(label, arm.config.depth, arm.name, seed)
             config = replace(arm.config, seed=seed + (aa_offset if arm is not arms[0] else 0), model_tag=tag)
             hashed = config_hash(config, *ids, arm.tree_id or inputs.tree_hash)
             cells.append(Cell(arm, seed, config, tag, hashed, *ids))

@@ -86,10 +86,14 @@ def banked_runs(rows, profile_hash: str, exclude_seeds=(), like: dict | None = N
 
 def codes_alike(rows, like: dict) -> set[str | None]:
     """Hashes of the codes that train the control to the borrower's numbers: the borrower's own, and every code that
-    shares a seed with one of these and ended at the same val_bpb on all seeds they share."""
+    shares a seed with one of these and ended at the same val_bpb on all seeds they share.
+
+    Rows with other options than the borrower's say nothing here: one code ends elsewhere with them.
+    """
     ended = defaultdict(dict)
     for row in rows:
-        if row["status"] == "ok" and row["tree_hash"] and row["device"] == like["device"]:
+        if (row["status"] == "ok" and row["tree_hash"] and row["device"] == like["device"]
+                and options_of(row) and not (options_of(like) and option_differences(row, like))):
             ended[row["tree_hash"]][row["seed"]] = row["val_bpb"]
     alike, waiting = {like["tree_hash"]}, [like["tree_hash"]]
     while waiting:

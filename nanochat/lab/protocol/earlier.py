@@ -12,7 +12,7 @@ import shlex
 from dataclasses import replace
 
 from nanochat.config import profile_hash
-from nanochat.lab.arms import CONTROL, Arm, Cell
+from nanochat.lab.arms import CONTROL, Arm, Cell, cell_tag
 from nanochat.lab.commands import now
 from nanochat.lab.ledger import declarations, experiments
 from nanochat.lab.ledger.declarations import Declared, Use
@@ -64,7 +64,16 @@ class Earlier:
         """True if a run of the label is known, whether or not its result file is still there."""
         p = self.protocol
         rows = experiments.read(p.ledger, profile_hash=p.profile_hash) if self.path else []
-        return bool(self.runs) or any(declarations.name_of(row["label"]) == p.name for row in rows)
+        return (bool(self.runs) or any(declarations.name_of(row["label"]) == p.name for row in rows)
+                or any(self._has_begun(declared) for declared in self.mine))
+
+    def _has_begun(self, declared: Declared) -> bool:
+        """True if a run under a declaration has a record. One whose protocol was killed has no row in any file."""
+        p = self.protocol
+        label, depth, d = p.label, p.arms[0].config.depth, declared.declaration
+        records = (read_record(p.home, cell_tag(label, depth, arm.name, seed)) for arm in d.arms for seed in d.seeds)
+        return any(record and record.get("profile_hash") == p.profile_hash
+                   and (record.get("started_at") or "") >= declared.at for record in records)
 
     # -------------------------------------------------------------------------
     # Declaring
@@ -87,8 +96,8 @@ class Earlier:
                              "another --label with new seeds, or the declaration it has")
         self._refuse_clock(new)
         kept = (old.numbers or dict.fromkeys((arm.name for arm in old.candidates), 1)) if added else {}
-        numbers = {name: kept.get(name) or self._number(name, new, replaces=bool(old) and not seen)
-                   for name in self.candidates}
+        numbers = {name: self._number(name, new, replaces=name in kept or bool(old and not seen))
+                   for name in self.candidates} | kept
         level = label_level(max(numbers.values(), default=1), extended=added)
         if added:
             changed.append(f"level: {old.alpha:g} -> {level:g}, because its runs were seen before it could decide")
