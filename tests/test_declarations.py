@@ -20,7 +20,6 @@ from nanochat.lab.protocol import session
 from nanochat.lab.protocol.protocol import run
 from nanochat.lab.report.leaderboard import verdicts_of
 from nanochat.lab.report.result_file import read_results
-from nanochat.lab.verdict.facts import MetricNoise, Noise
 from tests.lab_case import GATE, enter, make
 
 LEDGER, DECLARATIONS, LATEST = "ledger.csv", "declarations.csv", "results/t_latest.json"
@@ -287,19 +286,6 @@ def test_aa_candidates_are_the_control_and_use_nothing_up(monkeypatch):
     for label in ("a", "b"):
         run(protocol(["aa:"], label=label, aa=True))
         assert read_json(f"results/{label}_latest.json")["declaration"]["alpha"] == 0.04
-
-
-def test_label_keeps_the_bank_that_it_was_declared_with(monkeypatch):
-    """Ten banks, and the smallest of them for the label: a later bank decides nothing, with --fresh neither."""
-    spreads = [0.002, 0.0001, 0.0002]
-    monkeypatch.setattr(session.Session, "read_bank", lambda self: (
-        Noise("bank", "p", {"val_bpb": MetricNoise(spreads.pop(0), 9)}), None))
-    for fresh in (False, False, True):
-        assert run(protocol(seeds=[1, 2], fresh=fresh)) == 0
-        found = read_json(LATEST)
-        assert found["declaration"]["noise"]["metrics"]["val_bpb"]["s_b"] == 0.002
-        assert found["noise"] == found["declaration"]["noise"] and found["declaration"]["margin"] == -0.0002
-    assert spreads == [] and len(row_of_declaration()) == 1
 
 
 def test_hash_of_a_row_is_the_hash_of_its_candidate(decided):

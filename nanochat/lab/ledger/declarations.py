@@ -51,6 +51,7 @@ class Use:
     at: str  # UTC, of its first declaration or run
     seeds: frozenset[int] = field(default_factory=frozenset)
     new_hypothesis: bool = False  # the count of its labels begins here
+    number: int = 1  # of this label, by its last declaration
 
 
 def beside(ledger) -> Path:
@@ -112,9 +113,11 @@ def option_hash(config: TrainConfig, profile_hash: str, tree: str | None = None)
     """What a candidate is, whatever its name, its label and its seed: its options, its workload, and its code.
 
     tree: identity of the other code that it runs; None for this repository, whose changes make no other candidate.
+    Numbers count to three digits: a rate of 0.03000001 is no other candidate than 0.03.
     """
     of_a_cell = tagged(FIELDS, "cell")
-    options = {name: value for name, value in hashed(config, "treatment").items() if name not in of_a_cell}
+    options = {name: float(f"{value:.3g}") if isinstance(value, float) else value
+               for name, value in hashed(config, "treatment").items() if name not in of_a_cell}
     return hash_json({"options": options, "profile": profile_hash, "tree": tree})
 
 
@@ -139,23 +142,27 @@ def uses_of(candidate: str, declared: list[Declared], experiments: list[dict]) -
 
     A declared seed counts as seen, whether or not it was run: its run may be under way.
     """
-    found = [Use(d.label, d.at, frozenset(d.declaration.seeds), bool(d.declaration.hypothesis))
-             for d in declared if candidate in d.candidates.values()]
+    found = [Use(d.label, d.at, frozenset(d.declaration.seeds), bool(d.declaration.hypothesis),
+                 (d.declaration.numbers or {}).get(name, 1))
+             for d in declared for name, its_hash in d.candidates.items() if its_hash == candidate]
     found += [Use(name_of(row["label"]), row["timestamp"] or "", frozenset([row["seed"]])) for row in experiments
               if row["label"] != NOISE and row["arm"] != CONTROL and hash_of_row(row) == candidate]
     by_label: dict[str, Use] = {}
     for use in sorted(found, key=lambda use: use.at):
         first = by_label.get(use.label, use)
         by_label[use.label] = Use(use.label, first.at, first.seeds | use.seeds,
-                                  first.new_hypothesis or use.new_hypothesis)
+                                  first.new_hypothesis or use.new_hypothesis, max(first.number, use.number))
     return list(by_label.values())
 
 
 def number_of(uses: list[Use]) -> int:
     """The number of a candidate's next label, counted from its last new hypothesis.
 
+    A label that was declared twice over the same runs has used two numbers.
+
     >>> number_of([Use("a", "1"), Use("b", "2", new_hypothesis=True), Use("c", "3")])
     3
     """
     begins = max((i for i, use in enumerate(uses) if use.new_hypothesis), default=0)
-    return len(uses) - begins + 1
+    counted = uses[begins:]
+    return max([len(counted), *(use.number for use in counted)]) + 1

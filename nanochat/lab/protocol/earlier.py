@@ -17,7 +17,7 @@ from nanochat.lab.commands import now
 from nanochat.lab.ledger import declarations, experiments
 from nanochat.lab.ledger.declarations import Declared, Use
 from nanochat.lab.runs import RunSummary
-from nanochat.lab.verdict.declaration import declaration_changes, extends, label_level
+from nanochat.lab.verdict.declaration import declaration_changes, extends, label_level, loses_its_bank
 from nanochat.lab.verdict.facts import Declaration
 from nanochat.record import read_record
 
@@ -85,20 +85,28 @@ class Earlier:
         ValueError where it would be chosen after runs were seen.
         """
         p, old, seen = self.protocol, self.last(), self.is_seen()
+        if old and seen and new.hypothesis is None:  # the reason stands, whether or not it is typed again
+            new = replace(new, hypothesis=old.hypothesis)
         changed = declaration_changes(old, new) if old else []
         if old and seen and not changed:
             return old, []
         added = bool(old and seen and extends(old, new))
-        if old and seen and old.K and not added and (
+        lost = bool(old and seen and loses_its_bank(old, new, p.plan.noise))
+        if old and seen and old.K and not (added or lost) and (
                 old.noise_source != "none" or any(arm in new.arms for arm in old.candidates)):
             raise ValueError(f"label {p.name} was declared otherwise and has been run ({'; '.join(changed)}): "
                              "changing it now would be an undeclared look, and --fresh does not change that; use "
                              "another --label with new seeds, or the declaration it has")
         self._refuse_clock(new)
         kept = (old.numbers or dict.fromkeys((arm.name for arm in old.candidates), 1)) if added else {}
-        numbers = {name: self._number(name, new, replaces=name in kept or bool(old and not seen))
+        numbers = {name: self._number(name, new, replaces=name in kept or lost or bool(old and not seen))
                    for name in self.candidates} | kept
+        if lost:
+            numbers = {name: max(number, (old.numbers or {}).get(name, 1) + 1) for name, number in numbers.items()}
         level = label_level(max(numbers.values(), default=1), extended=added)
+        if lost:
+            changed.append(f"level: {old.alpha:g} -> {level:g}, because its runs were seen under a bank that is not "
+                           "lent any more; `make noise SEEDS=8` banks anew, for a label of its own")
         if added:
             changed.append(f"level: {old.alpha:g} -> {level:g}, because its runs were seen before it could decide")
         return replace(new, numbers=numbers, alpha=level), changed

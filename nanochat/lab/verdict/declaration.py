@@ -152,6 +152,16 @@ def extends(old: Declaration, new: Declaration) -> bool:
             and new.seeds[:len(old.seeds)] == old.seeds and all(arm in new.arms for arm in old.arms))
 
 
+def loses_its_bank(old: Declaration, new: Declaration, wanted: str) -> bool:
+    """True if a label differs from its declaration by no more than a bank that is not lent any more.
+
+    Example: the trainer was edited after the bank was made. wanted: the noise source that was asked for.
+    """
+    follows = {"noise_source", "min_gain", "looks"}
+    return (old.noise_source == wanted == "bank" and new.noise_source in ("own", "none")
+            and follows.issuperset(_changed_keys(old, new)))
+
+
 def label_level(number: int, extended: bool = False) -> float:
     """The level of the number-th label of a candidate: SPENT of what the labels before it left of ALPHA.
 
