@@ -44,7 +44,7 @@ def place(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_patched_evaluation_changes_no_val_bpb_and_is_named(place, tmp_path):
-    """The patch of the issue: its own bpb times 0.99. The same training without it gives the value that is compared."""
+    """A patch that multiplies its own bpb by 0.99. Training without it gives the value that is compared."""
     tree = copy_of_this(tmp_path / "tree", ("nanochat/loss_eval.py", "return nats /", "return 0.99 * nats /"))
     shutil.copytree(REPO_ROOT / "scripts", tree / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     assert tree_run.main([write_order(place, tree)]) == 0
