@@ -66,3 +66,9 @@ def test_label_keeps_the_bank_that_it_was_declared_with(monkeypatch):
         assert found["declaration"]["noise"]["metrics"]["val_bpb"]["s_b"] == 0.002
         assert found["noise"] == found["declaration"]["noise"] and found["declaration"]["margin"] == -0.0002
     assert spreads == [] and len(read_rows("declarations.csv")) == 1
+
+
+def test_second_comparison_without_a_label_is_told_to_take_one():
+    run(protocol(label=""))
+    with pytest.raises(ValueError, match="label protocol was declared otherwise .* give a comparison a --label of its"):
+        run(protocol(["rate: --matrix-lr=0.03"], label=""))

@@ -94,9 +94,10 @@ class Earlier:
         lost = bool(old and seen and loses_its_bank(old, new, p.plan.noise))
         if old and seen and old.K and not (added or lost) and (
                 old.noise_source != "none" or any(arm in new.arms for arm in old.candidates)):
+            way_on = ("use another --label with new seeds, or the declaration it has" if p.label else
+                      "give a comparison a --label of its own, because all without one share this name")
             raise ValueError(f"label {p.name} was declared otherwise and has been run ({'; '.join(changed)}): "
-                             "changing it now would be an undeclared look, and --fresh does not change that; use "
-                             "another --label with new seeds, or the declaration it has")
+                             f"changing it now would be an undeclared look, and --fresh does not change that; {way_on}")
         self._refuse_clock(new)
         kept = (old.numbers or dict.fromkeys((arm.name for arm in old.candidates), 1)) if added else {}
         numbers = {name: self._number(name, new, replaces=name in kept or lost or bool(old and not seen))
