@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -101,9 +102,42 @@ def write_json(path, obj):
     atomic_write(path, json.dumps(obj, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path):
-    with open(path, encoding="utf-8") as f:
-        return json.load(f)
+def read_json(path) -> dict:
+    """The JSON object in the file `path`. This is the one reader of JSON files, ours and other people's.
+
+    FileNotFoundError: there is no such file. Other OSErrors: it cannot be opened. ValueError, one line that names the
+    file: it is there and is damaged (no regular file, no UTF-8, no JSON, no object). So "damaged" is never "missing".
+    """
+    raw = _read_regular(path)
+    try:
+        text = raw.decode("utf-8-sig")
+        found = json.loads(text, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path} is damaged: byte {e.start} is not UTF-8") from None
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{path} is damaged: no JSON at line {e.lineno}, column {e.colno} ({e.msg})") from None
+    except RecursionError:
+        raise ValueError(f"{path} is damaged: its JSON is nested too deeply") from None
+    except ValueError as e:  # NaN, or a number of thousands of digits
+        raise ValueError(f"{path} is damaged: {e}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: expected a JSON object, got {text.strip()[:40]!r}")
+    return found
+
+
+def _refuse_constant(name):
+    """Python would read NaN and Infinity. They are no JSON, and nothing here writes them."""
+    raise ValueError(f"it holds {name}, which is no JSON")
+
+
+def _read_regular(path) -> bytes:
+    """The bytes of a regular file. A pipe is refused and not waited for, a folder and a device too."""
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError(f"{path} is damaged: expected a regular file")
+    with open(fd, "rb") as f:
+        return f.read()
 
 
 # -----------------------------------------------------------------------------
