@@ -87,7 +87,7 @@ EDITS = {
     "text in the bank": (lambda f: f["declaration"]["noise"]["metrics"]["val_bpb"].update(s_b="small"),
                          "MetricNoise: s_b is 'small'"),
     "text in a verdict": (lambda f: f["verdicts"][0].update(n="5"), "Verdict: n is '5', expected int"),
-    "not a number": (of_run(val_bpb=float("nan")), "gate005 on seed 1 has val_bpb nan, expected a finite number"),
+    "not a number": (of_run(val_bpb=float("nan")), "is damaged: it holds NaN, which is no JSON"),
     "infinite": (of_run(val_bpb=float("-inf")), "gate005 on seed 1 has val_bpb -inf, expected a finite number"),
     "infinite margin": (of_declaration(margin=float("inf")), "Declaration: margin is inf"),
     "negative time": (of_run(training_sec=-1.0), "gate005 on seed 1 has training_sec -1.0, expected 0 or more"),
@@ -114,7 +114,8 @@ def write(folder, text, edit=None) -> Path:
     if edit:
         edit(facts)
     path = folder / "dec_latest.json"
-    path.write_text(json.dumps(facts), encoding="utf-8")
+    text = json.dumps(facts).replace("Infinity", "1e999")  # JSON has no Infinity; this number is one when it is read
+    path.write_text(text, encoding="utf-8")
     return path
 
 

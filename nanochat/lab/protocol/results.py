@@ -16,6 +16,7 @@ from nanochat.common import read_json, write_json
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.commands import RESULTS_DIR
 from nanochat.lab.csv_file import append_row, check_header, read_schema
+from nanochat.lab.report.result_file import read_results
 from nanochat.lab.runs import RunSummary, rounded
 from nanochat.record import read_metrics, record_dir
 
@@ -56,13 +57,12 @@ def tags_of(label: str, folder=RESULTS_DIR) -> list[str]:
     path = Path(folder) / f"{label}_latest.json"
     if not path.exists():
         raise ValueError(f"--label={label}: no {path}; run its protocol first, in this directory")
-    no_file = ValueError(f"--label={label}: {path} is no result file; run its protocol again")
     try:
-        tags = [RunSummary.from_json(run, path).run_tag for run in read_json(path).get("runs", [])]
-    except (AttributeError, TypeError):
-        raise no_file from None
-    if None in tags:
-        raise no_file
+        tags = [run.run_tag for run in read_results(path).runs]
+        if None in tags:
+            raise ValueError("a run has no run_tag")
+    except ValueError as e:
+        raise ValueError(f"--label={label}: {path} is no result file ({e}); run its protocol again") from e
     return tags
 
 

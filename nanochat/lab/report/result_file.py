@@ -92,8 +92,9 @@ def path_of(label: str, folder=RESULTS_DIR) -> Path:
 
 
 def read_results(path: str | os.PathLike) -> ResultFile:
-    """The parts of a result file. Raises OSError if it cannot be read, ValueError if it is no result file."""
+    """The parts of a result file. Raises OSError if it cannot be read; ValueError, which names it, if it is none."""
+    facts = read_json(path)
     try:
-        return ResultFile.from_json(read_json(path))
-    except (AttributeError, TypeError) as e:
+        return ResultFile.from_json(facts)
+    except (AttributeError, TypeError, ValueError) as e:  # a value of another type
         raise ValueError(f"{path} is no result file ({e}); run its protocol again") from e
