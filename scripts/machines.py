@@ -19,7 +19,7 @@ from pathlib import Path
 from nanochat import dataset, tokenizer
 from nanochat.common import REPO_ROOT, cpu_name, get_base_dir
 from nanochat.lab.commands import EXIT_OK, RESULTS_DIR, exit_code, module_command, now
-from nanochat.lab.csv_file import append_row, read_rows
+from nanochat.lab.csv_file import append_row, check_appendable, read_rows
 from nanochat.lab.profiles import PROFILES, prepare
 from nanochat.lab.table import table
 from nanochat.record import read_metrics, read_record, record_dir
@@ -81,6 +81,7 @@ def is_repeat(old: dict, row: dict) -> bool:
 
 def measure(args) -> int:
     import torch
+    check_appendable(args.ledger, COLUMNS)
     home = PROFILE.home(get_base_dir())
     prepare(PROFILE, home, dataset, tokenizer, RESULTS_DIR / "machines")
     row = row_of(*train(home, args.dtype), torch.backends.cpu.get_cpu_capability())

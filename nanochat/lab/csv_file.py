@@ -2,23 +2,24 @@
 Append-only CSV files: a row that was acknowledged is on disk, and no column ever changes its place.
 
 The order of columns is the header-only file in ideas/, read at run time: it is documentation and code at once. A file
-with another header is refused, never converted. Appending is: lock, check the header, repair a torn last line, one
-write, fsync.
+with another header is refused, never converted. Appending is: lock, check the header, repair a torn last line, write,
+fsync. csv_text.py says how a torn line is told from a whole one.
 """
 
 import contextlib
 import csv
-import gc
 import io
-import operator
 import os
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from nanochat.common import REPO_ROOT, fsync_dir
+from nanochat.lab.csv_text import BOM, cells_of, other_header, parse_rows, read_bytes, whole_size
 
 SCHEMA_DIR = REPO_ROOT / "ideas"
+LOCK_SEC = 120  # an append takes milliseconds: a lock that is held for longer is of a process that hangs
+PROBE_BYTES = 1 << 16
 
 
 def read_schema(name: str) -> list[str]:
@@ -38,15 +39,46 @@ def read_schema(name: str) -> list[str]:
 
 
 def check_header(path, schema: list[str]):
-    """Raise ValueError when `path` exists, is not empty, and begins with anything but the schema."""
+    """Raise ValueError when `path` exists, and begins with anything but the schema.
+
+    A first line that was cut off, with nothing after it, is no header yet: the next append writes it whole.
+    """
     path = Path(path)
-    if not path.exists() or path.stat().st_size == 0:
+    if not path.exists():
         return
-    with open(path, encoding="utf-8", errors="replace", newline="") as f:
-        found = next(csv.reader(f), [])
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file: expected a CSV file; move it away")
+    with open(path, "rb") as f:
+        line = f.readline(1 << 20).removeprefix(BOM)
+    if _line(schema).startswith(line) or line.startswith(b"\0") and not line.strip(b"\0").startswith(b"\n"):
+        return
+    try:
+        found = cells_of(line)
+    except (ValueError, csv.Error):
+        found = None
     if found != schema:
-        raise ValueError(f"{path} has other columns: {','.join(found)[:200]}; expected {','.join(schema)}. "
-                         "Move it away; a new one is begun")
+        raise other_header(path, line, schema)
+
+
+def check_appendable(path, schema: list[str]):
+    """Raise ValueError, or OSError, where a row could not be appended now. Asked before the first run."""
+    path = Path(path)
+    with _locked(path):
+        check_header(path, schema)
+        probe = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            if path.exists():
+                open(path, "r+b").close()
+            with open(probe, "wb") as f:
+                f.write(bytes(PROBE_BYTES))
+                f.flush()
+                os.fsync(f.fileno())
+        except OSError as e:
+            raise OSError(f"{path} cannot be written: {e.strerror}; every run gets a row there: free or allow it, or "
+                          "choose another place") from e
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
 
 
 def append_row(path, schema: list[str], row: dict):
@@ -55,147 +87,126 @@ def append_row(path, schema: list[str], row: dict):
 
 
 def append_rows(path, schema: list[str], rows: list[dict], refuse=None):
-    """Append `rows` in schema order, in one write; None is an empty cell, and keys outside the schema are left out.
+    """Append `rows` in schema order; None is an empty cell, and keys outside the schema are left out.
 
     refuse: called with the rows already in the file, under the lock; it may raise. Raises ValueError where a row lacks
     a column of the schema: an empty cell has to be given as None, so that none is forgotten.
     """
     path = Path(path)
-    for row in rows:
-        if missing := [name for name in schema if name not in row]:
-            raise ValueError(f"{path}: the row lacks {', '.join(missing)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    lines = [_checked_line(path, schema, row) for row in rows]
+    with _locked(path):
         check_header(path, schema)
         if refuse:
             refuse(read_rows(path))
-        is_new = not path.exists()
-        with open(path, "ab") as f:
-            lines = [_line(schema)] if _cut_torn_line(path, f) == 0 else []
-            f.write(b"".join(lines + [_line([row[name] for name in schema]) for row in rows]))
-            f.flush()
-            os.fsync(f.fileno())
-        if is_new:
-            fsync_dir(path.parent)
+        _append(path, schema, lines)
+
+
+def append_missing(path, schema: list[str], row: dict, is_there) -> bool:
+    """Append `row` unless is_there(), which is asked under the lock. True if it was appended."""
+    path = Path(path)
+    line = _checked_line(path, schema, row)
+    with _locked(path):
+        check_header(path, schema)
+        if is_there():
+            return False
+        _append(path, schema, [line])
+    return True
 
 
 def read_rows(path) -> list[dict]:
-    """Rows as dicts of strings; a torn last line is left out."""
+    """Rows as dicts of strings; a torn last line is left out. Raises ValueError, naming a row that cannot be parsed."""
+    raw = read_bytes(path)
     try:
-        text = Path(path).read_bytes().rpartition(b"\n")[0].decode("utf-8")
-    except FileNotFoundError:
-        return []
-    return list(csv.DictReader(io.StringIO(text)))
-
-
-def _line(values) -> bytes:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(["" if v is None else v for v in values])
-    return out.getvalue().encode("utf-8")
-
-
-def _cut_torn_line(path, f, window=1 << 16) -> int:
-    """Drop the text after the last newline: a row whose write was cut off was never acknowledged. Bytes left."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as tail:
-        start = tail.seek(max(0, size - window))
-        whole = start + tail.read().rfind(b"\n") + 1
-    if whole < size:
-        print(f"{path}: dropped a torn last line")
-        f.truncate(whole)
-    return whole
+        columns = len(cells_of(raw.split(b"\n", 1)[0]))
+    except (ValueError, csv.Error):  # parse_rows names it
+        columns = 0
+    return parse_rows(path, raw[:whole_size(raw, columns)])
 
 
 # -----------------------------------------------------------------------------
-# Large files: 100,000 rows are searched in a second, so only lines that match are parsed as a whole
-
-OPERATORS = {"=": operator.eq, "<": operator.lt, ">": operator.gt}
-
-
-def read_typed(path, schema: list[str], parse, conditions=(), last: int | None = None) -> list[dict]:
-    """Rows that meet every (column, "=" | "<" | ">", value), oldest first, the newest `last` of them.
-
-    parse(column, text) gives a cell's value. A row also has "row", its number in the file from 1. Raises ValueError
-    for another header, and, with the row's number, for a cell that parse refuses.
-    """
-    check_header(path, schema)
-    lines = _numbered_lines(path)
-    for name, op, value in conditions:
-        if name not in schema:
-            raise ValueError(f"{name} is no column of {path}: {', '.join(schema)}")
-        lines = _that_hold(path, lines, schema.index(name), _Column(name, parse), OPERATORS[op], value)
-    columns = [_Column(name, parse) for name in schema]
-    with _no_garbage_collection():
-        return [_typed_row(path, number, line, schema, columns) for number, line in (lines[-last:] if last else lines)]
-
-
-class _Column(dict):
-    """Text of a cell -> value. The text is UTF-8, or str where csv took a line with quotes apart.
-
-    Most cells repeat the text of an earlier row: each text is parsed once.
-    """
-
-    def __init__(self, name, parse):
-        self.name, self.parse = name, parse
-
-    def __missing__(self, text):
-        value = self[text] = self.parse(self.name, text if isinstance(text, str) else text.decode("utf-8"))
-        return value
-
-
-def _numbered_lines(path) -> list[tuple[int, bytes]]:
-    """All lines but the header and a torn last line, as bytes: a line that does not match is never decoded."""
-    try:
-        lines = Path(path).read_bytes().split(b"\n")[1:-1]
-    except FileNotFoundError:
-        return []
-    return list(enumerate(lines, start=1))
-
-
-def _split(line: bytes, most: int = -1) -> list:
-    """Cells of a line, the first `most` of them apart; csv.reader, which knows quotes, takes four times as long."""
-    return next(csv.reader([line.decode("utf-8")])) if b'"' in line else line.removesuffix(b"\r").split(b",", most)
-
-
-def _that_hold(path, lines, i, column, compare, value) -> list[tuple[int, bytes]]:
-    """The lines whose cell i compares so with value; an empty cell is equal to None, and to nothing else."""
-    if compare is operator.eq and isinstance(value, str) and not set('",') & set(value):
-        text = value.encode("utf-8")
-        lines = [line for line in lines if text in line[1]]  # where the text is not, there is nothing to parse
-    found = []
-    for number, line in lines:
-        cells = _split(line, i + 1)
-        if len(cells) <= i:
-            raise ValueError(f"{path}, row {number}: {len(cells)} cells, expected more")
-        try:
-            cell = column[cells[i]]
-        except ValueError as e:
-            raise ValueError(f"{path}, row {number}: {e}") from None
-        if (compare is operator.eq and cell is value) if cell is None or value is None else compare(cell, value):
-            found.append((number, line))
-    return found
-
-
-def _typed_row(path, number, line, schema, columns) -> dict:
-    cells = _split(line)
-    if len(cells) != len(schema):
-        raise ValueError(f"{path}, row {number}: {len(cells)} cells, expected {len(schema)}")
-    try:
-        row = dict(zip(schema, [column[cell] for column, cell in zip(columns, cells)]))
-    except ValueError as e:
-        raise ValueError(f"{path}, row {number}: {e}") from None
-    row["row"] = number
-    return row
-
+# Writing
 
 @contextlib.contextmanager
-def _no_garbage_collection():
-    """Garbage collection would look through all rows again and again while they are made: half of the time for 100,000
-    rows."""
-    was_on = gc.isenabled()
-    gc.disable()
+def _locked(path: Path):
+    """The lock of a file. Raises OSError where it cannot be had."""
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock, timeout=LOCK_SEC)
+        held.acquire()
+    except Timeout:
+        raise OSError(f"{path} has been locked by another process for {LOCK_SEC} s ({lock}); end that process, then "
+                      "start again") from None
+    except (OSError, NotImplementedError) as e:  # a folder in its place, a file system without locks
+        raise OSError(f"{path} cannot be locked: {getattr(e, 'strerror', None) or e} ({lock}); choose a place that can "
+                      "be written and locked, or move that away") from e
     try:
         yield
     finally:
-        if was_on:
-            gc.enable()
+        held.release()
+
+
+def _line(values) -> bytes:
+    """A row is one line: line breaks in a cell become spaces."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerow(
+        ["" if v is None else " ".join(v.splitlines()) if isinstance(v, str) else v for v in values])
+    return out.getvalue().encode("utf-8")
+
+
+def _checked_line(path, schema, row: dict) -> bytes:
+    if missing := [name for name in schema if name not in row]:
+        raise ValueError(f"{path}: the row lacks {', '.join(missing)}")
+    for name in schema:
+        if len(str(row[name])) > csv.field_size_limit():
+            raise ValueError(f"{path}: {name} has {len(str(row[name]))} characters, expected at most "
+                             f"{csv.field_size_limit()}, because a longer cell could not be read again; shorten it")
+    return _line([row[name] for name in schema])
+
+
+def _append(path: Path, schema, lines: list[bytes]):
+    """Write the lines, each with its first byte last: until then it is NUL, and the row counts as torn."""
+    is_new = not path.exists()
+    with open(path, "w+b" if is_new else "r+b", buffering=0) as f:
+        end, needs_newline = _repair(path, f, schema)
+        lines = lines if end else [_line(schema), *lines]
+        start = end + needs_newline
+        try:
+            _write(f, end, b"\n" * needs_newline + b"".join(b"\0" + line[1:] for line in lines))
+            os.fsync(f.fileno())
+            for line in lines:
+                _write(f, start, line[:1])
+                start += len(line)
+            os.fsync(f.fileno())
+        except BaseException:  # a full disk: what is there now was not acknowledged
+            with contextlib.suppress(OSError):
+                f.truncate(end)
+            raise
+    if is_new:
+        fsync_dir(path.parent)
+
+
+def _write(f, at: int, data: bytes):
+    f.seek(at)
+    while data:
+        data = data[f.write(data):]
+
+
+def _repair(path, f, schema) -> tuple[int, bool]:
+    """Drop a torn end: it was never acknowledged. (bytes left, True if the last row lacks its newline)."""
+    size, window = f.seek(0, os.SEEK_END), 1 << 16
+    while True:
+        start = f.seek(max(0, size - window))
+        tail = f.read()
+        if start == 0 or tail.count(b"\n") > 2:
+            break
+        window *= 2
+    if start == 0 and b"\n" not in tail and tail.removeprefix(BOM) != _line(schema)[:-1]:
+        whole = 0  # a header that was cut off
+    else:
+        whole = start + whole_size(tail, len(schema))
+    if whole < size:
+        torn = tail[whole - start:].strip(b"\0\n").decode("utf-8", "replace")
+        print(f"{path}: dropped a torn last line{': ' * bool(torn)}{torn[:300]}")
+        f.truncate(whole)
+    return whole, whole > 0 and tail[whole - start - 1:whole - start] != b"\n"

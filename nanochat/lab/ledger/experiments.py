@@ -15,7 +15,8 @@ from pathlib import Path
 
 from nanochat.common import REPO_ROOT
 from nanochat.config import FIELDS
-from nanochat.lab.csv_file import append_row, read_schema, read_typed
+from nanochat.lab.csv_file import append_row, read_schema
+from nanochat.lab.csv_search import read_typed
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.runs import RunSummary
 from nanochat.lab.trees.marks import versions_of_tree
