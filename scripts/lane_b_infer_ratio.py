@@ -130,8 +130,8 @@ def from_records(args) -> Calibration:
     for name in ("num-scaling-params", "ref-scaling-params", "flags"):
         given = getattr(args, name.replace("-", "_"))
         require(not given, name, given, "nothing beside --records: they say it")
-    rows = experiments.read(experiments.LEDGER) if experiments.LEDGER.exists() else []
-    found = calibration.read_runs([find_run(run, get_base_dir())[:2] for run in args.records], rows)
+    runs = [find_run(run, get_base_dir())[:2] for run in args.records]
+    found = calibration.read_runs(runs, experiments.read_all(experiments.LEDGER))
     pinned = found.config.ratio_ref
     require(pinned in (-1, args.ratio_ref), "ratio-ref", args.ratio_ref, f"{pinned:g}, as the runs were trained")
     return found

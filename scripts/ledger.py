@@ -6,7 +6,9 @@ The ledger, a table with one row for every run: look at it, add the record of a 
     python -m scripts.ledger --import nc_mix005_d4_gate_s1337 --label=mix005 --arm=gate
     python -m scripts.ledger --rerun 12                       print commit, base dir and command of row 12
     python -m scripts.ledger --rerun 12 --run                 run them, in a worktree, and compare val_bpb
+    python -m scripts.ledger --rerun r12                      the same for row 12 of the rows that came with the project
 
+Rows that came with the project are shown too, with an r before their number. Nothing is added to their file.
 Exit code: 0 ok (with --run: the same val_bpb), 1 another val_bpb, 2 bad input, 130 interrupted.
 """
 
@@ -46,7 +48,8 @@ def build_parser():
                         help="add the run with this id, or with this path to its folder")
     parser.add_argument("--label", metavar="LABEL", help="with --import: label of the run")
     parser.add_argument("--arm", metavar="ARM", help="with --import: arm of the run, like control")
-    parser.add_argument("--rerun", type=int, metavar="ROW", help="print the commands that run this row again")
+    parser.add_argument("--rerun", metavar="ROW",
+                        help="print the commands that run this row again: 12, or r12 of the rows of the project")
     parser.add_argument("--run", action="store_true", help="with --rerun: run them, in a worktree, and compare val_bpb")
     parser.add_argument("--ledger", type=Path, default=experiments.LEDGER, metavar="PATH",
                         help="file of the ledger (default: %(default)s)")
@@ -84,10 +87,12 @@ def show(args):
         raise ValueError(f"--last={args.last}: expected 1 or more")
     columns = (["row", *experiments.schema()] if args.columns == ["all"] else
                [known_column(name) for name in args.columns or COLUMNS])
-    rows = experiments.read(args.ledger, where=[parse_condition(text) for text in args.where], last=args.last)
+    rows = experiments.read_all(args.ledger, where=[parse_condition(text) for text in args.where], last=args.last)
     if rows:
         print(table(columns, [[cell(name, row[name]) for name in columns] for row in rows]))
-    print(f"{len(rows) or 'no'} rows{' that meet this' * bool(args.where)} in {args.ledger}")
+    shipped, meet = sum(map(experiments.from_reference, rows)), " that meet this" * bool(args.where)
+    print(f"{len(rows) - shipped or 'no'} rows{meet} in {args.ledger}"
+          + (f"; {shipped} (r...) came with the project, in {experiments.REFERENCE}" if shipped else ""))
 
 
 def cell(name: str, value) -> str:
@@ -114,18 +119,27 @@ def import_run(args):
                          "choose another label")
     record, metrics, profile = find_run(args.import_run, get_base_dir())
     row = experiments.row_of_record(record, metrics, label=args.label, arm=args.arm, recipe=profile)
-    for other in experiments.read(args.ledger, run_id=row["run_id"]):
+    for other in experiments.read_all(args.ledger, run_id=row["run_id"]):
         if experiments.identity(other) == experiments.identity(row):
-            raise ValueError(f"{args.import_run} is in {args.ledger} already, as row {other['row']}")
+            file = experiments.REFERENCE if experiments.from_reference(other) else args.ledger
+            raise ValueError(f"{args.import_run} is in {file} already, as row {other['row']}")
     experiments.append(args.ledger, row)
     print(f"added {row['run_id']} ({row['status'] or 'status not known'}) to {args.ledger}")
 
 
+def row_of_number(ledger, number: str) -> dict:
+    """The row of a number as it is shown. Raises ValueError where there is none."""
+    rows = {str(row["row"]): row for row in experiments.read_all(ledger)}
+    if number not in rows:
+        own = [row for row in rows.values() if not experiments.from_reference(row)]
+        shipped = len(rows) - len(own)
+        also = f", or from r1 to r{shipped} of {experiments.REFERENCE}" if shipped else ""
+        raise ValueError(f"--rerun={number}: expected a row from 1 to {own[-1]['row'] if own else 0} of {ledger}{also}")
+    return rows[number]
+
+
 def rerun(args) -> int:
-    rows = experiments.read(args.ledger)
-    if not 1 <= args.rerun <= len(rows):
-        raise ValueError(f"--rerun={args.rerun}: expected a row from 1 to {len(rows)} of {args.ledger}")
-    row = rows[args.rerun - 1]
+    row = row_of_number(args.ledger, args.rerun)
     again = Rerun(row, home_of(row, get_base_dir()))
     print(again.describe(), flush=True)
     if not args.run:

@@ -86,7 +86,7 @@ def bank_runs(protocol: Protocol, ledger) -> int:
     ours = {(cell.tag, cell.config_hash) for cell in protocol.cells}
     runs = [run for run in protocol.results.read_runs() if (run.run_tag, run.config_hash) in ours]
     rows = [noise_row(protocol, run) for run in runs]
-    present = {experiments.identity(row) for row in experiments.read(ledger, label=experiments.NOISE)}
+    present = {experiments.identity(row) for row in experiments.read_all(ledger, label=experiments.NOISE)}
     new = [row for row in rows if experiments.identity(row) not in present]
     for row in new:
         experiments.append(ledger, row)
@@ -166,7 +166,7 @@ def stored_curves(rows, profile_hash) -> dict:
 def bank_and_show(args) -> int:
     code, profile_hash = run_noise(args) if args.run else (0, "")
     if code != EXIT_INTERRUPTED:
-        rows = experiments.read(args.ledger)
+        rows = experiments.read_all(args.ledger)
         profile_hash = profile_hash or choose_profile(rows, args)
         show(rows, profile_hash)
         if args.aa_rate:

@@ -13,7 +13,6 @@ import time
 
 import pytest
 
-from nanochat.common import REPO_ROOT
 from nanochat.lab.ledger import experiments
 from nanochat.lab.ledger.experiments import append, parse_cell, read, row_of_record, schema
 from nanochat.lab.ledger.workload import option_differences, options_of, why_other_profile, words_of
@@ -37,7 +36,7 @@ def path(tmp_path):
 
 def test_the_columns_of_the_plan_come_first_and_the_committed_ledger_has_them():
     assert schema()[:23] == PLAN and len(set(schema())) == len(schema())
-    ledger = (REPO_ROOT / "dev/ledger/experiments.csv").read_text(encoding="utf-8")
+    ledger = experiments.REFERENCE.read_text(encoding="utf-8")
     assert ledger.splitlines()[0] == ",".join(schema()) and ledger.endswith("\n")
     assert set(experiments.BOOLS + experiments.INTEGERS + experiments.FLOATS) <= set(schema())
 

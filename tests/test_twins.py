@@ -99,5 +99,5 @@ def test_only_rows_of_the_same_dtype_are_compared(trained, capsys):
 
 
 def test_the_columns_are_those_of_the_ledger_in_the_repository():
-    header = (machines.REPO_ROOT / machines.LEDGER).read_text(encoding="utf-8").splitlines()[0]
+    header = (machines.REPO_ROOT / machines.REFERENCE).read_text(encoding="utf-8").splitlines()[0]
     assert header.split(",") == machines.COLUMNS

@@ -5,6 +5,9 @@ changed.
 The columns are ideas/lane_b_inference_schema.csv. What was predicted comes from the file of scripts.lane_b_infer_ratio,
 what was measured from the run's record, and nothing is written where the two are not about the same thing. chosen_ratio
 is the run's own; lane_b_decision is the inference's, the same in every row of it.
+
+The user's rows are in dev/ledger/lane_b.csv, which git does not track. Those that come with the project are in
+dev/ledger/lane_b_reference.csv, and no command writes there. A run that is in either has its row.
 """
 
 import math
@@ -15,6 +18,7 @@ from nanochat.lab.csv_file import append_rows, check_header, read_rows, read_sch
 from nanochat.lab.ledger import experiments
 
 LEDGER = REPO_ROOT / "dev" / "ledger" / "lane_b.csv"
+REFERENCE = LEDGER.with_name("lane_b_reference.csv")
 INFERENCE_VERSION = 1
 FROM_INFERENCE = {  # column: key of the file
     "n_scaling_params": "num_scaling_params", "inferred_data_scaling_exponent": "alpha_d",
@@ -83,15 +87,17 @@ def identity(row) -> tuple[str, str]:
 
 
 def logged(path) -> list[tuple]:
-    """Runs of the ledger. Raises ValueError for another header."""
-    check_header(path, schema())
-    return [identity(row) for row in read_rows(path)]
+    """Runs of the ledger, and those that came with the project. Raises ValueError for another header."""
+    files = [*([REFERENCE] if Path(path).resolve() == LEDGER.resolve() else []), path]
+    for file in files:
+        check_header(file, schema())
+    return [identity(row) for file in files for row in read_rows(file)]
 
 
 def append(path, rows: list[dict]):
     """Append all rows, or none where a run has been logged before or the file has another header."""
-    def refuse(present):
-        seen = {identity(row) for row in present}
+    def refuse(_):  # is called under the lock
+        seen = {*logged(path)}
         for row in rows:
             if identity(row) in seen:
                 raise ValueError(f"{row['run_id']} is in {Path(path)} already: a run has one row")

@@ -14,7 +14,7 @@ import numpy as np
 
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.ledger.banked import FIRST_SEED, bank, banked_runs
-from nanochat.lab.ledger.experiments import NOISE, metric_curve, value_of
+from nanochat.lab.ledger.experiments import NOISE, REFERENCE, from_reference, metric_curve, value_of
 from nanochat.lab.ledger.workload import why_other_profile
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.table import number, table
@@ -45,6 +45,7 @@ def measure(rows, profile_hash: str, exclude_seeds=(), like: dict | None = None)
 
     A metric with fewer than two values has no entry; "left_out" says why. like: the runs that ask for it
     (banked.borrower); "threads" then says on how many threads the banked runs were, where that matters.
+    "from_reference" says how many of them came with the project.
     """
     metrics, left_out = {}, []
     for metric in METRICS:
@@ -61,9 +62,11 @@ def measure(rows, profile_hash: str, exclude_seeds=(), like: dict | None = None)
                                "median": math.exp(middle) if METRICS[metric].log else middle}
     noise = {"source": "bank", "profile_hash": profile_hash, "metrics": metrics,
              "left_out": list(dict.fromkeys(left_out)), "correlation": correlation(rows, profile_hash)}
-    runs = banked_runs(rows, profile_hash, exclude_seeds, like)[0] if like else []
-    on_cpu = runs and runs[-1]["device"].startswith("cpu")
-    return noise | ({"threads": runs[-1]["threads"]} if on_cpu else {})
+    runs, _ = banked_runs(rows, profile_hash, exclude_seeds, like)
+    shipped = sum(map(from_reference, runs))
+    on_cpu = like and runs and runs[-1]["device"].startswith("cpu")
+    return (noise | ({"threads": runs[-1]["threads"]} if on_cpu else {})
+            | ({"from_reference": shipped} if shipped else {}))
 
 
 def correlation(rows, profile_hash: str) -> dict:
@@ -102,7 +105,8 @@ def _correlation(rows, metric) -> dict | None:
 def profiles_present(rows) -> list[dict]:
     """The newest row of every profile, newest last. "banked" is the number of runs in the profile's bank."""
     newest = {row["profile_hash"]: row for row in rows if row["profile_hash"]}
-    order = sorted(newest.values(), key=lambda row: row["row"])
+    last = {row["profile_hash"]: at for at, row in enumerate(rows)}
+    order = sorted(newest.values(), key=lambda row: last[row["profile_hash"]])
     return [{**row, "banked": len(banked_runs(rows, row["profile_hash"])[0])} for row in order]
 
 
@@ -136,8 +140,17 @@ def describe(noise: dict) -> str:
              else ["no noise banked: run `make noise SEEDS=8`"])
     parts += ([text for text in (_correlations(noise["correlation"]), _better_source(noise)) if text]
               if noise["correlation"] else [])
-    parts += ["\n".join("  " + line for line in noise["left_out"])] if noise["left_out"] else []
+    notes = [*reference_lines(noise.get("from_reference")), *noise["left_out"]]
+    parts += ["\n".join("  " + line for line in notes)] if notes else []
     return "\n\n".join(parts)
+
+
+def reference_lines(runs: int | None) -> list[str]:
+    """A sentence on the banked runs that came with the project, where there are any."""
+    if not runs:
+        return []
+    these = "a banked run" if runs == 1 else f"{runs} of the banked runs"
+    return [f"{these} came with the project (dev/ledger/{REFERENCE.name})"]
 
 
 def _name(metric) -> str:

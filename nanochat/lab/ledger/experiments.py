@@ -6,7 +6,12 @@ reproducible and comparable. A value says how the run was really done (its recor
 for. An empty cell was not measured. A row is one line. So a torn line loses only one row, and two branches that both
 added rows can be merged.
 
-    rows = read(LEDGER, label="noise", arm="control")
+Two files hold rows. dev/ledger/reference.csv comes with the project, and no command writes to it.
+dev/ledger/experiments.csv is the user's own: git does not track it, and it begins with the first run. So a pull never
+meets a local change, and a checkout never takes a bank away. NANOCHAT_LEDGER names another file for the user's rows.
+The project's rows are not read beside such a file, because it is a history of its own.
+
+    rows = read_all(LEDGER, label="noise", arm="control")
 """
 
 import math
@@ -22,7 +27,10 @@ from nanochat.lab.runs import RunSummary
 from nanochat.lab.trees.marks import versions_of_tree
 from nanochat.lab.verdict.time_to_target import crossing, extrapolate
 
-LEDGER = Path(os.environ.get("NANOCHAT_LEDGER") or REPO_ROOT / "dev" / "ledger" / "experiments.csv")
+OWN = REPO_ROOT / "dev" / "ledger" / "experiments.csv"
+LEDGER = Path(os.environ.get("NANOCHAT_LEDGER") or OWN)
+REFERENCE = OWN.with_name("reference.csv")  # the rows that come with the project
+OF_REFERENCE = "r"  # its row 12 is r12, and 12 is the twelfth row of the user's own
 NOISE = "noise"  # label of the banked runs: the control alone, on seeds that protocols do not use
 BOOLS = ("dirty", "overloaded")
 INTEGERS = ("seed", "depth", "max_seq_len", "device_batch_size", "total_batch_size", "threads", "num_iterations",
@@ -167,6 +175,30 @@ def read(path, where=(), last: int | None = None, **filters) -> list[dict]:
     """
     conditions = [*((name, "=", value) for name, value in filters.items()), *where]
     return read_typed(path, schema(), parse_cell, conditions, last)
+
+
+def reference_of(path) -> Path | None:
+    """The file of the project's rows that are read with a ledger: REFERENCE with OWN, none with any other ledger."""
+    return REFERENCE if Path(path).resolve() == OWN.resolve() else None
+
+
+def read_all(path, where=(), last: int | None = None, **filters) -> list[dict]:
+    """read, with the rows that came with the project before those of the user's own ledger.
+
+    The number of such a row ("row") is a text, "r12", so that each number names one row. A run that is in both files
+    counts once, as the project's: an earlier version kept both histories in one file.
+    """
+    if not reference_of(path):
+        return read(path, where, last, **filters)
+    shipped = [row | {"row": f"{OF_REFERENCE}{row['row']}"} for row in read(reference_of(path), where, **filters)]
+    known = {identity(row) for row in shipped}
+    rows = shipped + [row for row in read(path, where, **filters) if identity(row) not in known]
+    return rows[-last:] if last else rows
+
+
+def from_reference(row: dict) -> bool:
+    """True for a row of read_all that came with the project."""
+    return str(row.get("row", "")).startswith(OF_REFERENCE)
 
 
 def value_of(row: dict, metric: str) -> float | None:

@@ -63,7 +63,7 @@ class Earlier:
     def is_seen(self) -> bool:
         """True if a run of the label is known, whether or not its result file is still there."""
         p = self.protocol
-        rows = experiments.read(p.ledger, profile_hash=p.profile_hash) if self.path else []
+        rows = experiments.read_all(p.ledger, profile_hash=p.profile_hash) if self.path else []
         return (bool(self.runs) or any(declarations.name_of(row["label"]) == p.name for row in rows)
                 or any(self._has_begun(declared) for declared in self.mine))
 
@@ -115,7 +115,7 @@ class Earlier:
     def uses(self, name: str, replaces: bool) -> list[Use]:
         """The earlier labels of a candidate. replaces: nothing of this label was seen, so this label is left out."""
         p, arm = self.protocol, next(arm for arm in self.protocol.arms if arm.name == name)
-        rows = experiments.read(p.ledger, profile_hash=self._profile_hash(arm)) if self.path else []
+        rows = experiments.read_all(p.ledger, profile_hash=self._profile_hash(arm)) if self.path else []
         found = declarations.uses_of(self.candidates[name], self.declared, rows)
         return [use for use in found if not (replaces and use.label == p.name)]
 
@@ -128,10 +128,20 @@ class Earlier:
             if both := sorted(use.seeds & set(new.seeds)):
                 seen = set().union(*(use.seeds for use in uses), new.seeds)
                 fresh = " ".join(str(max(seen) + i) for i in range(1, len(new.seeds) + 1))
+                where, way_on = f"label {use.label}", f", or go on with label {use.label} as it was declared"
+                if self._came_with_the_project(use.label, name):
+                    where, way_on = f"{where} (rows that came with the project, {experiments.REFERENCE})", ""
                 raise ValueError(f"candidate {name} was declared or run on seeds {' '.join(map(str, both))} under "
-                                 f"label {use.label}: seeds that were seen cannot be declared again; give new ones "
-                                 f"(--seeds {fresh}), or go on with label {use.label} as it was declared")
+                                 f"{where}: seeds that were seen cannot be declared again; give new ones "
+                                 f"(--seeds {fresh}){way_on}")
         return 1 if new.hypothesis else declarations.number_of(uses)
+
+    def _came_with_the_project(self, label: str, name: str) -> bool:
+        """True where a label of a candidate is known from the project's rows and was not declared here."""
+        arm = next(arm for arm in self.protocol.arms if arm.name == name)
+        rows = experiments.read_all(self.protocol.ledger, profile_hash=self._profile_hash(arm))
+        return label not in {d.label for d in self.declared} and any(
+            experiments.from_reference(row) and declarations.name_of(row["label"]) == label for row in rows)
 
     def _refuse_clock(self, new: Declaration):
         """Raise ValueError where a declaration of this label, or of one of its candidates, has a later date."""

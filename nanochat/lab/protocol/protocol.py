@@ -18,6 +18,7 @@ from nanochat.common import to_paste
 from nanochat.config import profile_hash
 from nanochat.lab.arms import NAME, Arm, Cell, Inputs, make_cells, same_options
 from nanochat.lab.commands import EXIT_FAILED_CELL, EXIT_INTERRUPTED, EXIT_OK, RESULTS_DIR
+from nanochat.lab.ledger.bank import reference_lines
 from nanochat.lab.profiles import Profile
 from nanochat.lab.protocol.executor import Executor, LocalExecutor
 from nanochat.lab.protocol.plan import Plan, Workload
@@ -217,8 +218,10 @@ def _announce(session, changed, say):
                 "it is run and shown, and gets no verdict")
     for line in changed:
         say(f"  new declaration, {line}")
-    for line in session.declaration.noise.left_out if session.declaration.noise else []:
-        say(f"  left out of the bank: {line}")
+    noise = session.declaration.noise
+    for line in [*reference_lines(noise.from_reference), *map("left out of the bank: {}".format, noise.left_out)] \
+            if noise else []:
+        say(f"  {line}")
     for line in label_lines(session.declaration):
         say(f"  {line}")
 

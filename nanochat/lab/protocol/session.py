@@ -72,7 +72,7 @@ class Session:
         bank = p.bank or p.ledger
         if bank is None or p.arms[0].tree_id:  # the bank holds the noise of this repository, not of another tree
             return None, target
-        control, rows = p.arms[0].config, experiments.read(bank, profile_hash=p.profile_hash)
+        control, rows = p.arms[0].config, experiments.read_all(bank, profile_hash=p.profile_hash)
         device = ": ".join(filter(None, (control.device_type or "cpu", p.machine)))
         like = borrower(control, device, self.runner.threads, p.inputs.tree_hash)
         runs, _ = banked_runs(rows, p.profile_hash, p.seeds, like)

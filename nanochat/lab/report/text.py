@@ -9,6 +9,7 @@ import os
 import time
 from pathlib import Path
 
+from nanochat.lab.ledger.bank import reference_lines
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.report.gains import primary_gate
 from nanochat.lab.report.promise import promise_lines
@@ -193,6 +194,7 @@ def bank_lines(noise: Noise) -> list[str]:
     """Further facts about the bank."""
     lines = [f"correlation of earlier pairs on {name}: {plain(found.to_json())}"
              for name, found in noise.correlation.items()]
+    lines += reference_lines(noise.from_reference)
     return lines + [f"left out of the bank: {text}" for text in noise.left_out]
 
 

@@ -85,9 +85,11 @@ class Noise(Stored):
     left_out: list[str] = field(default_factory=list)  # reasons, one for each run or metric
     correlation: dict[str, Correlation] = field(default_factory=dict)  # {metric: ...}
     threads: int | None = None  # of each banked run; None where they do not matter, and in files older than the key
+    from_reference: int | None = None  # banked runs that came with the project; None where there is none
 
     def to_json(self) -> dict:
-        entry = {key: value for key, value in asdict(self).items() if key != "threads" or value is not None}
+        entry = {key: value for key, value in asdict(self).items()
+                 if key not in ("threads", "from_reference") or value is not None}
         return entry if self.profile_hash else {key: entry[key] for key in ("source", "metrics", "left_out")}
 
     @classmethod
