@@ -91,7 +91,7 @@ def test_time_by_steps_tells_a_better_step_from_a_faster_one():
     assert found.step_time == pytest.approx(-math.log(1.2))
     assert found.steps == pytest.approx(math.log(50 / 45), abs=0.005)
     assert found.mean == pytest.approx(found.steps + found.step_time) and found.lo < found.mean < found.hi < 0
-    assert "(steps -9.88 %, step time +20 %)" in checks(judge(declared(5), runs)[0])[1]
+    assert "(9.88 % fewer steps, each 20 % longer)" in checks(judge(declared(5), runs)[0])[1]
     edit(runs, 0, steps_to_target=None)
     assert judge(declared(5), runs)[0].by_steps is None
 

@@ -45,7 +45,8 @@ def floor_case(d_bpb):
 def test_faster_at_a_price_inside_the_floor_is_optional():  # case 12
     entry = floor_case([-0.0021, -0.0035, -0.0018])
     assert entry.verdict == "optional"
-    assert entry.reason == ("better by 0.05189 (at least 0.03852), at a price in val_bpb inside its floor")
+    # Logarithms of seconds: 1 - exp(-0.05189) and 1 - exp(-0.03852). A reason is read by people, in percent.
+    assert entry.reason == ("better by 5.057 % (at least 3.779 %), at a price in val_bpb inside its floor")
     time, bpb, _ = entry.gates
     assert entry.df == 11 and time.p == pytest.approx(1.18111e-05, rel=1e-4)
     assert bpb.p == pytest.approx(0.0130267, rel=1e-4) and bpb.result == "pass"
@@ -120,6 +121,19 @@ def test_slower_than_the_throughput_floor_is_rejected_however_good():
     assert [g.gate for g in entry.gates] == ["val_bpb", "final_train_loss", "tok_per_sec", "no instability"]
     runs = full_runs(*better, tok_per_sec_median=(1000.0, 960.0))
     assert judge(declaration, runs)[0].verdict == "optional"  # slower, inside the floor
+
+
+def test_reason_of_a_reject_is_the_largest_harm_in_limits_and_in_noise():
+    """0.22 bpb is 169 sd of a run; 20 % fewer tokens a second are twice the limit. The floor came first in the list."""
+    declaration = declared(3, noise=BANK, floors=True)
+    control, a_bit_worse = [1.101, 1.102, 1.100], [1.1025, 1.1032, 1.1011]
+    def reason(candidate, speed):
+        entry, = judge(declaration, full_runs(control, candidate, tok_per_sec_median=(1000.0, speed)))
+        assert entry.verdict == "reject"
+        return entry.reason
+    assert reason([x + 0.22 for x in a_bit_worse], 800.0).startswith("worse by 0.22")
+    assert reason(a_bit_worse, 300.0) == "tok_per_sec is worse than its floor allows", "11 limits, and 1 sd"
+    assert reason([1.05, 1.051, 1.052], 800.0) == "tok_per_sec is worse than its floor allows", "the only harm"
 
 
 def test_floor_that_was_not_measured_cannot_be_shown():

@@ -190,8 +190,7 @@ def report_results(session: Session, facts: ResultFile, say=print):
     protocol, written = session.protocol, [session.results.latest, session.results.history]
     say(results_table(facts))
     curves = {(run.arm, run.seed): curve(protocol.home, run.run_tag) for run in facts.runs}
-    names = [arm.name for arm in protocol.arms]
-    if draw_protocol(session.results.picture, protocol.name, names, curves, facts.deltas):
+    if draw_protocol(session.results.picture, protocol.name, facts, curves):
         written.append(session.results.picture)
     if session.declaration.noise_source == "none":
         more = protocol.seeds + [max(protocol.seeds) + i for i in range(1, 6 - len(protocol.seeds))]

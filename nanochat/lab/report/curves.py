@@ -1,8 +1,11 @@
 """
-Validation curves as they are drawn: the mean over seeds, the start of the clock, and the range of y.
+Validation curves as they are drawn: the mean over seeds, the start of the clock, the range of y, the unit of an axis.
 
 A curve is an array [N, 3] of (step, training seconds or NaN, val_bpb). The PNG and the HTML page draw the same arrays.
 """
+
+import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,3 +48,35 @@ def limits(runs) -> tuple[float, float]:
         late = np.concatenate([points[:, 2] for points in runs])
     pad = 0.05 * (np.ptp(late) or abs(late[0]) or 1)
     return late.min() - pad, late.max() + pad
+
+
+class Axis(NamedTuple):
+    """Ticks show (value - offset) / unit, which takes few digits; `name` stands before the unit in the label."""
+    offset: float
+    unit: float
+    name: str
+
+
+def axis_of_changes(lo: float, hi: float) -> Axis:
+    """An axis around 0. A change of 0.00015 is shown as 0.15, and the label says that the unit is 10^-3.
+
+    >>> axis_of_changes(-0.05, 0.02).name, axis_of_changes(-0.0001, 0.00015).name, axis_of_changes(0, 3e-6).name
+    ('', '10\u207b\u00b3 ', '10\u207b\u2076 ')
+    """
+    size = max(abs(lo), abs(hi))
+    if size >= 0.01 or size == 0:
+        return Axis(0.0, 1.0, "")
+    return Axis(0.0, 1e-3, "10\u207b\u00b3 ") if size >= 1e-4 else Axis(0.0, 1e-6, "10\u207b\u2076 ")
+
+
+def axis_of_values(lo: float, hi: float) -> Axis:
+    """An axis away from 0. Between 2.641230 and 2.641270 the ticks show the digits after 2.6412.
+
+    >>> axis_of_values(2.6, 3.1), axis_of_values(2.641230, 2.641270)
+    (Axis(offset=0.0, unit=1.0, name=''), Axis(offset=2.6412, unit=1e-05, name='2.6412 + 10^-5 x '))
+    """
+    if hi - lo >= 0.005 * max(abs(lo), abs(hi), 1e-3):
+        return Axis(0.0, 1.0, "")
+    power = math.floor(math.log10(hi - lo))
+    offset = round(math.floor(lo / 10 ** (power + 1)) * 10 ** (power + 1), max(0, -power - 1))
+    return Axis(offset, 10.0 ** power, f"{offset:.{max(0, -power - 1)}f} + 10^{power} x ")

@@ -1,18 +1,19 @@
 """
-A gain in words, for the terminal, the HTML page and the draft of a LOG entry.
+A gain in words, and the one interval that is shown for it, in pictures, tables and sentences alike.
 
 A gain d is control minus candidate, POSITIVE = candidate better. Example: a time to target of d = 0.0519 is shown as
 "5.06 % less time to target". A verdict keeps ratios (times, train loss, tok/s) as differences of natural logs, which
-can be added and averaged. Here they become percent, which is easier to read. After an early stop the measured gain is
-optimistic, but its interval is not. So a headline quotes the lower bound.
+can be added and averaged. Here they become percent, which is easier to read.
 """
 
 import math
+from typing import NamedTuple
 
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.runs import RunSummary
-from nanochat.lab.verdict.facts import GateRow, Verdict
+from nanochat.lab.verdict.facts import Declaration, GateRow, Verdict
+from nanochat.lab.verdict.gate_rows import hi_at_alpha
 
 
 def gain_text(metric: str, d: float) -> str:
@@ -24,10 +25,71 @@ def gain_text(metric: str, d: float) -> str:
     """
     m = METRICS[metric]
     words = m.good if d >= 0 else m.bad
-    if not m.log:
-        return f"{abs(d):.4g} {words}"
-    change = 100 * math.expm1(-m.sign * d)  # of the candidate's value, relative to the control's
-    return f"{abs(change):.3g} % {words}"
+    return f"{abs(m.change(d)):.3g} % {words}" if m.log else f"{decimal(d)} {words}"
+
+
+def decimal(x: float, least: int = 4) -> str:
+    """The size of a number with `least` significant digits, trailing zeros dropped, and never with an exponent.
+
+    >>> decimal(0.0035), decimal(-2.362e-05), decimal(0.0000362, least=2), decimal(250.0), decimal(0.0)
+    ('0.0035', '0.00002362', '0.000036', '250', '0')
+    """
+    if not x:
+        return "0"
+    text = f"{abs(x):.{max(0, least - 1 - math.floor(math.log10(abs(x))))}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+class Interval(NamedTuple):
+    """Bounds of a gain, in the unit of the gate (logs for ratios); None: there is no bound."""
+    lo: float | None
+    hi: float | None
+
+
+def interval(verdict: Verdict, gate: GateRow, declaration: Declaration) -> Interval:
+    """The interval by which the verdict judged the gate: every page, picture and sentence shows this one.
+
+    A candidate is promoted when the lower bounds clear their margins, at the level of the look. It is rejected when an
+    upper bound stays below, at the level of the whole label. With one look and one candidate the two levels are equal.
+    """
+    if gate.result == "fail" or (verdict.verdict == "reject" and gate.role == "primary"):
+        return Interval(gate.lo, hi_at_alpha(gate, declaration))
+    return Interval(gate.lo, gate.hi)
+
+
+class Shown(NamedTuple):
+    """A gain and its interval as people read it, plus = better: in percent, or in bits per byte."""
+    mean: float | None
+    lo: float | None
+    hi: float | None
+    digits: int  # decimals that are worth showing
+
+    def text(self, x: float | None, unit: str = "") -> str:
+        """
+        >>> Shown(-2.003, -3.23, -0.76, 1).text(-2.003, " %")
+        '-2.0 %'
+        """
+        if x is None:
+            return "unknown"
+        rounded = f"{x:+.{self.digits}f}"
+        return (rounded.replace("-", "+") if float(rounded) == 0 else rounded) + unit
+
+
+def shown(verdict: Verdict, gate: GateRow, declaration: Declaration) -> Shown:
+    """The change of a gate for people. Two digits of half the interval are shown, or of the change where it has none."""
+    m = METRICS[gate.metric]
+    mean, lo, hi = (None if x is None else m.change(x) for x in (gate.mean, *interval(verdict, gate, declaration)))
+    size = (hi - lo) / 2 if None not in (lo, hi) else abs(mean or 0.0)
+    return Shown(mean, lo, hi, digits_of(size))
+
+
+def digits_of(size: float) -> int:
+    """Decimals that show two digits of a number of this size, at most 5.
+
+    >>> digits_of(13.5), digits_of(0.003), digits_of(0.00012), digits_of(0.0)
+    (0, 4, 5, 4)
+    """
+    return min(5, max(0, 1 - math.floor(math.log10(size)))) if size > 0 else 4
 
 
 def pair_gains(metric: str, runs: list[RunSummary], candidate: str) -> list[tuple[int, float]]:
@@ -53,12 +115,3 @@ def shown_gain(verdict: Verdict) -> float | None:
     lo = primary_gate(verdict).lo
     return lo if verdict.verdict in ("promote", "optional") and lo is not None and lo > 0 else None
 
-
-def headline(verdict: Verdict) -> str:
-    """A sentence with the lower bound of the gain, if a gain was shown; else the reason of the verdict."""
-    gate, lo = primary_gate(verdict), shown_gain(verdict)
-    if lo is not None and gate.mean is not None:
-        price = "; every floor holds" if verdict.verdict == "promote" else ", at a price inside its floor"
-        measured = f"(measured: {gain_text(gate.metric, gate.mean)}, {gate.n} seeds)"
-        return f"at least {gain_text(gate.metric, lo)} {measured}{price}"
-    return verdict.reason or "no runs yet"

@@ -14,20 +14,29 @@ from nanochat.lab.arms import CONTROL
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.report import svg
 from nanochat.lab.report.curves import as_arrays
-from nanochat.lab.report.gains import gain_text, headline, pair_gains, primary_gate
+from nanochat.lab.report.gains import pair_gains, primary_gate, shown
 from nanochat.lab.report.html_style import STYLE
 from nanochat.lab.report.promise import promise_lines
 from nanochat.lab.report.result_file import ResultFile
+from nanochat.lab.report.sentence import sentence
 from nanochat.lab.report.text import (
-    GATE_HEADER,
     bank_lines,
     checks,
-    gate_cells,
-    gate_notes,
+    gain_size,
+    percent,
     remarks,
     seeds_text,
     sigma_text,
     smallest_gains,
+    tested_line,
+)
+from nanochat.lab.report.verdict_table import (
+    DETAIL_HEADER,
+    HEADER,
+    detail_rows,
+    gate_notes,
+    limit_text,
+    user_rows,
 )
 from nanochat.lab.runs import RunSummary
 from nanochat.lab.table import looks_text, number, plain
@@ -57,7 +66,7 @@ def el(tag: str, *children, **attributes) -> Markup:
 
 def page(results: ResultFile, curves: dict) -> str:
     title = f"protocol {results.settings.label or 'without a label'}"
-    sections = [_head(title, results), _verdicts(results), _curves(results, curves), _gains(results), _gates(results),
+    sections = [_head(title, results), _verdicts(results), _curves(results, curves), _gains(results), _details(results),
                 _runs(results.runs), _noise(results), _declaration(results.declaration), _provenance(results),
                 _commands(results)]
     head = Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">')
@@ -107,27 +116,16 @@ def _verdicts(results: ResultFile) -> Markup:
         return el("section", el("p", "No candidate was declared: there is nothing to judge."))
     if not results.verdicts:
         return el("section", el("p", "No run has ended yet: there is no verdict."))
-    return el("section", *[_verdict(verdict) for verdict in results.verdicts])
+    return el("section", *[_verdict(verdict, results) for verdict in results.verdicts])
 
 
-def _verdict(verdict: Verdict) -> Markup:
-    word, said = verdict.verdict or "no verdict", headline(verdict)
-    details = [verdict.reason if verdict.reason != said else None, _evidence(verdict), *checks(verdict),
-               seeds_text(verdict)]
-    answer = el("p", el("span", word, cls="badge"), " ", el("b", verdict.candidate), ": " + (said or ""), cls="answer")
-    return el("article", answer, *[el("p", detail, cls="soft") for detail in details if detail],
+def _verdict(verdict: Verdict, results: ResultFile) -> Markup:
+    word = verdict.verdict or "no verdict"
+    said = sentence(verdict, results.declaration, results.noise)
+    answer = el("p", el("span", word, cls="badge"), " ", el("b", verdict.candidate), ": " + said, cls="answer")
+    rows = user_rows(verdict, results.declaration)
+    return el("article", answer, _table(HEADER, rows, 1, RESULTS) if rows else None,
               cls=f"verdict {word.replace(' ', '-')}")
-
-
-def _evidence(verdict: Verdict) -> str | None:
-    """n, p against its Holm level, and the source of the noise; None where no test was made."""
-    if verdict.p is None or verdict.se is None:
-        return None
-    gate = primary_gate(verdict)
-    text = f"{gate.metric}: n {verdict.n}, p {verdict.p:.3g} against level {verdict.level:.3g}"
-    if None not in (gate.mean, gate.lo, gate.hi):
-        text += f", gain between {gain_text(gate.metric, gate.lo)} and {gain_text(gate.metric, gate.hi)}"
-    return f"{text}, noise {verdict.noise_source}"
 
 
 # -----------------------------------------------------------------------------
@@ -137,15 +135,16 @@ def _curves(results: ResultFile, curves: dict) -> Markup | None:
     arms, curves = _arms(results), as_arrays(curves)
     ok = {(run.arm, run.seed) for run in results.runs if run.run_status == "ok"}
     # A diverged run may leave the picture at the top.
-    shown = {key: points for key, points in curves.items() if key in ok}
+    good = {key: points for key, points in curves.items() if key in ok}
     late = svg.later_half(curves)
-    charts = [svg.curve_chart(arms, curves, 0, "step", shown),
-              svg.curve_chart(arms, curves, 1, "training time (s), without start-up and validation", shown),
-              svg.curve_chart(arms, late, 0, "step, the later half", {key: late[key] for key in shown if key in late})]
+    charts = [svg.curve_chart(arms, curves, 0, "step", good),
+              svg.curve_chart(arms, curves, 1, "training time (s)", good),
+              svg.curve_chart(arms, late, 0, "step, the later half", {key: late[key] for key in good if key in late})]
     if not any(charts):
         return None
     legend = el("p", *[el("span", Markup(svg.swatch(k)), " ", arm) for k, arm in enumerate(arms)], cls="legend")
-    note = "Validation loss in bits per byte, lower is better. Thin: one seed. Thick: the mean over the seeds."
+    note = ("Validation loss in bits per byte, lower is better. Thin: one seed. Thick: the mean over the seeds. Training "
+            "time is without start-up and validation.")
     figures = el("div", *[el("figure", Markup(chart)) for chart in charts if chart], cls="charts")
     return _section("Curves", el("p", note, cls="soft"), legend, figures)
 
@@ -160,51 +159,52 @@ def _gains(results: ResultFile) -> Markup | None:
     for verdict in results.verdicts:
         for gate in sorted(verdict.gates or [primary_gate(verdict)], key=lambda gate: gate.role != "primary"):
             if gate.metric in METRICS and gate.mean is not None:
-                charts.setdefault((gate.role, gate.metric, gate.threshold), []).append((verdict.candidate, gate))
+                charts.setdefault((gate.role, gate.metric, gate.threshold), []).append((verdict, gate))
     figures = [_gain_figure(results, key, rows) for key, rows in charts.items()]
-    note = ("Gain of a candidate over the control of the same seed: control minus candidate, right of the line at 0 is "
-            "better. Dots: seeds. Diamond: mean. Bar: interval at the level of the gate. Dashed: the floor that the "
-            "bar must not reach below.")
-    return _section("Paired differences", el("p", note, cls="soft") if figures else None,
+    note = ("Change of a candidate against the control of the same seed: right of the line at 0 is better. Dots: seeds. "
+            "Diamond: mean. Bar: the interval of the verdict, as in the table. Dashed: the limit that the bar must not "
+            "reach below.")
+    return _section("Gains", el("p", note, cls="soft") if figures else None,
                     el("div", *figures, cls="charts") if figures else None)
 
 
-def _gain_figure(results: ResultFile, key: tuple, gates: list[tuple[str, GateRow]]) -> Markup:
-    """key: (role, metric, margin) of the gates. gates: (candidate, its gate) of each row."""
-    (role, metric, margin), arms = key, _arms(results)
-    rows = [{"name": name, "color": arms.index(name) if name in arms else 1,
-             "gains": pair_gains(metric, results.runs, name)[:gate.n],
-             "mean": gate.mean, "lo": gate.lo, "hi": gate.hi, "value": _value(metric, gate)} for name, gate in gates]
-    unit = "of natural logs, 0.01 is about 1 %" if METRICS[metric].log else "bits per byte"
-    at = f" at {0.0 - margin:+.4g}" if margin else ""
-    caption = el("figcaption", el("b", metric), f" ({role}{at}; {unit})")
-    return el("figure", caption, Markup(svg.gain_chart(metric, rows, margin)))
-
-
-def _value(metric: str, gate: GateRow) -> str:
-    digits = ".4f" if METRICS[metric].log else ".5f"
-    ends = [infinite if end is None else format(end, "+" + digits)
-            for end, infinite in ((gate.lo, "-\u221e"), (gate.hi, "\u221e"))]
-    return f"{gate.mean:+{digits}}  [{', '.join(ends)}]"
+def _gain_figure(results: ResultFile, key: tuple, gates: list[tuple[Verdict, GateRow]]) -> Markup:
+    """key: (role, metric, margin) of the gates. gates: (verdict, its gate) of each row."""
+    (role, metric, margin), arms, m = key, _arms(results), METRICS[key[1]]
+    rows = []
+    for verdict, gate in gates:
+        found, name = shown(verdict, gate, results.declaration), verdict.candidate
+        ends = "" if None in (found.lo, found.hi) else f" ({found.text(found.lo)} to {found.text(found.hi)})"
+        rows.append({"name": name, "color": arms.index(name) if name in arms else 1,
+                     "gains": [(seed, m.change(d)) for seed, d in pair_gains(metric, results.runs, name)[:gate.n]],
+                     "mean": found.mean, "lo": found.lo, "hi": found.hi,
+                     "value": found.text(found.mean, m.unit) + ends})
+    limit = f"may lose at most {limit_text(gates[0][1])}" if role == "floor" else "decides"
+    limit = limit if role == "floor" or not margin else f"decides, {limit_text(gates[0][1]).split(': ')[1]}"
+    caption = el("figcaption", el("b", m.name), f": {limit}")
+    edge = margin if margin is None else -m.change(-margin)
+    return el("figure", caption, Markup(svg.gain_chart(m.name, rows, edge, "%" if m.log else "bits per byte")))
 
 
 # -----------------------------------------------------------------------------
 # Tables
 
-RESULTS = {"pass": "good", "fail": "bad", "cannot tell": "open", "ok": "", "diverged": "bad", "crash": "open",
+RESULTS = {"yes": "good", "no": "bad", "cannot tell": "open", "ok": "", "diverged": "bad", "crash": "open",
            "oom": "open", "timeout": "open", "interrupted": "open"}
 
 
-def _gates(results: ResultFile) -> Markup | None:
+def _details(results: ResultFile) -> Markup | None:
+    """The tests behind the verdicts, for a reader who knows them."""
     parts = []
     for verdict in results.verdicts:
-        if verdict.gates:
-            rows = [gate_cells(gate) for gate in verdict.gates]
-            parts += [el("h3", verdict.candidate), _table(GATE_HEADER, rows, 2, RESULTS)]
-            parts += [el("p", note, cls="soft") for note in gate_notes(verdict)]
-    note = ("A gate passes when the lower end of its interval reaches the number under \u201clo must reach\u201d. "
-            "In parentheses: in standard deviations of one control run. Section: of the plan that asks for the gate.")
-    return _section("Gates", *([el("p", note, cls="soft"), *parts] if parts else []))
+        lines = [*gate_notes(verdict), *filter(None, [tested_line(verdict), *checks(verdict), seeds_text(verdict)])]
+        if verdict.gates or lines:
+            rows = detail_rows(verdict)
+            parts += [el("h3", f"{verdict.candidate}, K = {verdict.K}")]
+            parts += [_table(DETAIL_HEADER, rows, 2) if rows else None, *[el("p", line, cls="soft") for line in lines]]
+    note = ("sd: standard deviation of one control run of the noise bank. level: p has to be below it. Last column: the "
+            "heading of ideas/plan.md that asks for the gate.")
+    return _section("Details", *([el("p", note, cls="soft"), *parts] if parts else []))
 
 
 COLUMNS = {"val_bpb": ".5f", "tree_val_bpb": ".5f", "min_val_bpb": ".5f", "final_train_loss": ".4f",
@@ -230,22 +230,28 @@ def _remarks(run: RunSummary) -> str:
 
 def _noise(results: ResultFile) -> Markup | None:
     noise, declaration = results.noise, results.declaration
-    sigmas = [[metric, sigma_text(values)] for metric, values in noise.metrics.items()]
+    sigmas = [[metric, sigma_text(metric, values)] for metric, values in noise.metrics.items()]
     gains = [(n, gain) for n, gain in smallest_gains(results) if math.isfinite(gain)]
     parts = [el("p", f"Source: {noise.source}." + ("" if sigmas else " No control run of this profile is banked."))]
     parts += [_table(["metric", "sd of one control run"], sigmas, 2)] if sigmas else []
     if gains:
         parts += [el("p", f"The smallest true gain in {declaration.primary} that n seeds show four times out of five, "
                           f"{declaration.K} candidates declared:"),
-                  _table(["seeds", *[n for n, _ in gains]], [["gain", *[f"{gain:.4g}" for _, gain in gains]]])]
+                  _table(["seeds", *[n for n, _ in gains]], [["gain", *[gain_size(declaration.primary, gain) for _, gain in gains]]])]
     return _section("Noise", *parts, *[el("p", line) for line in [*bank_lines(noise), *promise_lines(declaration)]])
 
 
 def _declaration(declaration: Declaration) -> Markup:
     """Every value of the declaration that is not null, under the name that it has in the file."""
-    shown = declaration.to_json() | {"looks": looks_text(declaration.looks),
-                                     "floors": "; ".join(plain(floor.to_json()) for floor in declaration.floors)}
-    pairs = [(key, plain(value)) for key, value in shown.items() if key not in ("arms", "noise") and value is not None]
+    floors = "; ".join(f"{METRICS[floor.metric].name} at most {gain_size(floor.metric, -floor.margin)} worse"
+                       for floor in declaration.floors)
+    said = declaration.to_json() | {"looks": looks_text(declaration.looks), "floors": floors,
+                                    "alpha": percent(declaration.alpha)}
+    if declaration.margin is not None:
+        said["margin"] = f"has to gain {gain_size(declaration.primary, declaration.margin)}"
+    if declaration.min_gain is not None:
+        said["min_gain"] = gain_size(declaration.primary, declaration.min_gain)
+    pairs = [(key, plain(value)) for key, value in said.items() if key not in ("arms", "noise") and value is not None]
     arms = [[arm.name, arm.flags or ("the profile as it is" if arm.name == CONTROL else ""),
              "; ".join(arm.profile_changes)] for arm in declaration.arms]
     return _section("Declared before the first run", _pairs(pairs),

@@ -25,29 +25,29 @@ h1{{font-size:24px;margin:0;overflow-wrap:anywhere}}
 h2{{font-size:18px;margin:36px 0 8px;padding-bottom:4px;border-bottom:1px solid var(--rule)}}
 h3{{font-size:15px;margin:18px 0 4px;overflow-wrap:anywhere}}
 p{{margin:4px 0;overflow-wrap:anywhere}}
-.soft{{color:var(--soft);font-size:14px}}
+.soft{{color:var(--soft)}}
 .verdict{{background:var(--card);border-left:5px solid var(--v);border-radius:4px;padding:10px 14px;margin:12px 0}}
 .answer{{font-size:17px}}
 .badge{{display:inline-block;color:var(--bg);background:var(--v);border-radius:4px;\
-padding:0 8px;font-size:14px;font-weight:600}}
+padding:0 8px;font-size:15px;font-weight:600}}
 .promote{{--v:var(--good)}}.optional{{--v:var(--c2)}}.reject{{--v:var(--bad)}}\
 .inconclusive{{--v:var(--open)}}.no-verdict{{--v:var(--soft)}}
-.charts{{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,430px),1fr));gap:14px 24px}}
-figure{{margin:6px 0}}figcaption{{font-size:14px;color:var(--soft)}}figcaption b{{color:var(--ink)}}
+.charts{{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,350px),1fr));gap:14px 24px}}
+figure{{margin:6px 0}}figcaption{{color:var(--soft)}}figcaption b{{color:var(--ink)}}
 .legend span{{display:inline-block;margin-right:18px}}
 .swatch{{width:30px;height:8px;vertical-align:middle}}
 .wide{{overflow-x:auto}}
-table{{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums;margin:6px 0}}
+table{{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:6px 0}}
 th,td{{padding:3px 8px;text-align:right;border-bottom:1px solid var(--rule)}}td{{white-space:nowrap}}
 th{{color:var(--soft);font-weight:600;vertical-align:bottom}}
 .t{{text-align:left}}
 td.good{{color:var(--good);font-weight:600}}td.bad{{color:var(--bad);font-weight:600}}\
 td.open{{color:var(--open);font-weight:600}}
-dl{{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px;margin:6px 0;font-size:14px}}
+dl{{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px;margin:6px 0}}
 dt{{color:var(--soft)}}dd{{margin:0;overflow-wrap:anywhere}}
-pre{{background:var(--card);border-radius:4px;padding:10px 12px;font-size:12.5px;\
+pre{{background:var(--card);border-radius:4px;padding:10px 12px;font-size:15px;\
 white-space:pre-wrap;overflow-wrap:anywhere}}
-figure>svg{{width:100%;height:auto;display:block;font-size:12px}}
+figure>svg{{width:100%;max-width:480px;height:auto;display:block;font-size:15px}}
 text{{fill:var(--ink)}}.tick,.label{{fill:var(--soft)}}.name{{font-weight:600}}\
 .name,.value{{white-space:pre;paint-order:stroke;stroke:var(--bg);stroke-width:5px}}
 .grid{{stroke:var(--rule)}}.axis{{stroke:var(--soft)}}.zero{{stroke:var(--ink);stroke-width:1.3}}

@@ -8,9 +8,11 @@ import re
 from statistics import mean, stdev
 
 from nanochat.lab.arms import CONTROL
-from nanochat.lab.report.gains import gain_text, headline, primary_gate, shown_gain
+from nanochat.lab.report.gains import gain_text, primary_gate, shown_gain
 from nanochat.lab.report.result_file import ResultFile
-from nanochat.lab.report.text import GATE_HEADER, basis_lines, gate_cells, gate_notes, seeds_text
+from nanochat.lab.report.sentence import sentence
+from nanochat.lab.report.text import basis_lines, seeds_text, tested_line
+from nanochat.lab.report.verdict_table import DETAIL_HEADER, HEADER, detail_rows, gate_notes, user_rows
 from nanochat.lab.runs import RunSummary
 from nanochat.lab.table import looks_text, number
 from nanochat.lab.verdict.facts import Verdict
@@ -35,9 +37,9 @@ def log_entry(results: ResultFile) -> str:
 
 
 def _entry(results: ResultFile, verdict: Verdict) -> str:
-    sections = [f"{_change(results, verdict)} TODO: why (source).", f"**Did it help?** {_did_it_help(verdict)}",
+    sections = [f"{_change(results, verdict)} TODO: why (source).", f"**Did it help?** {_did_it_help(results, verdict)}",
                 f"**How sure?**{_how_sure(results, verdict)}", f"**Caveat**{_caveat(results.runs, verdict)}",
-                f"**How to repeat** {_how_to_repeat(results)}", *_tables(results.runs, verdict)]
+                f"**How to repeat** {_how_to_repeat(results)}", *_tables(results, verdict)]
     return f"## {results.timestamp[:10]}: {_title(results.settings.label, verdict)}\n" + "\n\n".join(sections)
 
 
@@ -62,10 +64,9 @@ def _change(results: ResultFile, verdict: Verdict) -> str:
     return ", ".join(parts) + "."
 
 
-def _did_it_help(verdict: Verdict) -> str:
-    said = headline(verdict)
-    gain = "" if said == verdict.reason else f"{said[:1].upper()}{said[1:]}. "
-    return f"{gain}Verdict {verdict.verdict or 'missing'}: {verdict.reason}."
+def _did_it_help(results: ResultFile, verdict: Verdict) -> str:
+    said = sentence(verdict, results.declaration, results.noise)
+    return f"{said} (verdict: {verdict.verdict or 'none'})"
 
 
 def _how_sure(results: ResultFile, verdict: Verdict) -> str:
@@ -73,7 +74,7 @@ def _how_sure(results: ResultFile, verdict: Verdict) -> str:
     declared, seeds = results.declaration, sorted({run.seed for run in results.runs})
     lines = [f"Seeds {' '.join(map(str, seeds))}; planned checks at {looks_text(declared.looks)}; "
              f"{declared.K} candidate{'s' * (declared.K != 1)}; declared {declared.declared_at}"]
-    return _list([*lines, *filter(None, [seeds_text(verdict)]), *basis_lines(results)])
+    return _list([*lines, *filter(None, [tested_line(verdict), seeds_text(verdict)]), *basis_lines(results)])
 
 
 def _caveat(runs: list[RunSummary], verdict: Verdict) -> str:
@@ -91,13 +92,17 @@ def _how_to_repeat(results: ResultFile) -> str:
             f"\n{fence}\n{settings.command}\n{fence}")
 
 
-def _tables(runs: list[RunSummary], verdict: Verdict) -> list[str]:
-    """Control against candidate, then every gate."""
-    tables = [_means(runs, verdict.candidate)]
+def _tables(results: ResultFile, verdict: Verdict) -> list[str]:
+    """Every gate in the words of a user, control against candidate, then the test of every gate."""
+    tables = [_means(results.runs, verdict.candidate)]
     if verdict.gates:
-        rows = [GATE_HEADER, ["---"] * len(GATE_HEADER), *[gate_cells(gate) for gate in verdict.gates]]
-        tables.append([_row(row) for row in rows])
+        tables = [_markdown(HEADER, user_rows(verdict, results.declaration)), *tables,
+                  _markdown(DETAIL_HEADER, detail_rows(verdict))]
     return ["\n".join(rows) for rows in tables if rows]
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [_row(row) for row in (header, ["---"] * len(header), *rows)]
 
 
 def _means(runs: list[RunSummary], candidate: str) -> list[str]:

@@ -10,10 +10,11 @@ from html import escape
 
 import numpy as np
 
-from nanochat.lab.report.curves import from_first_timed, limits, mean_curve
+from nanochat.lab.report.curves import axis_of_changes, axis_of_values, from_first_timed, limits, mean_curve
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 560, 58, 12, 10, 42
-CURVE_HEIGHT, ROW_HEIGHT = 330, 50
+# As wide as a phone: there a chart has its natural size, and its text the size of the page's.
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 360, 48, 16, 26, 48
+CURVE_HEIGHT, ROW_HEIGHT, SIDE = 300, 74, 14
 N_COLORS = 7  # classes c0 (control) to c6 of the page
 DASHES = ("", "9 4", "2 3", "12 4 2 4")  # of the mean lines: two that overlap can both be seen
 
@@ -30,6 +31,12 @@ def ticks(lo: float, hi: float, most: int = 6) -> list[tuple[float, str]]:
     step = next(k * power for k in (1, 2, 5, 10, 20) if len(inside(k * power)) <= most)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     return [(round(i * step, digits + 2), f"{i * step + 0:.{digits}f}") for i in inside(step)]
+
+
+def _axis_ticks(axis, lo: float, hi: float, most: int = 6) -> list[tuple[float, str]]:
+    """Ticks of an axis with a unit and an offset: (value in data, what is written there)."""
+    return [(axis.offset + v * axis.unit, name)
+            for v, name in ticks((lo - axis.offset) / axis.unit, (hi - axis.offset) / axis.unit, most)]
 
 
 def scale(lo, hi, at_lo, at_hi):
@@ -66,13 +73,14 @@ def curve_chart(arms: list[str], curves: dict, x: int, xlabel: str, shown: dict)
     lo, hi = min(e.min() for e in ends), max(e.max() for e in ends)
     to_x = scale(lo, hi if hi > lo else lo + 1, LEFT, WIDTH - RIGHT)
     y_range = limits(list((shown or curves).values()))
-    bottom = CURVE_HEIGHT - BOTTOM
+    axis, bottom = axis_of_values(*y_range), CURVE_HEIGHT - BOTTOM
     to_y = scale(*y_range, bottom, TOP)
-    parts = [line(LEFT, to_y(v), WIDTH - RIGHT, to_y(v), "grid") + text(LEFT - 6, to_y(v) + 4, name, "end", "tick")
-             for v, name in ticks(*y_range)]
-    parts += [text(to_x(v), bottom + 17, name, "middle", "tick") for v, name in ticks(lo, hi if hi > lo else lo + 1)]
-    parts += [text((LEFT + WIDTH - RIGHT) / 2, CURVE_HEIGHT - 6, xlabel, "middle", "label")]
-    parts += ['<svg x="0" y="0" width="100%" height="', str(bottom), '">',
+    parts = [text(0, 14, f"{axis.name}bits per byte", cls="label")]
+    parts += [line(LEFT, to_y(v), WIDTH - RIGHT, to_y(v), "grid") + text(LEFT - 5, to_y(v) + 5, name, "end", "tick")
+              for v, name in _axis_ticks(axis, *y_range)]
+    parts += [text(to_x(v), bottom + 19, name, "middle", "tick") for v, name in ticks(lo, hi if hi > lo else lo + 1, 5)]
+    parts += [text((LEFT + WIDTH - RIGHT) / 2, CURVE_HEIGHT - 8, xlabel, "middle", "label")]
+    parts += [f'<svg y="{TOP}" width="{WIDTH}" height="{bottom - TOP}" viewBox="0 {TOP} {WIDTH} {bottom - TOP}">',
               *_curves(arms, drawn, shown or curves, x, to_x, to_y), "</svg>"]
     return frame(CURVE_HEIGHT, f"validation bits per byte, {xlabel}", parts)
 
@@ -120,28 +128,24 @@ def _polyline(points, x, to_x, to_y, cls, dash, title) -> str:
 # -----------------------------------------------------------------------------
 # Gains
 
-def gain_chart(label: str, rows: list[dict], margin: float | None) -> str:
+def gain_chart(label: str, rows: list[dict], margin: float | None, unit: str = "") -> str:
     """A strip for each candidate: dots are seeds, the diamond is their mean, the bar is the interval of the mean.
 
     Right of 0 the candidate is better. rows: {"name", "color" (index of the arm), "gains" [(seed, d), ...], "mean",
     "lo", "hi", "value" (in words)}; a mean of None was not measured, a bound of None is open. margin: the loss that a
-    floor allows, drawn as a line at -margin; with None or 0 only the line at zero is drawn.
+    floor allows, drawn as a line at -margin; with None or 0 only the line at zero is drawn. unit: of all numbers.
     """
-    height = TOP + ROW_HEIGHT * len(rows) + BOTTOM
+    height = ROW_HEIGHT * len(rows) + BOTTOM
     lo, hi = _gain_range(rows, margin)
-    to_x, bottom = scale(lo, hi, LEFT, WIDTH - RIGHT), height - BOTTOM
-    parts = []
-    if margin:
-        edge = to_x(-margin)
-        parts += [f'<rect class="beyond" x="{LEFT}" y="{TOP}" '
-                  f'width="{round(edge - LEFT, 2)}" height="{bottom - TOP}"/>',
-                  line(edge, TOP, edge, bottom, "margin")]
-    parts += [line(to_x(v), bottom, to_x(v), bottom + 4, "axis") + text(to_x(v), bottom + 17, name, "middle", "tick")
-              for v, name in ticks(lo, hi)]
-    parts += [line(LEFT, bottom, WIDTH - RIGHT, bottom, "axis"), line(to_x(0), TOP, to_x(0), bottom, "zero")]
-    parts += [part for i, row in enumerate(rows) for part in _strip(row, TOP + i * ROW_HEIGHT, to_x)]
-    parts += [text(LEFT, height - 6, "\u2190 worse", "start", "label"),
-              text(WIDTH - RIGHT, height - 6, "better \u2192", "end", "label")]
+    axis, to_x, bottom = axis_of_changes(lo, hi), scale(lo, hi, SIDE, WIDTH - SIDE), height - BOTTOM
+    parts = [line(to_x(v), bottom, to_x(v), bottom + 4, "axis") + text(to_x(v), bottom + 19, name, "middle", "tick")
+              for v, name in _axis_ticks(axis, lo, hi, 5)]
+    parts += [line(SIDE, bottom, WIDTH - SIDE, bottom, "axis")]
+    for i, row in enumerate(rows):
+        parts += [*_lines_of(i * ROW_HEIGHT, to_x, margin), *_strip(row, i * ROW_HEIGHT, to_x)]
+    parts += [text(SIDE, height - 8, "\u2190 worse", "start", "label"),
+              text(WIDTH / 2, height - 8, axis.name + unit, "middle", "label"),
+              text(WIDTH - SIDE, height - 8, "better \u2192", "end", "label")]
     return frame(height, label, parts)
 
 
@@ -152,17 +156,28 @@ def _gain_range(rows, margin) -> tuple[float, float]:
     return min(values) - pad, max(values) + pad
 
 
+def _lines_of(top, to_x, margin) -> list[str]:
+    """The lines at zero and at the limit of a strip, below its text."""
+    y0, y1 = top + 42, top + ROW_HEIGHT
+    parts = [line(to_x(0), y0, to_x(0), y1, "zero")]
+    if margin:
+        edge = to_x(-margin)
+        parts += [f'<rect class="beyond" x="{SIDE}" y="{y0}" width="{round(edge - SIDE, 2)}" height="{y1 - y0}"/>',
+                  line(edge, y0, edge, y1, "margin")]
+    return parts
+
+
 def _strip(row, top, to_x) -> list[str]:
-    color, y = f"c{row['color'] % N_COLORS}", top + 34
-    name = row["name"] if len(row["name"]) <= 32 else row["name"][:31] + "\u2026"
-    parts = [text(LEFT, top + 15, name, cls="name"), text(WIDTH - RIGHT, top + 15, row["value"], "end", "value")]
+    color, y = f"c{row['color'] % N_COLORS}", top + 57
+    name = row["name"] if len(row["name"]) <= 36 else row["name"][:35] + "\u2026"
+    parts = [text(SIDE, top + 15, name, cls="name"), text(SIDE, top + 36, row["value"], cls="value")]
     if row["mean"] is not None:
-        x0, x1 = (to_x(row["lo"]), WIDTH - RIGHT if row["hi"] is None else to_x(row["hi"]))
+        x0, x1 = (to_x(row["lo"]), WIDTH - SIDE if row["hi"] is None else to_x(row["hi"]))
         parts.append(line(x0, y, x1, y, f"bar {color}"))
         parts += [line(x, y - 6, x, y + 6, f"bar {color}") for x, bound in ((x0, row["lo"]), (x1, row["hi"]))
                   if bound is not None]
     for seed, d in row["gains"]:
-        title = escape(f"{row['name']} seed {seed}: {d:+.5f}")
+        title = escape(f"{row['name']} seed {seed}: {d:+.5g}")
         parts.append(f'<circle class="dot seed {color}" cx="{to_x(d)}" cy="{y}" r="4"><title>{title}</title></circle>')
     if row["mean"] is not None:
         x = to_x(row["mean"])

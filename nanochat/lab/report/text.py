@@ -1,24 +1,28 @@
 """
-Results as text: tables of runs, of differences and of gates, a verdict per candidate, and the basis of the label: its
-declaration and its noise.
+Results as text: tables of runs and of pairs, for each candidate the sentence and the table of its verdict, then the
+details: the tests, the declaration of the label and its noise.
 """
 
 import itertools
-import math
 import os
+import textwrap
 import time
 from pathlib import Path
 
 from nanochat.lab.ledger.bank import reference_lines
 from nanochat.lab.metrics import METRICS
-from nanochat.lab.report.gains import primary_gate
+from nanochat.lab.report.gains import decimal, primary_gate
 from nanochat.lab.report.promise import promise_lines
 from nanochat.lab.report.result_file import ResultFile
+from nanochat.lab.report.sentence import sentence
+from nanochat.lab.report.verdict_table import detail_table, gate_notes, user_table
 from nanochat.lab.runs import RunSummary
 from nanochat.lab.table import format_time, looks_text, number, plain, table
 from nanochat.lab.trees.tree_arms import names_tree
-from nanochat.lab.verdict.facts import Declaration, GateRow, MetricNoise, Noise, Verdict, bank_of
+from nanochat.lab.verdict.facts import Declaration, MetricNoise, Noise, Verdict, bank_of
 from nanochat.lab.verdict.stats import ALPHA, smallest_gain
+
+WIDTH = 100  # of a printed paragraph
 
 
 def run_line(run: RunSummary, elapsed_sec: float) -> str:
@@ -47,17 +51,22 @@ def results_table(results: ResultFile) -> str:
              number(run.avg_tok_per_sec, ",.0f"), _status(run)]
             for run in results.runs]
     parts = ["", table(["arm", "seed", "val_bpb", "min_val_bpb", "tok/s", "status"], runs)]
-    deltas = [[delta.candidate, str(delta.seed), number(delta.candidate_minus_control_bpb, "+.5f"),
-               number(delta.candidate_minus_control_duration_sec, "+.1f"), number(delta.candidate_speed_ratio, ".3f")]
-              for delta in results.deltas]
-    deltas += [[name, "mean", number(mean.mean_candidate_minus_control_bpb, "+.5f"), "",
-                number(mean.mean_candidate_speed_ratio, ".3f")]
-               for name, mean in results.by_candidate.items() if mean.pairs]
-    if deltas:
-        parts += ["", "candidate minus control (bpb below 0: the candidate is better)",
-                  table(["candidate", "seed", "bpb", "duration_sec", "speed_ratio"], deltas)]
+    pairs = [[delta.candidate, str(delta.seed), *_changes(delta.candidate_minus_control_bpb,
+                                                          delta.candidate_speed_ratio)] for delta in results.deltas]
+    pairs += [[name, "mean", *_changes(mean.mean_candidate_minus_control_bpb, mean.mean_candidate_speed_ratio)]
+              for name, mean in results.by_candidate.items() if mean.pairs]
+    if pairs:
+        parts += ["", "candidate against control on the same seed (+ is better)",
+                  table(["candidate", "seed", "val_bpb", "speed"], pairs)]
     parts += ["", *_notes(results), verdicts(results), ""]
     return "\n".join(parts)
+
+
+def _changes(candidate_minus_control_bpb, speed_ratio) -> list[str]:
+    """What a result file holds of a pair, in the sign and the unit of the other tables."""
+    speed = None if speed_ratio is None else 100 * (speed_ratio - 1)
+    bpb = None if candidate_minus_control_bpb is None else 0.0 - candidate_minus_control_bpb
+    return [number(bpb, "+.5f"), number(speed, "+.1f") + (" %" if speed is not None else "")]
 
 
 def _status(run: RunSummary) -> str:
@@ -78,19 +87,52 @@ def _notes(results: ResultFile) -> list[str]:
     if loads:
         cells = f"{len(loads)} of {len(results.runs)} cells"
         notes.append(f"load up to {max(loads):.1f} on {os.cpu_count()} cores in {cells}: "
-                     "their times, and so speed_ratio, are not to be trusted")
+                     "their times, and so their speed, are not to be trusted")
     return notes
 
 
-def verdict_text(verdict: Verdict) -> str:
-    lines = [f"verdict {verdict.candidate}: {verdict.text}", f"  {verdict.reason}"]
-    if verdict.se:  # a test was made
-        metric = primary_gate(verdict).metric
-        unit = f"of log {METRICS[metric].key}" if METRICS[metric].log else "bpb"
-        lines.append(f"  gain {verdict.mean_gain:+.5f} {unit} (positive = better), interval "
-                     f"[{_bound(verdict.lo)}, {_bound(verdict.hi)}] at level {verdict.level:.3g}, p {verdict.p:.3g}, "
-                     f"n {verdict.n}, noise {verdict.noise_source} (df {verdict.df})")
-    return "\n".join([*lines, *(f"  {text}" for text in [*checks(verdict), seeds_text(verdict)] if text)])
+# -----------------------------------------------------------------------------
+# Verdicts
+
+def verdicts(results: ResultFile) -> str:
+    """The verdict on every candidate, then the details: their tests, and the declaration and the noise of the label."""
+    parts = [verdict_text(verdict, results) for verdict in results.verdicts]
+    parts += ["Details", *(found for verdict in results.verdicts if (found := details_text(verdict)))]
+    return "\n\n".join([*parts, "\n".join(map(_wrapped, basis_lines(results)))])
+
+
+def verdict_text(verdict: Verdict, results: ResultFile) -> str:
+    """The word of the verdict and its sentence, then the gates in the words of a user."""
+    said = sentence(verdict, results.declaration, results.noise)
+    table_of = user_table(verdict, results.declaration)
+    first = _wrapped(f"verdict {verdict.candidate}: {verdict.text}. {said}")
+    return first + (f"\n\n{table_of}" if table_of else "")
+
+
+def _wrapped(line: str) -> str:
+    """A paragraph of WIDTH columns; a number keeps its percent sign."""
+    whole = textwrap.fill(line.replace(" %", "\u00a0%"), WIDTH, subsequent_indent="  ", break_long_words=False,
+                          break_on_hyphens=False)
+    return whole.replace("\u00a0%", " %")
+
+
+def details_text(verdict: Verdict) -> str:
+    """The tests behind a verdict; empty where there was none."""
+    lines = [*gate_notes(verdict), *filter(None, [tested_line(verdict), *checks(verdict), seeds_text(verdict)])]
+    found = detail_table(verdict)
+    if not lines and not found:
+        return ""
+    return "\n".join([f"{verdict.candidate}, K = {verdict.K}", *filter(None, [found]),
+                      *(_wrapped(f"  {line}") for line in lines)])
+
+
+def tested_line(verdict: Verdict) -> str:
+    """n, p against its level, and the source of the noise; empty where no test was made."""
+    if verdict.p is None or verdict.se is None:
+        return ""
+    return (f"{primary_gate(verdict).metric}: n {verdict.n}, p {verdict.p:.3g} against level {verdict.level:.3g}, noise "
+            f"{verdict.noise_source} (df {verdict.df}); lower bounds are at this level, the upper bounds of a reject at "
+            "that of the whole label")
 
 
 def checks(verdict: Verdict) -> list[str]:
@@ -100,63 +142,17 @@ def checks(verdict: Verdict) -> list[str]:
         least = 2.0 ** -verdict.n
         lines.append(f"check, decides nothing: p {verdict.sign_flip_p:.3g} by sign flips, at least {least:.3g}")
     if found := verdict.by_steps:
-        time, lo, hi, steps, step_time = (f"{100 * math.expm1(-x):+.3g} %"
-                                          for x in (found.mean, found.hi, found.lo, found.steps, found.step_time))
-        lines.append(f"time to target as steps x median step time: {time} [{lo}, {hi}] "
-                     f"(steps {steps}, step time {step_time}), n {found.n}")
+        change = METRICS["time_to_target"].change
+        time, lo, hi = (f"{change(x):+.3g} %" for x in (found.mean, found.lo, found.hi))
+        steps = f"{abs(change(found.steps)):.3g} % {'fewer' if found.steps > 0 else 'more'} steps"
+        each = f"each {abs(change(found.step_time)):.3g} % {'shorter' if found.step_time > 0 else 'longer'}"
+        lines.append(f"time to target as steps x median step time (+ is better): {time} [{lo}, {hi}] "
+                     f"({steps}, {each}), n {found.n}")
     return lines
 
 
-def verdicts(results: ResultFile) -> str:
-    """Every candidate's gates and verdict, then the declaration and the noise of the label."""
-    parts = [part for verdict in results.verdicts for part in (gates_table(verdict), verdict_text(verdict)) if part]
-    return "\n\n".join([*parts, "\n".join(basis_lines(results))])
-
-
-def _bound(value, missing: str = "unbounded", form: str = ".5f") -> str:
-    return missing if value is None else format(value, form)
-
-
-# -----------------------------------------------------------------------------
-# Gates
-
-GATE_HEADER = ["gate", "role", "n", "mean (sd)", "interval", "level", "p", "lo must reach (sd)", "result", "noise",
-               "section"]
-
-
-def gate_cells(gate: GateRow) -> list[str]:
-    """A gate as a row under GATE_HEADER. A gate passes when the lower end of its interval reaches -margin."""
-    margin, margin_sd = (None if value is None else 0.0 - value for value in (gate.threshold, gate.threshold_in_sd))
-    interval = f"[{_bound(gate.lo, '-inf')}, {_bound(gate.hi, 'inf')}]" if gate.mean is not None else ""
-    name = gate.gate if gate.gate == gate.metric else f"{gate.gate}: {gate.metric}"
-    return [f"{name} ({gate.unit})" if gate.unit else name, gate.role, number(gate.n, "d"),
-            _with_sd(gate.mean, gate.mean_in_sd), interval, number(gate.level, ".3g"),
-            number(gate.p, ".3g"), _with_sd(margin, margin_sd), gate.result, gate.noise_source or "",
-            str(gate.section or "")]
-
-
-def _with_sd(value, value_in_sd) -> str:
-    """
-    >>> _with_sd(-0.005, -3.846), _with_sd(0.0, 0.0), _with_sd(0.1, None), _with_sd(None, None)
-    ('-0.00500 (-3.8)', '0', '+0.10000', '')
-    """
-    if not value:
-        return "" if value is None else "0"
-    return f"{value:+.5f}" + ("" if value_in_sd is None else f" ({value_in_sd:+.1f})")
-
-
-def gate_notes(verdict: Verdict) -> list[str]:
-    return [f"{gate.gate}: {gate.note}" for gate in verdict.gates if gate.note]
-
-
-def gates_table(verdict: Verdict) -> str:
-    """A row for each gate, and the notes below; empty where no gate was reached."""
-    if not verdict.gates:
-        return ""
-    lines = [f"gates of {verdict.candidate} (above 0 the candidate is better; "
-             "sd: in standard deviations of one control run)",
-             table(GATE_HEADER, [gate_cells(gate) for gate in verdict.gates], left=2)]
-    return "\n".join([*lines, *("  " + note for note in gate_notes(verdict))])
+def _bound(value, missing: str, form: str, unit: str = "") -> str:
+    return missing if value is None else format(value, form) + unit
 
 
 # -----------------------------------------------------------------------------
@@ -171,21 +167,37 @@ def basis_lines(results: ResultFile) -> list[str]:
     """The declaration of a label, its noise, and the gains that its seeds can and cannot show."""
     declaration = results.declaration
     lines = [f"{declaration.K} candidate{'s' * (declaration.K != 1)}; a verdict may be given at "
-             f"{looks_text(declaration.looks)} seeds (looks); at most {declaration.alpha:.3g} of such comparisons "
-             f"promote a useless change; noise from {NOISE_FROM[declaration.noise_source]}",
+             f"{looks_text(declaration.looks)} seeds (looks); at most {percent(declaration.alpha)} of such "
+             f"comparisons promote a useless change; noise from {NOISE_FROM[declaration.noise_source]}",
              *label_lines(declaration),
-             *(f"sigma of {name}: {sigma_text(values)}" for name, values in results.noise.metrics.items()),
+             *(f"sigma of {name}: {sigma_text(name, values)}" for name, values in results.noise.metrics.items()),
              *bank_lines(results.noise)]
     if gains := smallest_gains(results):
-        shown = ", ".join(f"n={n} {gain:.4g}" for n, gain in gains)
+        shown = ", ".join(f"n={n} {gain_size(declaration.primary, gain)}" for n, gain in gains)
         lines.append(f"smallest gain that n seeds show (80 % power), {declaration.primary}: {shown}")
     return lines + promise_lines(declaration)
 
 
+def percent(share: float) -> str:
+    """
+    >>> percent(0.04), percent(0.0016)
+    ('4 %', '0.16 %')
+    """
+    return f"{100 * share:.3g} %"
+
+
+def gain_size(metric: str, d: float) -> str:
+    """
+    >>> gain_size("val_bpb", 0.00351), gain_size("time_to_target", 0.0305)
+    ('0.00351', '3.004 %')
+    """
+    return decimal(METRICS[metric].change(d)) + METRICS[metric].unit
+
+
 def label_lines(declaration: Declaration) -> list[str]:
     """The numbers of the candidates' labels, where one was tried before; and the reason to count from 1 again."""
-    lines = [f"label {number} of candidate {name}: the levels of all its labels add up to {ALPHA:g}, and "
-             f"{declaration.alpha:.3g} is left for this one"
+    lines = [f"label {number} of candidate {name}: the levels of all its labels add up to {percent(ALPHA)}, "
+             f"and {percent(declaration.alpha)} is left for this one"
              for name, number in (declaration.numbers or {}).items() if number > 1]
     return lines + ([f"new hypothesis: {declaration.hypothesis}"] if declaration.hypothesis else [])
 
@@ -198,12 +210,14 @@ def bank_lines(noise: Noise) -> list[str]:
     return lines + [f"left out of the bank: {text}" for text in noise.left_out]
 
 
-def sigma_text(values: MetricNoise) -> str:
-    """sd of one control run of the bank, with its 90 % interval."""
-    interval = f"[{_bound(values.lo, '0', '.4g')}, {_bound(values.hi, 'inf', '.4g')}]"
+def sigma_text(metric: str, values: MetricNoise) -> str:
+    """sd of one control run of the bank, with its 90 % interval; in percent for a ratio."""
+    m = METRICS[metric]
+    sd, lo, hi = (None if s is None else m.spread(s) for s in (values.s_b, values.lo, values.hi))
+    interval = f"[{_bound(lo, '0', '.4g', m.unit)}, {_bound(hi, 'inf', '.4g', m.unit)}]"
     facts = [f"{values.n} control runs"] if values.n else []
     facts += [f"median {values.median:.5g}"] if values.median is not None else []
-    return f"{values.s_b:.4g} {interval} at 90 %, df {values.nu}" + (f" ({', '.join(facts)})" if facts else "")
+    return f"{sd:.4g}{m.unit} {interval} at 90 %, df {values.nu}" + (f" ({', '.join(facts)})" if facts else "")
 
 
 def smallest_gains(results: ResultFile) -> list[tuple[int, float]]:
@@ -221,11 +235,13 @@ def seeds_text(verdict: Verdict) -> str:
         return ""
     facts = []
     if verdict.smallest_gain is not None:
-        facts.append(f"the smallest gain that {verdict.n} seeds show (80 % power) is {verdict.smallest_gain:.4g}")
+        least = gain_size(primary_gate(verdict).metric, verdict.smallest_gain)
+        facts.append(f"the smallest gain that {verdict.n} seeds show (80 % power) is {least}")
     if verdict.seeds_needed is not None:
-        facts.append(f"{verdict.seeds_needed} seeds are needed for a gain of {verdict.min_gain:.4g}")
+        wanted = gain_size(primary_gate(verdict).metric, verdict.min_gain)
+        facts.append(f"{verdict.seeds_needed} seeds are needed for a gain of {wanted}")
     if verdict.chance_at_max is not None:
-        chance = "more than 99%" if verdict.chance_at_max > 0.99 else f"{verdict.chance_at_max:.0%}"
+        chance = "more than 99 %" if verdict.chance_at_max > 0.99 else f"{100 * verdict.chance_at_max:.0f} %"
         facts.append(f"chance to pass every gate at the last look {chance}")
     return ", ".join(facts)
 

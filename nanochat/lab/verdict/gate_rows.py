@@ -7,10 +7,10 @@ import math
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.verdict.evidence import Evidence, Gate
 from nanochat.lab.verdict.facts import Declaration, GateRow, bank_of
-from nanochat.lab.verdict.stats import Comparison
+from nanochat.lab.verdict.stats import Comparison, t_above
 
 SECTION = {"time_to_target": "7.1 gate 1", "wall_time": "7.1 gate 2", "final_train_loss": "7.1 gate 5",
-           "val_bpb": "7.1 gate 6", "tok_per_sec": "7.1 throughput"}  # of the plan
+           "val_bpb": "7.1 gate 6", "tok_per_sec": "7.1 throughput"}  # of ideas/plan.md
 UNIT = {"val_bpb": "bpb"}  # the others are logs
 LOOSE_FLOOR = 5  # sd: a margin above it passes nearly anything
 
@@ -47,6 +47,34 @@ def stability_row(e: Evidence) -> GateRow:
     note = f"diverged: {', '.join(sorted(e.diverged))}" if e.diverged else e.spikes
     return GateRow("no instability", "count", "run_status", unit="", n=e.n, result=result, section="7.1 gate 3",
                    note=note)
+
+
+def hi_at_alpha(gate: GateRow, declaration: Declaration) -> float | None:
+    """The upper bound of a gate at the level of the whole label, by which it can fail. None where there is none.
+
+    A row keeps its bounds at the level of the look. Both bounds are a number of standard errors from the mean, so the
+    one level gives the other.
+    """
+    if gate.hi is None or gate.lo is None or gate.level is None or gate.level == declaration.alpha:
+        return gate.hi
+    nu, source = bank_of(declaration.noise, gate.metric)[1], gate.noise_source or ""
+    own = source.startswith("own") or not nu
+    df = gate.n - 1 if own else nu if source.startswith("bank-only") else nu + gate.n - 1
+    se = (gate.mean - gate.lo) / t_above(gate.level, df)
+    return gate.mean + t_above(declaration.alpha, df) * se
+
+
+def largest_harm(rows: list[tuple[GateRow, float | None]], noise: float) -> GateRow | None:
+    """The gate that rejects: of the gates that are shown to do harm, the one with the largest. None without any.
+
+    rows: (gate, its upper bound at the level of the whole label). A floor's loss is measured in its limit, the loss of
+    the primary gate in `noise`, the sd of a run in the unit of that gate.
+    """
+    def harm(row):
+        scale = row.threshold if row.role == "floor" else noise
+        return -row.mean / scale if scale > 0 else math.inf
+    broken = [row for row, hi in rows if hi is not None and hi < (-row.threshold if row.role == "floor" else 0)]
+    return max(broken, key=harm, default=None)
 
 
 def finite(value):

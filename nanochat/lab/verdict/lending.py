@@ -92,7 +92,9 @@ def _first_look(declaration: Declaration, runs: list[RunSummary], metric: str) -
     for n in declaration.looks:
         if disagrees(x[:, :n], s_b, nu, declaration.spread_test):
             v, df = pooled_variance(x[:, :n])
-            return Unlent(n, f"within an arm the runs spread {math.sqrt(v):.3g} (df {df}), the banked ones {s_b:.3g} "
+            runs_spread, banked = (f"{METRICS[metric].spread(s):.3g}{METRICS[metric].unit}"
+                                   for s in (math.sqrt(v), s_b))
+            return Unlent(n, f"within an arm the runs spread {runs_spread} (df {df}), the banked ones {banked} "
                              f"(df {nu}), which is above the {declaration.spread_test:.0%} point of F")
     return None
 
