@@ -1,16 +1,19 @@
 """
 Checkpoints that survive a kill, a full disk or a reboot at any moment.
 
-A step is four files, each written under a temporary name, fsynced and renamed, in this order:
-optim_%06d_rank0.pt, meta_%06d.json, model_%06d.pt, and last manifest_%06d.json with the size and hash of
-the others. With several ranks, each writes an optimizer file named after its rank, and rank 0 writes the rest.
-A step counts only when its manifest is there and every file matches it.
+A step is four files. The first three are written under temporary names; then each is fsynced and renamed, in this
+order: optim_%06d_rank0.pt, meta_%06d.json, model_%06d.pt. Last comes manifest_%06d.json, with the size and hash of the
+others. With several ranks, each writes an optimizer file named after its rank, and rank 0 writes the rest.
+A step counts only when its manifest is there, names exactly these files, and every file matches it.
 
 The first three files have upstream's names and formats, so each project loads the other's checkpoints. Upstream
 writes no manifest: a step without manifest is used when it is named, or when the folder has no manifest at all.
 """
 
+import contextlib
+import hashlib
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -33,44 +36,114 @@ def manifest_path(folder, step: int) -> Path:
     return Path(folder) / f"manifest_{step:06d}.json"
 
 
-# Seven parameters: the folder and step, the three parts of a checkpoint, how many steps to keep, and the ranks.
+# -----------------------------------------------------------------------------
+# Writing
+
+# Eight parameters: the folder and step, the three parts of a checkpoint, how long it is kept, and the ranks.
 def save_checkpoint(folder, step: int, model_state: dict, optim_state: dict | None, meta: dict, keep_last: int = -1,
-                    ranks: Ranks = ONE_RANK):
-    """Write one whole step, then delete all but the newest `keep_last` steps (-1 = keep all). Every rank calls it."""
+                    ranks: Ranks = ONE_RANK, timed: bool = False):
+    """Write one whole step, then delete the older steps that it makes superfluous. Every rank calls it.
+
+    keep_last: N keeps the newest N steps. -1 keeps all but those that were saved with timed=True: each later step takes
+    the place of a timed one. The caller holds the lock of the tag, because what killed saves have left is deleted too.
+    """
     folder = Path(folder)
     names = file_names(step, ranks.rank)
+    parts = [] if optim_state is None else [(names["optim"], optim_state)]
     if ranks.rank == 0:
-        manifest_path(folder, step).unlink(missing_ok=True)  # a step written again is not whole meanwhile
-    ranks.any(False)  # no rank replaces an old file before the manifest with that file's hash is gone
-    if optim_state is not None:
-        with atomic_writer(folder / names["optim"]) as f:
-            torch.save(optim_state, f)
+        parts += [(names["meta"], meta), (names["model"], model_state)]
+    with contextlib.ExitStack() as stack:  # all is written before the first rename: a full disk changes nothing
+        for name, part in reversed(parts):  # a stack is left in the opposite order
+            f = stack.enter_context(atomic_writer(folder / name))
+            f.write(_json(part)) if part is meta else torch.save(part, f)
+            f.flush()
+        if ranks.rank == 0:
+            manifest_path(folder, step).unlink(missing_ok=True)  # a step written again is not whole meanwhile
+        ranks.any(False)  # no rank replaces an old file before the manifest with that file's hash is gone
     ranks.any(False)  # the manifest is written only after the files of all ranks
     if ranks.rank == 0:
-        _finish_step(folder, step, model_state, meta, 0 if optim_state is None else ranks.world_size)
-        for old in manifest_steps(folder)[:-keep_last] if keep_last > 0 else []:
+        optim = [] if optim_state is None else [file_names(step, r)["optim"] for r in range(ranks.world_size)]
+        files = {name: _entry(folder / name) for name in (*optim, names["meta"], names["model"])}
+        write_json(manifest_path(folder, step), {"step": step, "files": files} | ({"timed": True} if timed else {}))
+        _sweep(folder, step, keep_last)
+    ranks.any(False)  # no rank begins the next save while this one is swept
+
+
+def _json(obj) -> bytes:
+    return (json.dumps(obj, indent=2, allow_nan=False) + "\n").encode("utf-8")
+
+
+def _entry(path: Path) -> dict:
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def replace_meta(folder, step: int, meta: dict):
+    """Write the meta file of a whole step again. The step is whole at every moment: for a while its manifest allows the
+    old and the new file."""
+    path, manifest = Path(folder) / file_names(step)["meta"], manifest_path(folder, step)
+    if not manifest.exists():  # upstream's step
+        return write_json(path, meta)
+    told, text = read_json(manifest), _json(meta)
+    new = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    told["files"][path.name] = {**_entry(path), "next": new}
+    write_json(manifest, told)
+    write_json(path, meta)
+    told["files"][path.name] = new
+    write_json(manifest, told)
+
+
+def _sweep(folder: Path, step: int, keep_last: int):
+    """Delete the steps that `step`, just written, makes superfluous, and what killed saves have left.
+
+    Steps of a higher number stay. They are of an earlier run, which was resumed from a step before them.
+    """
+    older = [old for old in manifest_steps(folder) if old < step]
+    spare = older[:len(older) + 1 - keep_last] if keep_last > 0 else [old for old in older if _timed(folder, old)]
+    for old in spare:
+        delete_step(folder, old)
+    sweep_remains(folder)
+    for old in set(_steps(folder, r"model_(\d+)\.pt")) - set(manifest_steps(folder)):
+        if _is_ours(folder, old):  # killed between its last file and its manifest; upstream's are never touched
             delete_step(folder, old)
 
 
-def _finish_step(folder: Path, step: int, model_state: dict, meta: dict, num_optim_files: int):
-    """Write weights, meta and the manifest of a step whose optimizer files are already written."""
-    names = file_names(step)
-    write_json(folder / names["meta"], meta)
-    with atomic_writer(folder / names["model"]) as f:
-        torch.save(model_state, f)
-    optim = [file_names(step, rank)["optim"] for rank in range(num_optim_files)]
-    written = [*optim, names["meta"], names["model"]]
-    write_json(manifest_path(folder, step), {"step": step, "files": {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)} for name in written}})
+def sweep_remains(folder):
+    """Delete temporary files, and steps without manifest and model: no reader can use them. The model is renamed last,
+    and deleted first. The caller holds the lock of the tag."""
+    folder = Path(folder)
+    usable = set(manifest_steps(folder)) | set(_steps(folder, r"model_(\d+)\.pt"))
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        match = re.fullmatch(r"(?:meta|optim)_(\d+)(?:_rank\d+)?\.(?:json|pt)", path.name)
+        if (match and int(match[1]) not in usable) or re.fullmatch(
+                r"\.(?:optim|meta|model|manifest)_\d+\w*\.(?:json|pt)\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
+
+
+def _timed(folder, step: int) -> bool:
+    try:
+        return read_json(manifest_path(folder, step)).get("timed") is True
+    except (OSError, ValueError):
+        return False
+
+
+def _is_ours(folder, step: int) -> bool:
+    try:
+        return "run_id" in read_json(Path(folder) / file_names(step)["meta"])
+    except (OSError, ValueError):
+        return False
 
 
 def delete_step(folder, step: int):
+    folder = Path(folder)
     manifest_path(folder, step).unlink(missing_ok=True)  # first, so that a kill leaves no half step that looks whole
-    fsync_dir(Path(folder))
-    optim = [path.name for path in Path(folder).glob(f"optim_{step:06d}_rank*.pt")]
-    for name in (*optim, *file_names(step).values()):
-        (Path(folder) / name).unlink(missing_ok=True)
+    fsync_dir(folder)
+    names = file_names(step)
+    for name in (names["model"], names["meta"], *(path.name for path in folder.glob(f"optim_{step:06d}_rank*.pt"))):
+        (folder / name).unlink(missing_ok=True)
 
+
+# -----------------------------------------------------------------------------
+# Finding
 
 def _steps(folder, pattern: str) -> list[int]:
     folder = Path(folder)
@@ -83,27 +156,60 @@ def manifest_steps(folder) -> list[int]:
 
 
 def is_whole(folder, step: int) -> bool:
-    """Whether the manifest of this step is readable, and every file has the size and hash that it states."""
+    """Whether the manifest of this step is readable and names exactly the files of the step, and every file has the
+    size and hash that it states."""
+    return fault_of(folder, step) is None
+
+
+def fault_of(folder, step: int) -> str | None:
+    """Why a step with a manifest is not whole, in words; None for a whole step."""
+    path = manifest_path(folder, step)
     try:
-        files = read_json(manifest_path(folder, step))["files"]
-        return all(path.stat().st_size == entry["bytes"] and sha256_file(path) == entry["sha256"]
-                   for path, entry in ((Path(folder) / name, entry) for name, entry in files.items()))
-    except (OSError, json.JSONDecodeError, KeyError):
+        told = read_json(path)
+    except (OSError, ValueError) as e:
+        return str(e)
+    files, names = told.get("files"), file_names(step)
+    if told.get("step") != step or not isinstance(files, dict):
+        return f"{path.name} is not the manifest of step {step}"
+    optim = [file_names(step, rank)["optim"] for rank in range(len(files) - 2)]
+    if set(files) != {names["meta"], names["model"], *optim}:
+        return f"{path.name} does not name the files of step {step}"
+    return next((f"{name} does not match {path.name}" for name, entry in files.items()
+                 if not _matches(Path(folder) / name, entry)), None)
+
+
+def _matches(path: Path, entry) -> bool:
+    """Whether the file has the size and hash of its entry, or those of the file that is about to replace it."""
+    if not isinstance(entry, dict):
+        return False
+    try:
+        found = {"bytes": path.stat().st_size}
+        allowed = [e for e in (entry, entry.get("next")) if isinstance(e, dict) and e.get("bytes") == found["bytes"]]
+        return bool(allowed) and sha256_file(path) in [e.get("sha256") for e in allowed]
+    except OSError:
         return False
 
 
 def find_last_step(folder) -> int | None:
-    """Newest whole step; in a folder without any manifest (upstream's), the step of the newest model file.
+    """Newest whole step; in a folder without any manifest (upstream's), the newest step whose meta can be read.
 
-    None where no step can be used.
+    None where no step can be used. Every step that is passed over is named, with its fault.
     """
     steps = manifest_steps(folder)
-    for step in reversed(steps):
-        if is_whole(folder, step):
+    for step in reversed(steps or _steps(folder, r"model_(\d+)\.pt")):
+        fault = fault_of(folder, step) if steps else _fault_of_meta(folder, step)
+        if fault is None:
             return step
-        print0(f"Skipping step {step} of {folder}: its files do not match its manifest")
-    models = [] if steps else _steps(folder, r"model_(\d+)\.pt")
-    return models[-1] if models else None
+        print0(f"Skipping step {step} of {folder}: {fault}")
+    return None
+
+
+def _fault_of_meta(folder, step: int) -> str | None:
+    try:
+        read_json(Path(folder) / file_names(step)["meta"])
+    except (OSError, ValueError) as e:
+        return str(e)
+    return None
 
 
 def find_largest_model(folder) -> str:
@@ -123,13 +229,18 @@ def load_checkpoint(folder, step: int, device, load_optimizer=False, rank: int =
         if not (folder / names[kind]).is_file():
             have = _steps(folder, r"model_(\d+)\.pt")
             raise FileNotFoundError(f"{folder / names[kind]} is missing; steps in this folder: {have or 'none'}")
-    if manifest_path(folder, step).exists() and not is_whole(folder, step):
-        raise ValueError(f"step {step} of {folder} is damaged: its files do not match "
-                         f"{manifest_path(folder, step).name}; name another step, or resume with --resume, "
+    if manifest_path(folder, step).exists() and (fault := fault_of(folder, step)):
+        raise ValueError(f"step {step} of {folder} is damaged: {fault}; name another step, or resume with --resume, "
                          "which takes the newest whole one")
 
     def load(kind):
-        return torch.load(folder / names[kind], map_location=device, weights_only=True)
+        try:
+            return torch.load(folder / names[kind], map_location=device, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as e:
+            if isinstance(e, torch.OutOfMemoryError):
+                raise
+            raise ValueError(f"{folder / names[kind]} cannot be read ({str(e).strip().splitlines()[0]}); "
+                             "name another step") from None
     model_state = {k.removeprefix("_orig_mod."): v for k, v in load("model").items()}
     return model_state, load("optim") if load_optimizer else None, read_json(folder / names["meta"])
 
