@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nanochat.common import fsync_dir
-from nanochat.manifest import dataset_lock, read_manifest, write_manifest, writing
+from nanochat.manifest import changed_shards, dataset_lock, read_manifest, write_manifest, writing
 from nanochat.shards import MAX_DOC_CHARS, PACKING, SPLIT_RULE, ShardWriter, packing_share, split_sources
 from nanochat.text_files import file_texts, find_files, name_hash
 
@@ -97,7 +97,8 @@ def _version(package: str) -> str:
 
 def _is_whole(data_dir: Path, manifest: dict) -> bool:
     paths = [(data_dir / s["name"], s["bytes"]) for s in manifest["shards"]]
-    return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+    return (all(path.is_file() and path.stat().st_size == size for path, size in paths)
+            and not changed_shards(data_dir, manifest["shards"]))
 
 
 # -----------------------------------------------------------------------------
