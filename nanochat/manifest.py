@@ -36,7 +36,7 @@ def shard_name(index: int) -> str:
 
 
 @functools.lru_cache(maxsize=None)
-def _say_once(message: str):
+def say_once(message: str):
     print0(message)
 
 
@@ -47,7 +47,7 @@ def get_data_dir(base_dir=None) -> Path:
     base_dir = get_base_dir() if base_dir is None else Path(base_dir)
     path, old = base_dir / DATA_FOLDER, base_dir / OLD_DATA_FOLDER
     if not path.exists() and old.exists():
-        _say_once(f"{path} does not exist: reading {old}, the folder of upstream's older dataset")
+        say_once(f"{path} does not exist: reading {old}, the folder of upstream's older dataset")
         return old
     return path
 
@@ -165,7 +165,7 @@ def _listed(manifest: dict, data_dir: Path) -> list[Path]:
                              f"delete that shard, then {again}")
     extra = {p.name for p in list_parquet_files(data_dir)} - {*names}
     if extra:
-        _say_once(f"{data_dir}: {len(extra)} shards that the manifest does not list are left out ({min(extra)} ...); "
+        say_once(f"{data_dir}: {len(extra)} shards that the manifest does not list are left out ({min(extra)} ...); "
                   + to_paste("python -m nanochat.dataset -n N adds downloaded ones"))
     return [data_dir / name for name in names]
 
