@@ -14,10 +14,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nanochat.common import fsync_dir
-from nanochat.manifest import dataset_lock, read_manifest, write_manifest, writing
+from nanochat.common import fsync_dir, get_base_dir, print0
+from nanochat.manifest import (
+    MANIFEST,
+    VERIFIED,
+    changed_shards,
+    dataset_lock,
+    read_manifest,
+    write_manifest,
+    writing,
+)
 from nanochat.shards import MAX_DOC_CHARS, PACKING, SPLIT_RULE, ShardWriter, packing_share, split_sources
-from nanochat.text_files import file_texts, find_files, name_hash
+from nanochat.text_files import file_texts
+from nanochat.text_walk import LeftOut, find_files, name_hash, shown
 
 # -----------------------------------------------------------------------------
 # The built-in corpus
@@ -97,31 +106,55 @@ def _version(package: str) -> str:
 
 def _is_whole(data_dir: Path, manifest: dict) -> bool:
     paths = [(data_dir / s["name"], s["bytes"]) for s in manifest["shards"]]
-    return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+    return (all(path.is_file() and path.stat().st_size == size for path, size in paths)
+            and not changed_shards(data_dir, manifest["shards"]))
 
 
 # -----------------------------------------------------------------------------
 # A user's own text
 
 def build_from_paths(data_dir, paths, max_doc_chars=MAX_DOC_CHARS, progress=True) -> dict:
-    """Build a corpus from files or folders (text_files.READERS has the suffixes) and return its manifest."""
-    data_dir = Path(data_dir)
-    files = find_files(paths)
-    source = dict(kind="files", paths=[str(Path(p).expanduser().resolve()) for p in paths])
+    """Build a corpus from files or folders (text_files.READERS has the suffixes) and return its manifest.
+
+    What is left out is printed: files before they are read, texts after.
+    """
+    data_dir, left_out = Path(data_dir), LeftOut()
+    files = find_files(paths, left_out, outputs=(data_dir, get_base_dir()))
+    source = dict(kind="files", paths=[shown(Path(p).expanduser().resolve()) for p in paths])
+    _say(left_out)
     with dataset_lock(data_dir):
-        return _build(data_dir, file_texts(files, max_doc_chars == 0, progress), source, max_doc_chars)
+        texts = file_texts(files, max_doc_chars == 0, progress, left_out)
+        try:
+            return _build(data_dir, texts, source, max_doc_chars)
+        finally:
+            _say(left_out)
+
+
+def _say(left_out: LeftOut):
+    for line in left_out.take_lines():
+        print0(line)
 
 
 # -----------------------------------------------------------------------------
 # Building
 
-def _check_replaceable(data_dir: Path, source: dict):
-    """Raise ValueError where data_dir holds anything but a corpus from the same source: that may be somebody's data."""
+def _check_replaceable(data_dir: Path, source: dict) -> dict | None:
+    """The manifest of the corpus that would be replaced, or None.
+
+    ValueError where data_dir holds anything but a corpus from the same source: that may be somebody's data.
+    """
     manifest, other_place = read_manifest(data_dir), "choose another --name, or delete that folder"
-    if manifest is None and data_dir.is_dir() and any(data_dir.iterdir()):
-        raise ValueError(f"{data_dir} holds files that no manifest describes; {other_place}")
-    if manifest and [manifest["source"].get(k) for k in ("kind", "paths")] != [source["kind"], source.get("paths")]:
+    if manifest is None:
+        if data_dir.is_dir() and any(data_dir.iterdir()):
+            raise ValueError(f"{data_dir} holds files that no manifest describes; {other_place}")
+        return None
+    if [manifest["source"].get(k) for k in ("kind", "paths")] != [source["kind"], source.get("paths")]:
         raise ValueError(f"{data_dir} holds a dataset made from {manifest['source']}; {other_place}")
+    ours = {MANIFEST, VERIFIED, *(s["name"] for s in manifest["shards"])}
+    if others := sorted(shown(p.name) for p in data_dir.iterdir() if p.name not in ours and p.suffix != ".tmp"):
+        raise ValueError(f"{data_dir} holds {len(others)} files that its manifest does not list ({others[0]}), and "
+                         "they would be lost; move them to another folder")
+    return manifest
 
 
 def _build(data_dir: Path, sources, source: dict, max_doc_chars: int) -> dict:
@@ -129,7 +162,7 @@ def _build(data_dir: Path, sources, source: dict, max_doc_chars: int) -> dict:
     staging, old = (data_dir.with_name(f".{data_dir.name}.{word}") for word in ("building", "old"))
     if old.exists() and not data_dir.exists():  # killed between the two renames below
         os.replace(old, data_dir)
-    _check_replaceable(data_dir, source)
+    replaced = _check_replaceable(data_dir, source)
     for folder in (staging, old):
         shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -155,6 +188,9 @@ def _build(data_dir: Path, sources, source: dict, max_doc_chars: int) -> dict:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+    if replaced and replaced["dataset_id"] != manifest["dataset_id"]:
+        print0(f"replaced the dataset {replaced['dataset_id'][:12]} that was in {shown(data_dir)}; a tokenizer and "
+               "checkpoints that were made from it stay")
     return manifest
 
 

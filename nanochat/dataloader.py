@@ -102,6 +102,7 @@ class DataLoader:
         self.recent = deque()  # row groups in the order in which they were read, oldest first
         self.buffer = []  # sorted [(length, arrival, reference, tokens)]
         self.arrivals = 0
+        self.arrivals_before = -1  # those before this epoch; -1 in the first, which a resumed run may begin at its end
         self.epoch, self.block, self.offset = 1, 0, 0
         if state is not None:
             self._restore(state)
@@ -119,17 +120,26 @@ class DataLoader:
         return self.texts[group][row]
 
     def _add(self, refs):
-        tokens = self.tokenizer.encode([self._text(ref) for ref in refs], prepend=self.bos)
-        for ref, doc in zip(refs, tokens, strict=True):
+        """Documents that are null are left out. They count in positions, so that these stay what metadata says."""
+        texts = {ref: text for ref in refs if (text := self._text(ref)) is not None}
+        tokens = self.tokenizer.encode([*texts.values()], prepend=self.bos)
+        for ref, doc in zip(texts, tokens, strict=True):
             bisect.insort(self.buffer, (len(doc), self.arrivals, ref, doc))
             self.arrivals += 1
+
+    def _end_epoch(self):
+        if self.arrivals == self.arrivals_before:
+            raise ValueError(f"no document in {self.shards[0].parent} has a text: an epoch of "
+                             f"{self.order.num_documents} documents gave none; rebuild the dataset")
+        self.epoch, self.arrivals_before = self.epoch + 1, self.arrivals
 
     def _refill(self):
         """Tokenize the next chunk. Chunks end with their row group in "file" order, as upstream's do."""
         refs = self.order.block(self.epoch, self.block)
         while refs is None or self.offset >= len(refs):
-            self.epoch, self.block = (self.epoch + 1, 0) if refs is None else (self.epoch, self.block + 1)
-            self.offset = 0
+            if refs is None:
+                self._end_epoch()
+            self.block, self.offset = (0 if refs is None else self.block + 1), 0
             refs = self.order.block(self.epoch, self.block)
         self._add(refs[self.offset:self.offset + self.chunk])
         self.offset = min(self.offset + self.chunk, len(refs))

@@ -13,6 +13,7 @@ torch.
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -21,7 +22,10 @@ from nanochat.common import get_base_dir
 from nanochat.manifest import DATA_FOLDER, SOURCES, get_data_dir, get_dataset_id, list_parquet_files, shard_name
 from nanochat.options import hyphenate
 from nanochat.shards import MAX_DOC_CHARS, iter_texts
+from nanochat.text_walk import shown
 
+# What every system takes for the name of a folder. A Windows device (nul, com1) is not one.
+FOLDER_NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|\Z))\w(?:[\w .+=@,-]{0,98}\w)?")
 __all__ = ["build_builtin", "get_data_dir", "get_dataset_id", "iter_texts", "list_parquet_files"]
 
 
@@ -93,6 +97,8 @@ def _build(args) -> int:
 
 
 def main(argv=None) -> int:
+    if hasattr(sys.stdout, "reconfigure"):  # names of files may be of any encoding, or none
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = build_parser()
     args = parser.parse_args(hyphenate(sys.argv[1:] if argv is None else argv))
     args.name = args.name or ("builtin" if args.builtin else None)
@@ -100,8 +106,9 @@ def main(argv=None) -> int:
         parser.error("--name and --max-doc-chars go with --builtin and --from: downloaded shards are kept as they are")
     if args.paths and not args.name:
         parser.error("--from needs --name NAME: the folder under $NANOCHAT_BASE_DIR/lab to build in")
-    if args.name and (args.name != Path(args.name).name or args.name.startswith(".") or "\\" in args.name):
-        parser.error(f"--name={args.name}: expected a plain folder name")
+    if args.name and not FOLDER_NAME.fullmatch(args.name):
+        parser.error(f"--name={shown(args.name)}: expected a plain folder name: letters, digits, spaces and _ . + - =, "
+                     "a letter or digit first and last")
     try:
         return _build(args) if args.num_files is None else _download(args)
     except (ValueError, OSError) as e:

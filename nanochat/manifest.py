@@ -10,13 +10,17 @@ shards.py reads and writes the shards themselves. Never imports torch.
 
 import contextlib
 import functools
+import os
+import time
 from pathlib import Path
 
-from nanochat.common import get_base_dir, hash_json, print0, read_json, to_paste, write_json
+from nanochat.common import get_base_dir, hash_json, print0, read_json, sha256_file, to_paste, write_json
 
 SCHEMA_VERSION = 1
 DATA_FOLDER, OLD_DATA_FOLDER = "base_data_climbmix", "base_data"  # the second: upstream's before March 2026
 MANIFEST = "manifest.json"
+SAY_AFTER_SEC = 2  # of comparing hashes
+VERIFIED = ".verified.json"  # which shards had the content that the manifest records, and when they were written
 HF = "https://huggingface.co/datasets/karpathy"
 # Datasets to download. name: (folder under the base dir, index of the validation shard = the last shard, URL)
 SOURCES = {
@@ -32,7 +36,7 @@ def shard_name(index: int) -> str:
 
 
 @functools.lru_cache(maxsize=None)
-def _say_once(message: str):
+def say_once(message: str):
     print0(message)
 
 
@@ -43,7 +47,7 @@ def get_data_dir(base_dir=None) -> Path:
     base_dir = get_base_dir() if base_dir is None else Path(base_dir)
     path, old = base_dir / DATA_FOLDER, base_dir / OLD_DATA_FOLDER
     if not path.exists() and old.exists():
-        _say_once(f"{path} does not exist: reading {old}, the folder of upstream's older dataset")
+        say_once(f"{path} does not exist: reading {old}, the folder of upstream's older dataset")
         return old
     return path
 
@@ -62,11 +66,26 @@ def read_manifest(data_dir) -> dict | None:
     """manifest.json of a dataset folder, or None where the file is missing (in a folder that upstream made)."""
     path = Path(data_dir) / MANIFEST
     try:
-        return read_json(path)
+        manifest = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as e:
         raise ValueError(f"{path} is not valid JSON ({e}); delete it, or build the dataset again") from e
+    if not _is_manifest(manifest):
+        raise ValueError(f"{path} is no manifest of a dataset (a key is missing, or of another type); delete it, or "
+                         "build the dataset again")
+    return manifest
+
+
+def _is_manifest(manifest: dict) -> bool:
+    """Whether the keys that are read later are there and have their types. A shard's name is that of a plain file."""
+    def has(row, **types):
+        return isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in types.items())
+
+    return (has(manifest, dataset_id=str, source=dict, validation_shard=str, shards=list)
+            and all(has(s, name=str, bytes=int) for s in manifest["shards"])
+            and all(name == Path(name).name for name in (manifest["validation_shard"],
+                                                         *(s["name"] for s in manifest["shards"]))))
 
 
 def dataset_id(shards: list[dict], validation_shard: str, split_rule: str) -> str:
@@ -146,9 +165,60 @@ def _listed(manifest: dict, data_dir: Path) -> list[Path]:
                              f"delete that shard, then {again}")
     extra = {p.name for p in list_parquet_files(data_dir)} - {*names}
     if extra:
-        _say_once(f"{data_dir}: {len(extra)} shards that the manifest does not list are left out ({min(extra)} ...); "
+        say_once(f"{data_dir}: {len(extra)} shards that the manifest does not list are left out ({min(extra)} ...); "
                   + to_paste("python -m nanochat.dataset -n N adds downloaded ones"))
     return [data_dir / name for name in names]
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size, time of the last change (ns) and inode. A file that is written again has another stamp."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+_verified: dict[str, dict] = {}  # as in the file VERIFIED, by folder: a folder that is read-only has no such file
+
+
+def _known(data_dir: Path) -> dict:
+    key = os.path.realpath(data_dir)
+    if key not in _verified:
+        try:
+            _verified[key] = read_json(data_dir / VERIFIED)
+        except (OSError, ValueError):  # not there, or damaged: the shards are read once more
+            _verified[key] = {}
+    return _verified[key]
+
+
+def changed_shards(data_dir: Path, shards: list[dict]) -> list[str]:
+    """Names of the shards whose content is not what their rows record. FileNotFoundError where a shard is missing.
+
+    A shard is read once, at about 1 GB/s, and not again while its size, time and inode stay as they were. A row
+    without sha256 is not checked.
+    """
+    known, changed, started = _known(data_dir), [], time.monotonic()
+    todo = [s for s in shards if s.get("sha256")
+            and known.get(s["name"]) != [*_stamp(data_dir / s["name"]), s["sha256"]]]
+    for row in todo:
+        stamp = _stamp(data_dir / row["name"])  # before reading: a change meanwhile is seen the next time
+        if sha256_file(data_dir / row["name"]) == row["sha256"]:
+            known[row["name"]] = [*stamp, row["sha256"]]
+        else:
+            changed.append(row["name"])
+    if (sec := time.monotonic() - started) > SAY_AFTER_SEC:
+        print0(f"compared {len(todo)} shards with the hashes in {data_dir / MANIFEST} in {sec:.0f} s (once, until "
+               "they change)")
+    if len(todo) > len(changed):
+        with contextlib.suppress(OSError):
+            write_json(data_dir / VERIFIED, known)
+    return changed
+
+
+def _compare_hashes(data_dir: Path, manifest: dict, paths: list[Path]):
+    names = {p.name for p in paths}
+    if changed := changed_shards(data_dir, [s for s in manifest["shards"] if s["name"] in names]):
+        raise ValueError(f"{data_dir / changed[0]} was changed or damaged: its sha256 is not the one in its manifest"
+                         f"{f', as of {len(changed) - 1} other shards' if changed[1:] else ''}; delete that shard, "
+                         f"then build or download the dataset again")
 
 
 def split_paths(split: str, data_dir=None) -> list[Path]:
@@ -167,4 +237,7 @@ def split_paths(split: str, data_dir=None) -> list[Path]:
     if len(paths) < 2:
         raise ValueError(f"{data_dir} has one shard ({paths[0].name}): expected at least one to train on and one to "
                          f"validate on; {HOW_TO_MAKE}")
-    return [p for p in paths if (p.name == val) == (split == "val")]
+    paths = [p for p in paths if (p.name == val) == (split == "val")]
+    if manifest:
+        _compare_hashes(data_dir, manifest, paths)
+    return paths

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nanochat.common import atomic_writer, sha256_file
-from nanochat.manifest import shard_name, split_paths, writing
+from nanochat.manifest import say_once, shard_name, split_paths, writing
 
 MAX_DOC_CHARS = 1000
 SHARD_CHARS = 32_000_000
@@ -210,32 +210,62 @@ def _blaming(path):
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as e:
-        raise ValueError(f"the shard {path} cannot be read ({type(e).__name__}: {str(e).splitlines()[0]}); "
+        raise ValueError(f"the shard {path} cannot be read ({type(e).__name__}: {str(e).partition(chr(10))[0]}); "
                          "delete it, then build or download the dataset again") from e
 
 
+def text_type(schema) -> pa.DataType | None:
+    """Type of the column text where it holds strings, in one of the ways in which Parquet holds them. Else None."""
+    kind = schema.field("text").type if schema.names.count("text") == 1 else None
+    value = kind.value_type if kind is not None and pa.types.is_dictionary(kind) else kind
+    return kind if value in (pa.string(), pa.large_string(), pa.string_view()) else None
+
+
+def _require_text(f: pq.ParquetFile):
+    if text_type(f.schema_arrow) is None:
+        raise pa.ArrowInvalid(f"expected a column text of strings, got {', '.join(map(str, f.schema_arrow))[:200]}")
+
+
+def _known_nulls(group) -> int | None:
+    """Nulls in the column text of a row group, as its metadata states them. None where the metadata does not say."""
+    columns = (group.column(i) for i in range(group.num_columns))
+    stats = next(c for c in columns if c.path_in_schema == "text").statistics
+    return stats.null_count if stats is not None and stats.has_null_count else None
+
+
 def row_groups(paths) -> list[tuple[Path, int, int]]:
-    """(path, index of the row group in its file, documents in it) in file order; reads metadata only."""
+    """(path, index of the row group in its file, documents in it) in file order; reads metadata only.
+
+    ValueError for a file without texts. Nulls among the texts are said here, where the metadata counts them.
+    """
     groups = []
     for path in paths:
         with _blaming(path), pq.ParquetFile(path) as f:
-            groups += [(path, i, f.metadata.row_group(i).num_rows) for i in range(f.num_row_groups)]
+            _require_text(f)
+            metadata = [f.metadata.row_group(i) for i in range(f.num_row_groups)]
+            groups += [(path, i, group.num_rows) for i, group in enumerate(metadata)]
+            if nulls := sum(_known_nulls(group) or 0 for group in metadata):
+                say_once(f"{path}: {nulls} of {f.metadata.num_rows} documents are null, and left out")
     return groups
 
 
-def read_row_group(path, index: int) -> list[str]:
-    """Documents of one row group. A corrupt shard is a ValueError that names it.
+def read_row_group(path, index: int) -> list[str | None]:
+    """Documents of one row group. None stands for a null, which no reader uses. A corrupt shard is a ValueError that
+    names it.
 
     Shards written by this file carry checksums of their pages, so even one flipped bit in them is found.
     """
     with _blaming(path), pq.ParquetFile(path, page_checksum_verification=True) as f:
+        _require_text(f)
         column = f.read_row_group(index, columns=["text"]).column("text")
-        if column.null_count or not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-            raise pa.ArrowInvalid(f"column text is {column.type} with {column.null_count} nulls, expected strings")
-        return column.to_pylist()
+        texts = column.to_pylist()
+        if column.null_count and _known_nulls(f.metadata.row_group(index)) is None:
+            say_once(f"{path}: row {texts.index(None)} of row group {index} is null, and left out"
+                     f"{f', and {column.null_count - 1} others of that group' if column.null_count > 1 else ''}")
+        return texts
 
 
 def iter_texts(split: str, data_dir=None):
-    """Documents of a split one by one, in file order."""
+    """Documents of a split one by one, in file order. Nulls are left out."""
     for path, index, _ in row_groups(split_paths(split, data_dir)):
-        yield from read_row_group(path, index)
+        yield from (text for text in read_row_group(path, index) if text is not None)

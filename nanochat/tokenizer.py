@@ -18,6 +18,7 @@ from pathlib import Path
 
 import tiktoken
 
+from nanochat import blank_runs
 from nanochat import tokenizer_files as files
 from nanochat.common import get_base_dir, to_paste
 from nanochat.tokenizer_files import BOS
@@ -60,7 +61,8 @@ class RustBPETokenizer:
         import rustbpe  # a trained tokenizer does without it
         logging.getLogger("rustbpe").setLevel(logging.WARNING)  # it logs each percent of its merges
         trainer = rustbpe.Tokenizer()
-        trainer.train_from_iterator(text_iterator, vocab_size - len(SPECIAL_TOKENS), pattern=SPLIT_PATTERN)
+        texts = blank_runs.for_training(text_iterator)
+        trainer.train_from_iterator(texts, vocab_size - len(SPECIAL_TOKENS), pattern=SPLIT_PATTERN)
         ranks = [bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda item: item[1])]
         special_tokens = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
         return cls(files.build_encoding(SPLIT_PATTERN, ranks, special_tokens, "rustbpe"), BOS)
@@ -95,9 +97,13 @@ class RustBPETokenizer:
         prepend, append: id or name of a special token, put around every row.
         """
         if isinstance(text, str):
-            rows = [self.enc.encode_ordinary(text)]
+            rows = [self._encode_cut(parts) if (parts := blank_runs.cut(text)) else self.enc.encode_ordinary(text)]
         elif isinstance(text, list):
-            rows = self.enc.encode_ordinary_batch(text, num_threads=num_threads)
+            parts = {i: cut for i, one in enumerate(text) if (cut := blank_runs.cut(one))}
+            rows = self.enc.encode_ordinary_batch(["" if i in parts else one for i, one in enumerate(text)]
+                                                  if parts else text, num_threads=num_threads)
+            for i, cut in parts.items():
+                rows[i] = self._encode_cut(cut)
         else:
             raise ValueError(f"text of type {type(text).__name__}: expected a string or a list of strings")
         before, after = ([] if token is None else [token if isinstance(token, int) else self.encode_special(token)]
@@ -105,6 +111,14 @@ class RustBPETokenizer:
         if before or after:
             rows = [before + row + after for row in rows]
         return rows[0] if isinstance(text, str) else rows
+
+    def _encode_cut(self, parts) -> list[int]:
+        """Ids of a text that blank_runs.cut took apart, equal to those of the whole text."""
+        if self.enc._pat_str != SPLIT_PATTERN:
+            raise ValueError(f"a text has more than {blank_runs.LONGEST:,} blanks in a row, and the split pattern of "
+                             f"{self.enc.name} cannot take them in; shorten the run")
+        return [token for part, is_piece in parts
+                for token in (self.enc._encode_single_piece(part) if is_piece else self.enc.encode_ordinary(part))]
 
     def __call__(self, *args, **kwargs):
         return self.encode(*args, **kwargs)

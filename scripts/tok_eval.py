@@ -111,7 +111,8 @@ def load_texts() -> dict[str, str]:
     texts = {"news": NEWS, "korean": KOREAN, "code": CODE, "math": MATH, "science": SCIENCE}
     texts = {name: text.strip() for name, text in texts.items()}
     for split in ("train", "val"):
-        texts[f"data-{split}"] = "\n".join(read_row_group(split_paths(split)[0], 0))
+        documents = read_row_group(split_paths(split)[0], 0)
+        texts[f"data-{split}"] = "\n".join(text for text in documents if text is not None)
     return {name: text for name, text in texts.items() if text}
 
 

@@ -6,6 +6,8 @@ import itertools
 import json
 import random
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -35,7 +37,7 @@ def naive_best_fit(documents, row_groups_of, T, buffer_size, chunk):
         row = []
         while len(row) < T + 1:
             while len(buffer) < buffer_size:
-                buffer += next(source)
+                buffer += [doc for doc in next(source) if doc is not None]
             room = T + 1 - len(row)
             fitting = [doc for doc in buffer if len(doc) <= room]
             if fitting:
@@ -57,6 +59,49 @@ def test_file_order_equals_a_naive_best_fit_packer(base_dir, small_buffer):
         expected = torch.tensor(list(itertools.islice(naive, 3)))
         assert torch.equal(x, expected[:, :-1]) and torch.equal(y, expected[:, 1:])
     assert loader.epoch > 1
+
+
+def write_nulls(folder, texts, shard=1, rows=60):
+    """Shard 1 as somebody else's program writes it: some of its documents are null."""
+    pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), folder / f"shard_{shard:05d}.parquet",
+                   row_group_size=rows)
+
+
+def test_null_documents_are_left_out_of_the_naive_stream(base_dir, small_buffer):
+    documents, tokenizer = make_base(base_dir)
+    documents[300:] = [None if i % 7 == 0 or 100 < i < 140 else doc for i, doc in enumerate(documents[300:])]
+    write_nulls(base_dir / "base_data_climbmix", documents[300:])
+    tokens = [None if doc is None else tokenizer.encode(doc, prepend="<|bos|>") for doc in documents]
+    naive = naive_best_fit(tokens, 60, T=48, buffer_size=40, chunk=16)
+    loader = DataLoader(tokenizer, B=3, T=48, split="train")
+    for _ in range(300):
+        x, _ = next(loader)
+        assert torch.equal(x, torch.tensor(list(itertools.islice(naive, 3)))[:, :-1])
+    assert loader.epoch > 1
+
+
+@pytest.mark.parametrize("data_order", ["seed", "file"])
+def test_a_loader_resumes_exactly_among_null_documents(base_dir, small_buffer, data_order):
+    documents, tokenizer = make_base(base_dir)
+    write_nulls(base_dir / "base_data_climbmix", [None if i % 3 else doc for i, doc in enumerate(documents[300:])])
+    kwargs = dict(B=2, T=40, split="train", data_order=data_order, seed=5)
+    loader, batches, states = DataLoader(tokenizer, **kwargs), [], []
+    for _ in range(130):
+        states.append(json.loads(json.dumps(loader.state)))
+        batches.append(next(loader))
+    for start in range(0, 130, 13):
+        restored = DataLoader(tokenizer, **kwargs, state=states[start])
+        for batch in batches[start:]:
+            assert all(map(torch.equal, batch, next(restored)))
+    assert loader.epoch > 1
+
+
+def test_a_split_of_nulls_alone_is_refused_and_not_searched_for_ever(base_dir):
+    _, tokenizer = make_base(base_dir)
+    for shard in (0, 1):
+        write_nulls(base_dir / "base_data_climbmix", [None] * 50, shard)
+    with pytest.raises(ValueError, match="no document in .*base_data_climbmix has a text: an epoch of 100 documents"):
+        next(DataLoader(tokenizer, B=2, T=32, split="train"))
 
 
 def test_every_row_starts_with_bos_and_targets_are_inputs_shifted(base_dir):

@@ -7,8 +7,8 @@ A folder of shards, with and without a manifest: its splits, the reading of its 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from folder_case import add_manifest, make_shard
 
-from nanochat.common import sha256_file
 from nanochat.manifest import (
     DATA_FOLDER,
     MANIFEST,
@@ -20,16 +20,8 @@ from nanochat.manifest import (
     read_manifest,
     shard_name,
     split_paths,
-    write_manifest,
 )
 from nanochat.shards import iter_texts, read_row_group, row_groups
-
-
-def make_shard(path, texts, rows=2):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"text": texts}), path, row_group_size=rows)
-    return dict(name=path.name, bytes=path.stat().st_size, sha256=sha256_file(path), documents=len(texts),
-                row_groups=-(-len(texts) // rows), chars=None)
 
 
 @pytest.fixture
@@ -40,13 +32,6 @@ def folder(tmp_path, monkeypatch):
     for i in range(3):
         make_shard(path / shard_name(i), [f"shard {i} document {j}" for j in range(5)])
     return path
-
-
-def add_manifest(folder, validation_shard, names=None):
-    shards = [dict(name=p.name, bytes=p.stat().st_size, sha256=sha256_file(p), documents=5, row_groups=3, chars=None)
-              for p in sorted(folder.glob("*.parquet")) if names is None or p.name in names]
-    return write_manifest(folder, shards=shards, validation_shard=validation_shard, split_rule="test", max_doc_chars=0,
-                                  source=dict(kind="test"))
 
 
 def test_without_manifest_the_last_shard_validates(folder):
@@ -143,11 +128,41 @@ def test_corrupt_shard_is_named(folder, how):
         list(iter_texts("train"))
 
 
-@pytest.mark.parametrize("column", ({"content": ["a", "b"]}, {"text": [1, 2]}, {"text": ["a", None]}))
-def test_wrong_column_is_named(tmp_path, column):
+@pytest.mark.parametrize("column", ({"content": ["a", "b"]}, {"text": [1, 2]}, {"text": [b"a", b"b"]},
+                                    {"text": pa.nulls(2)}, {"text": [{"text": "a"}]}))
+def test_wrong_column_is_named_before_anything_is_read(tmp_path, column):
     pq.write_table(pa.table(column), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match=r"x\.parquet cannot be read"):
-        read_row_group(tmp_path / "x.parquet", 0)
+    for read in (lambda path: row_groups([path]), lambda path: read_row_group(path, 0)):
+        with pytest.raises(ValueError, match=r"x\.parquet cannot be read .*expected a column text of strings, got "):
+            read(tmp_path / "x.parquet")
+
+
+TEXTS = ["a", "", "a longer text", "a"]
+
+
+@pytest.mark.parametrize("kind", (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), "str")))
+def test_strings_are_read_however_a_shard_holds_them(tmp_path, kind):
+    text = pa.array(TEXTS).cast(kind) if kind != pa.dictionary(pa.int8(), "str") else pa.array(TEXTS).dictionary_encode()
+    pq.write_table(pa.table({"n": [[1], [], [2, 3], [4]], "text": text}), tmp_path / "x.parquet")
+    assert row_groups([tmp_path / "x.parquet"]) == [(tmp_path / "x.parquet", 0, 4)]
+    assert read_row_group(tmp_path / "x.parquet", 0) == TEXTS
+
+
+@pytest.mark.parametrize("statistics", (True, False))
+def test_nulls_are_left_out_and_said_before_training_where_the_metadata_counts_them(folder, capsys, statistics):
+    texts = ["a", "b", None, "c", None, None]
+    pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), folder / shard_name(1), row_group_size=3,
+                   write_statistics=statistics)
+    capsys.readouterr()
+    groups = row_groups(split_paths("train"))
+    said = capsys.readouterr().out
+    assert (said == f"{folder / shard_name(1)}: 3 of 6 documents are null, and left out\n") == statistics
+    assert [n for _, _, n in groups[-2:]] == [3, 3]  # a position in the metadata is a position in the shard
+    assert [read_row_group(folder / shard_name(1), i) for i in range(2)] == [texts[:3], texts[3:]]
+    assert list(iter_texts("train"))[-3:] == ["a", "b", "c"]
+    said = capsys.readouterr().out
+    assert (f"{shard_name(1)}: row 2 of row group 0 is null, and left out\n" in said) != statistics
+    assert (f"row 1 of row group 1 is null, and left out, and 1 others of that group\n" in said) != statistics
 
 
 def test_older_folder_is_read_where_only_it_exists(tmp_path, capsys):
@@ -182,5 +197,5 @@ def test_dataset_id_of_a_base_dir(folder, tmp_path):
     assert without == get_dataset_id()
     make_shard(folder / "shard_00003.parquet", ["one more"])
     assert get_dataset_id() != without
-    manifest = add_manifest(folder, "shard_00003.parquet")
-    assert get_dataset_id() == manifest["dataset_id"] == read_manifest(folder)["dataset_id"]
+    made = add_manifest(folder, "shard_00003.parquet")
+    assert get_dataset_id() == made["dataset_id"] == read_manifest(folder)["dataset_id"]

@@ -1,0 +1,117 @@
+"""
+python -m pytest tests/test_shard_hashes.py -q
+
+The hashes that a manifest records are compared with the shards, once for each state of a file.
+"""
+
+import json
+import os
+import shutil
+
+import pytest
+from folder_case import add_manifest, make_shard
+
+from nanochat import manifest
+from nanochat.common import sha256_file
+from nanochat.manifest import DATA_FOLDER, MANIFEST, shard_name, split_paths
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A base dir with three shards and no manifest."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    path = tmp_path / DATA_FOLDER
+    for i in range(3):
+        make_shard(path / shard_name(i), [f"shard {i} document {j}" for j in range(5)])
+    return path
+
+
+def flip_a_bit(path):
+    """The file is as long as before, and cannot be told from it by its size."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def hashed(folder, monkeypatch):
+    """The folder with a manifest, and the names of the files that are read to hash them."""
+    add_manifest(folder, shard_name(2))
+    read = []
+
+    def sha256(path):
+        read.append(path.name)
+        return sha256_file(path)
+    monkeypatch.setattr(manifest, "sha256_file", sha256)
+    forget()
+    return folder, read
+
+
+def forget():
+    """As a new process: what stays is on disk."""
+    manifest._verified.clear()
+
+
+def test_a_flipped_bit_and_a_shard_of_equal_size_are_named(hashed):
+    folder, _ = hashed
+    split_paths("train")
+    flip_a_bit(folder / shard_name(1))
+    with pytest.raises(ValueError, match=r"shard_00001\.parquet was changed or damaged: its sha256 is not the one in "
+                                         r"its manifest; delete that shard"):
+        split_paths("train")
+    assert split_paths("val")  # which reads another file
+    other = (folder / shard_name(0)).read_bytes().replace(b"shard 0 document 3", b"shard 7 document 3")
+    (folder / "new").write_bytes(other)
+    os.replace(folder / "new", folder / shard_name(0))
+    forget()
+    with pytest.raises(ValueError, match=r"shard_00000\.parquet was changed .*as of 1 other shards"):
+        split_paths("train")
+
+
+def test_a_shard_is_read_once_until_its_time_or_inode_changes(hashed):
+    folder, read = hashed
+    for _ in range(2):
+        split_paths("train")
+        split_paths("val")
+        forget()
+    assert read == [shard_name(0), shard_name(1), shard_name(2)]
+    os.utime(folder / shard_name(0))
+    copy = folder / "copy"
+    shutil.copy2(folder / shard_name(1), copy)  # same bytes and time, another inode
+    os.replace(copy, folder / shard_name(1))
+    split_paths("train")
+    assert read[3:] == [shard_name(0), shard_name(1)]
+
+
+def test_a_damaged_list_of_verified_shards_only_costs_time(hashed):
+    folder, read = hashed
+    for damaged in ("[1]", "{", '{"shard_00000.parquet": 7}', "\x00"):
+        (folder / manifest.VERIFIED).write_text(damaged)
+        forget()
+        assert len(split_paths("train")) == 2
+    assert len(read) == 8
+
+
+def test_a_folder_that_cannot_be_written_is_read_once_a_process(hashed, monkeypatch):
+    def refuse(path, content):
+        raise PermissionError(13, "Permission denied", str(path))
+    monkeypatch.setattr(manifest, "write_json", refuse)
+    _, read = hashed
+    for _ in range(3):
+        split_paths("train")
+    assert read == [shard_name(0), shard_name(1)]
+
+
+def test_a_long_comparison_is_said(hashed, monkeypatch, capsys):
+    monkeypatch.setattr(manifest, "SAY_AFTER_SEC", -1)
+    split_paths("train")
+    assert "compared 2 shards with the hashes in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [
+    dict(shards=7), dict(shards=[7]), dict(shards=[dict(name="x.parquet", bytes="9")]), dict(dataset_id=None),
+    dict(shards=[dict(name="../x.parquet", bytes=9)]), dict(validation_shard="/etc/x"), dict(source="here")])
+def test_a_manifest_of_another_shape_is_one_line(folder, change):
+    (folder / MANIFEST).write_text(json.dumps({**add_manifest(folder, shard_name(2)), **change}))
+    with pytest.raises(ValueError, match=r"manifest\.json is no manifest of a dataset.*build the dataset again$"):
+        split_paths("train")
