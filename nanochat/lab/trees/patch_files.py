@@ -129,11 +129,17 @@ def changes(tree: Path, patch: Path, reverse: bool = False) -> dict[str, tuple[F
     try:
         store = _Store(folder)
         names = store.names(patch)
-        before = {name: read_file(_inside(tree, name)) for name in names}
+        before = {name: None if _gives_way(tree, name, names) else read_file(_inside(tree, name)) for name in names}
         after = _either_way(store, before, patch, reverse)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return {name: (before[name], after[name]) for name in names}
+
+
+def _gives_way(tree, name, names) -> bool:
+    """True for a folder that the patch takes away, with a file of the folder's name in its place; or the reverse."""
+    path = tree / name
+    return path.is_dir() and not path.is_symlink() and any(other.startswith(f"{name}/") for other in names)
 
 
 def put(tree: Path, patch: Path, reverse: bool = False):
