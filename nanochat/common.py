@@ -43,6 +43,8 @@ def _with_home(path: str) -> str:
         raise OSError(f"NANOCHAT_BASE_DIR={path}: expected ~/folder or a path without ~, because the home of another "
                       "user is not looked up; write its path")
     try:
+        if not WINDOWS and os.environ.get("HOME") == "":
+            raise RuntimeError
         return str(Path(path).expanduser())
     except RuntimeError:  # a container whose user is not in /etc/passwd
         raise OSError("this user has no home folder (HOME is not set); set NANOCHAT_BASE_DIR to a folder that you may "
