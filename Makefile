@@ -1,12 +1,29 @@
 # `make help` lists the targets; README.md, section "Make targets", has the variables of each.
 # Everything here is `python -m scripts.<name>`, so it runs without make too.
 # PYTHON makes .venv on the first run; SKIP_SETUP=1 uses PYTHON itself, as it is.
-PYTHON ?= python3
-PY = $(if $(SKIP_SETUP),$(PYTHON),$(if $(filter Windows_NT,$(OS)),.venv/Scripts/python.exe,.venv/bin/python))
-SETUP = $(if $(SKIP_SETUP),@true,@$(PYTHON) -m scripts.setup)
-quote = '$(subst ','\'',$(1))'
+# Values are text, never make: in LABEL='a$(shell ...)' nothing runs, and cost$5 stays cost$5. Make would expand a value
+# where it is used, and a second time where it is handed on to a command. So each is replaced by its own literal text.
+TAKEN = PYTHON SKIP_SETUP OS FRESH AA DRY_RUN N FROM NAME VOCAB BUDGET FLAGS LABEL PROFILE SEEDS NUM_ITERATIONS CANDIDATE \
+	UNTIL MAX_SEEDS PRIMARY TARGET NOISE MIN_GAIN NEW_HYPOTHESIS JOBS DEPTHS NOISE_SEEDS DTYPE LAST WHERE LEDGER REMOTE \
+	COMMIT FOLDER PATCH TREE TEST_WORKERS
+origin_of = $(firstword $(origin $(1)))
+given := $(foreach v,$(filter-out SHELL MAKE%,$(.VARIABLES)),$(if $(filter command,$(call origin_of,$(v))),$(v)))
+given += $(foreach v,$(TAKEN),$(if $(filter environment,$(call origin_of,$(v))),$(v)))
+$(foreach v,$(given),$(eval override $(v) := $$(value $(v)))$(eval export $(v)))
+
+define newline
+
+
+endef
+# $(call quote,text): one word for the shell. A line break would end the recipe's line, so it becomes a blank.
+quote = '$(subst $(newline), ,$(subst ','\'',$(1)))'
+quote_each = $(foreach word,$(1),$(call quote,$(word)))
 # $(call option,flag,VARIABLE): the flag with the variable's value as one word, where the variable is given
 option = $(if $($(2)),$(1)=$(call quote,$($(2))))
+PYTHON ?= python3
+VENV_PYTHON = $(if $(filter Windows_NT,$(OS)),.venv/Scripts/python.exe,.venv/bin/python)
+PY = $(if $(SKIP_SETUP),$(call quote,$(PYTHON)),$(VENV_PYTHON))
+SETUP = $(if $(SKIP_SETUP),@true,@$(call quote,$(PYTHON)) -m scripts.setup)
 
 .DEFAULT_GOAL := help
 
@@ -23,14 +40,14 @@ smoke: setup ## control against candidate on the built-in corpus, in minutes
 ##@ Train
 .PHONY: dataset tok arch vram
 dataset: setup ## download N=8 shards of 100 MB, or FROM=path NAME=name for text of your own
-	$(PY) -m nanochat.dataset $(if $(FROM),$(call option,--from,FROM) $(call option,--name,NAME),--num-files=$(or $(N),8))
+	$(PY) -m nanochat.dataset $(if $(FROM),$(call option,--from,FROM) $(call option,--name,NAME),--num-files=$(call quote,$(or $(N),8)))
 tok: setup ## train the tokenizer, and compare it with GPT-2's and GPT-4's
 	$(PY) -m scripts.tok_train $(call option,--vocab-size,VOCAB)
 	$(PY) -m scripts.tok_eval
 arch: setup ## shapes for a budget of parameters, with the flags to paste
 	$(PY) -m scripts.arch $(call option,--budget,BUDGET) $(call option,--vocab-size,VOCAB)
 vram: setup ## memory that a run needs: FLAGS="--depth=12"
-	$(PY) -m scripts.vram $(FLAGS)
+	$(PY) -m scripts.vram $(call quote_each,$(FLAGS))
 
 ##@ Compare
 .PHONY: protocol miniseries cycle lane-b
@@ -57,7 +74,7 @@ simulate-gates: setup ## how often a verdict is wrong, measured on made-up runs
 ##@ Look
 .PHONY: ledger leaderboard
 ledger: setup ## the newest rows of the table of all runs
-	$(PY) -m scripts.ledger --last=$(or $(LAST),20) $(call option,--where,WHERE)
+	$(PY) -m scripts.ledger --last=$(call quote,$(or $(LAST),20)) $(call option,--where,WHERE)
 leaderboard: setup ## rewrite dev/LEADERBOARD.md and its picture from that table
 	$(PY) -m scripts.leaderboard $(call option,--ledger,LEDGER)
 
@@ -77,9 +94,9 @@ patch-revert: setup ## take back what patch-apply changed, and nothing else
 setup-dev: ## make setup, with pytest, pytest-xdist and ruff
 	$(SETUP) --dev
 test: setup-dev ## the tests that take minutes in all on a CPU
-	$(PY) -m pytest -q -n $(or $(TEST_WORKERS),2) --dist loadfile -m "not slow and not gpu"
+	$(PY) -m pytest -q -n $(call quote,$(or $(TEST_WORKERS),2)) --dist loadfile -m "not slow and not gpu"
 test-slow: setup-dev ## the long ones
-	$(PY) -m pytest -q -n $(or $(TEST_WORKERS),2) --dist loadfile -m "slow and not gpu"
+	$(PY) -m pytest -q -n $(call quote,$(or $(TEST_WORKERS),2)) --dist loadfile -m "slow and not gpu"
 lint: setup-dev ## ruff, and bash -n of every script
 	$(PY) -m ruff check .
 	set -e; for script in runs/*.sh .ci/run; do bash -n "$$script"; done

@@ -9,19 +9,19 @@ reason is that another Python than that of .venv was typed. A traceback does not
 """
 
 import re
-import shlex
 import sys
 
 
 def _say_which_python(kind, error, trace):
-    from nanochat.common import REPO_ROOT, VENV_PYTHON
+    from nanochat.common import REPO_ROOT, VENV_PYTHON, quote_word
     package = (getattr(error, "name", None) or "").partition(".")[0]
     pins = (REPO_ROOT / "pyproject.toml").read_text(encoding="utf-8")
     if not issubclass(kind, ModuleNotFoundError) or f'"{package}==' not in pins:
         return sys.__excepthook__(kind, error, trace)
     venv, words = REPO_ROOT / ".venv", ["-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]
     first = "" if venv.exists() and sys.prefix != str(venv) else "`make setup`, then "
-    print(f"error: {sys.executable} lacks the package {package}; run {first}{VENV_PYTHON} {shlex.join(words)}",
+    print(f"error: {sys.executable} lacks the package {package}; run {first}{VENV_PYTHON} "
+          + " ".join(map(quote_word, words)),
           file=sys.stderr)
     sys.exit(2)
 

@@ -1,5 +1,5 @@
 """
-Helpers that every other module may use: the base directory, ranks, durable files, hashes, git.
+Helpers that every other module may use: the base directory, ranks, commands to paste, durable files, hashes.
 
 Torch-free on purpose: the lab, the command line and the tests of both start in milliseconds.
 Anything that needs torch (device, dtype, seeding) lives in nanochat/device.py.
@@ -9,28 +9,46 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
 import re
+import shlex
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
-VENV_PYTHON = r".venv\Scripts\python" if os.name == "nt" else ".venv/bin/python"  # as it is typed in REPO_ROOT
-TRACKED_DIRS = ("nanochat", "scripts", "patches")  # uncommitted changes here make a run "dirty"
+WINDOWS = os.name == "nt"
+VENV_PYTHON = r".venv\Scripts\python" if WINDOWS else ".venv/bin/python"  # as it is typed in REPO_ROOT
 
 
 def get_base_dir() -> Path:
-    """Root of all artifacts: NANOCHAT_BASE_DIR, or ~/.cache/nanochat. Created on first use."""
-    base = os.environ.get("NANOCHAT_BASE_DIR")
-    path = Path(base).expanduser() if base else Path.home() / ".cache" / "nanochat"
+    """Root of all artifacts, as an absolute path: NANOCHAT_BASE_DIR, or ~/.cache/nanochat. Created on first use.
+
+    A relative path starts in the working directory, and a leading ~ is the home folder. runs/common.sh reads the
+    variable in the same way. Raises OSError, one line that says what to set, where there is no such folder.
+    """
+    path = Path(os.path.abspath(_with_home(os.environ.get("NANOCHAT_BASE_DIR") or "~/.cache/nanochat")))
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise OSError(f"{path} cannot be made: {e.strerror}; set NANOCHAT_BASE_DIR to a folder that you may write "
                       "to") from e
     return path
+
+
+def _with_home(path: str) -> str:
+    """`path` with the home folder for a leading ~. Quotes, a .env file or YAML keep the ~ from the shell."""
+    if not path.startswith("~"):
+        return path
+    if path[1:2] not in ("", "/", os.sep):
+        raise OSError(f"NANOCHAT_BASE_DIR={path}: expected ~/folder or a path without ~, because the home of another "
+                      "user is not looked up; write its path")
+    try:
+        if not WINDOWS and os.environ.get("HOME") == "":
+            raise RuntimeError
+        return str(Path(path).expanduser())
+    except RuntimeError:  # a container whose user is not in /etc/passwd
+        raise OSError("this user has no home folder (HOME is not set); set NANOCHAT_BASE_DIR to a folder that you may "
+                      "write to") from None
 
 
 def get_dist_info() -> tuple[int, int, int]:
@@ -45,6 +63,9 @@ def print0(*args, **kwargs):
         print(*args, **{"flush": True, **kwargs})
 
 
+# -----------------------------------------------------------------------------
+# Commands that are printed to be pasted, and the environment of processes that are started
+
 def to_paste(text: str) -> str:
     """`text` with each `python -m` in it as a person types it in REPO_ROOT.
 
@@ -52,9 +73,73 @@ def to_paste(text: str) -> str:
 
     For printed text only. Records and rows keep `python -m`, which is the same on every machine.
     """
-    if Path(sys.prefix).resolve() != (REPO_ROOT / ".venv").resolve():
-        return text
-    return re.sub(r"(?<![\w./\\-])python -m ", lambda _: f"{VENV_PYTHON} -m ", text)
+    python = _typed_python()
+    return re.sub(r"(?<![\w./\\-])python -m ", lambda _: f"{python} -m ", text)
+
+
+def _typed_python() -> str:
+    return VENV_PYTHON if Path(sys.prefix).resolve() == (REPO_ROOT / ".venv").resolve() else "python"
+
+
+def quote_word(word: str, windows: bool = WINDOWS) -> str:
+    """`word` as a shell reads it as one word: a POSIX shell, or cmd.exe and PowerShell alike.
+
+    >>> quote_word("a b", windows=False), quote_word("a b", windows=True), quote_word("--x=0.5", windows=True)
+    ("'a b'", '"a b"', '"--x=0.5"')
+    """
+    if not windows:
+        return shlex.quote(word)
+    # PowerShell makes two words of --x=0.5 and of --eval=bpb,sample, unless they are quoted.
+    if re.fullmatch(r"[\w=:/\\-]+|(?!-)[\w=:./\\-]+", word):
+        return word
+    word = re.sub(r'(\\*)"', r'\1\1\\"', word)  # C programs read a backslash before a quote as an escape
+    return '"' + re.sub(r"(\\+)$", r"\1\1", word) + '"'
+
+
+def paste_command(words, env: dict | None = None, windows: bool = WINDOWS) -> str:
+    """A command as a person pastes it into a shell in REPO_ROOT. The one place where printed commands are quoted.
+
+    words: a list, or a stored command line, which is quoted as POSIX shells read it. env: variables to set for it.
+    With variables the Windows form is that of cmd.exe.
+
+    >>> paste_command(["python", "-m", "scripts.x", "--a=b c"], {"LABEL": "it is"}, windows=False)
+    "LABEL='it is' python -m scripts.x '--a=b c'"
+    >>> paste_command("python -m scripts.x '--a=b c'", {"LABEL": "it is"}, windows=True)
+    'set "LABEL=it is" && python -m scripts.x "--a=b c"'
+    """
+    words = shlex.split(words) if isinstance(words, str) else list(map(str, words))
+    if words[0] in ("python", sys.executable):
+        words[0] = _typed_python()
+    command = " ".join(quote_word(word, windows) for word in words)
+    settings = ((name, str(value)) for name, value in (env or {}).items())
+    if windows:
+        return "".join(f'set "{name}={value}" && ' for name, value in settings) + command
+    return "".join(f"{name}={shlex.quote(value)} " for name, value in settings) + command
+
+
+def paste_setting(name: str, value, windows: bool = WINDOWS) -> str:
+    """Lines that set a variable for the commands after them, in the user's shell.
+
+    >>> print(paste_setting("X", "my drive", windows=True))
+    in cmd.exe:
+    set "X=my drive"
+    in PowerShell:
+    $env:X = 'my drive'
+    """
+    if not windows:
+        return f"export {name}={shlex.quote(str(value))}"
+    in_powershell = str(value).replace("'", "''")
+    return "\n".join(["in cmd.exe:", f'set "{name}={value}"', "in PowerShell:", f"$env:{name} = '{in_powershell}'"])
+
+
+def child_environment(**changes) -> dict:
+    """Our environment for a Python process that we start, with `changes` (a value of None unsets a variable).
+
+    Its output is UTF-8, because we read it so. On Windows a pipe or a file would get cp1252, and a trainer that prints
+    a banner of block letters would end there.
+    """
+    found = {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8", **changes}
+    return {name: str(value) for name, value in found.items() if value is not None}
 
 
 # -----------------------------------------------------------------------------
@@ -141,7 +226,7 @@ def _read_regular(path) -> bytes:
 
 
 # -----------------------------------------------------------------------------
-# Hashes and provenance
+# Hashes
 
 def sha256_file(path) -> str:
     with open(path, "rb") as f:
@@ -159,31 +244,3 @@ def _sha256_stream(f) -> str:  # Python 3.10 has no hashlib.file_digest
 def hash_json(obj) -> str:
     """Content hash of a JSON value, the same for any key order."""
     return hashlib.sha256(json.dumps(obj, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-def git_state(root=REPO_ROOT) -> dict:
-    """{"git_commit": str | None, "dirty": bool | None}; None where there is no git or no commit."""
-    # git runs a hook with these variables set, and they beat -C
-    env = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
-
-    def git(*args):
-        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True,
-                              env=env).stdout
-    try:
-        top = Path(git("rev-parse", "--show-toplevel").strip()).resolve()
-        if top != Path(root).resolve():  # another repository around an unpacked copy of this one
-            return {"git_commit": None, "dirty": None}
-        commit = git("rev-parse", "HEAD").strip()
-        dirty = bool(git("status", "--porcelain", "--", *TRACKED_DIRS).strip())
-    except (OSError, subprocess.CalledProcessError):
-        return {"git_commit": None, "dirty": None}
-    return {"git_commit": commit, "dirty": dirty}
-
-
-def cpu_name() -> str:
-    """Model of the processor, as a record states it."""
-    try:
-        with open("/proc/cpuinfo") as f:
-            return next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

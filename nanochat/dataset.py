@@ -14,11 +14,10 @@ torch.
 import argparse
 import os
 import re
-import shlex
 import sys
 from pathlib import Path
 
-from nanochat.common import get_base_dir
+from nanochat.common import get_base_dir, paste_setting
 from nanochat.manifest import DATA_FOLDER, SOURCES, get_data_dir, get_dataset_id, list_parquet_files, shard_name
 from nanochat.options import hyphenate
 from nanochat.shards import MAX_DOC_CHARS, iter_texts
@@ -91,8 +90,7 @@ def _build(args) -> int:
     else:
         manifest = corpus.build_from_paths(data_dir, args.paths, max_doc_chars=max_doc_chars)
     print(corpus.summary(manifest))
-    export = "set NANOCHAT_BASE_DIR=" if os.name == "nt" else "export NANOCHAT_BASE_DIR="
-    print(f"{data_dir} is complete. To use it:\n{export}{shlex.quote(str(data_dir.parent))}")
+    print(f"{data_dir} is complete. To use it:\n{paste_setting('NANOCHAT_BASE_DIR', data_dir.parent)}")
     return 0
 
 

@@ -6,7 +6,8 @@ import sys
 
 import torch
 
-from nanochat.common import cpu_name, print0
+from nanochat.common import print0
+from nanochat.machine import cpu_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

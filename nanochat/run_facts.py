@@ -9,9 +9,9 @@ import torch
 
 from nanochat import device as dev
 from nanochat.code_identity import tree_hash
-from nanochat.common import git_state
 from nanochat.config import config_hash, profile_hash
 from nanochat.cost import ended_by_wall_budget
+from nanochat.git import git_state
 from nanochat.manifest import get_dataset_id
 from nanochat.record import RunRecord, TensorBoardSink, WandbSink, read_metrics, record_dir, versions
 from nanochat.schedule import TIMED_FROM_STEP

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tiktoken
 
-from nanochat.common import atomic_writer, hash_json, read_json, to_paste
+from nanochat.common import atomic_writer, hash_json, paste_command, read_json, to_paste
 
 SCHEMA_VERSION = 1
 JSON_NAME, PICKLE_NAME, TOKEN_BYTES_NAME = "tokenizer.json", "tokenizer.pkl", "token_bytes.pt"
@@ -80,7 +80,7 @@ def read_tokenizer_json(tokenizer_dir) -> dict:
     """
     path = Path(tokenizer_dir) / JSON_NAME
     foreign = path.with_name(PICKLE_NAME)
-    import_it = to_paste(f"python -m scripts.tok_train --import-pkl {foreign}")
+    import_it = paste_command(["python", "-m", "scripts.tok_train", "--import-pkl", foreign])
     if not path.exists():
         if foreign.exists():
             raise FileNotFoundError(f"{path.parent} has a {PICKLE_NAME} but no {JSON_NAME}, and pickles are not "

@@ -1,13 +1,37 @@
 # Sourced by every script in runs/: repository root, Python, defaults, the skip check. Not run by itself.
 #
-#   NANOCHAT_BASE_DIR   where data, tokenizer, checkpoints and records live
+# Bash 3.2 runs it, as macOS has it: no mapfile, no declare -A, no ${x,,}; an array that may be empty is expanded as
+# ${x[@]+"${x[@]}"}. tests/test_shell.py looks for what it lacks, and for options of GNU tools.
+#
+#   NANOCHAT_BASE_DIR   where data, tokenizer, checkpoints and records live; nanochat/common.py reads it the same way
 #   PYTHON              the Python that makes .venv on the first run
 #   SKIP_SETUP=1        use the `python` that is on the path as it is, and no .venv
 
-mkdir -p "${NANOCHAT_BASE_DIR:=$HOME/.cache/nanochat}"
-NANOCHAT_BASE_DIR="$(cd "$NANOCHAT_BASE_DIR" && pwd)"
+refuse() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# with_home PATH: the path with the home folder for a leading ~, which quotes or a .env file keep from the shell.
+with_home() {
+    case "$1" in
+        "~" | "~/"*)
+            local home="${HOME:-}"
+            [ -n "$home" ] || { home=~; [ "$home" != / ] || home=; }  # HOME is not set: bash asks the list of users
+            [ -n "$home" ] || refuse "this user has no home folder (HOME is not set);" \
+                "set NANOCHAT_BASE_DIR to a folder that you may write to"
+            printf '%s\n' "${home%/}${1:1}" ;;
+        "~"*) refuse "NANOCHAT_BASE_DIR=$1: expected ~/folder or a path without ~, because the home of another user" \
+            "is not looked up; write its path" ;;
+        *) printf '%s\n' "$1" ;;
+    esac
+}
+
+NANOCHAT_BASE_DIR="$(with_home "${NANOCHAT_BASE_DIR:-~/.cache/nanochat}")"
+mkdir -p -- "$NANOCHAT_BASE_DIR" || refuse "set NANOCHAT_BASE_DIR to a folder that you may write to"
+NANOCHAT_BASE_DIR="$(CDPATH='' cd -- "$NANOCHAT_BASE_DIR" && pwd)"
 export NANOCHAT_BASE_DIR
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [ -z "${SKIP_SETUP:-}" ]; then
     "${PYTHON:-python3}" -m scripts.setup
@@ -61,7 +85,10 @@ compare() {
 
 # product A B : their product, for settings that are made of settings.
 product() {
-    awk "BEGIN { printf \"%g\", $1 * $2 }"
+    case "$1$2" in
+        "" | *[!0-9.eE+-]*) refuse "$1 x $2: expected two numbers" ;;
+    esac
+    awk -v a="$1" -v b="$2" 'BEGIN { printf "%g", a * b }'
 }
 
 # require_flags NAME... : stop where the trainer does not have these options yet.
@@ -85,7 +112,7 @@ home_of() {
 inferred_arms() {
     python - "$1" <<'PY'
 import json, os, sys
-facts = json.load(open(sys.argv[1])) if os.path.exists(sys.argv[1]) else {"arms": {}}
+facts = json.load(open(sys.argv[1], encoding="utf-8")) if os.path.exists(sys.argv[1]) else {"arms": {}}
 print(*(f"{name}: {arm['flags']}\n" for name, arm in facts["arms"].items() if name != "control"), sep="", end="")
 PY
 }

@@ -45,6 +45,6 @@ python -m scripts.lane_b_infer_ratio \
     --plot="$INFER.png" || { code=$?; [ "$code" = 3 ] || exit "$code"; }  # 3 is the fallback
 arms="$(inferred_arms "$INFER.json")"
 [ -n "$arms" ] || { echo "no recommendation, nothing to compare: the ratio stays $RATIO"; exit 3; }
-mapfile -t ARMS <<< "$arms"
-PRIMARY=time_to_target TARGET_BPB="$TARGET" compare "$LABEL" "$HORIZON" "${ARMS[@]}"
+ARMS=(); while IFS= read -r arm; do ARMS+=("$arm"); done <<< "$arms"
+PRIMARY=time_to_target TARGET_BPB="$TARGET" compare "$LABEL" "$HORIZON" ${ARMS[@]+"${ARMS[@]}"}
 python -m scripts.lane_b_log_run --inference="$INFER.json" --label="$LABEL"

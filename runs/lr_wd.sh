@@ -21,4 +21,4 @@ for lr in 0.9 1.0 1.1; do
     done
 done
 
-compare "${LABEL:-lr_wd}" "--lr-multiplier=$LR --wd-multiplier=$WD" "${candidates[@]}"
+compare "${LABEL:-lr_wd}" "--lr-multiplier=$LR --wd-multiplier=$WD" ${candidates[@]+"${candidates[@]}"}

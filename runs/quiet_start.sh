@@ -27,4 +27,4 @@ for depth in ${DEPTHS:-4}; do
         labels+=("$label")
     done
 done
-python -m scripts.twins "${labels[@]}"
+python -m scripts.twins ${labels[@]+"${labels[@]}"}

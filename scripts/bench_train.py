@@ -19,7 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nanochat.common import REPO_ROOT, get_base_dir, write_json
+from nanochat.common import REPO_ROOT, child_environment, get_base_dir, write_json
 
 SHAPE = ["--depth=4", "--max-seq-len=512", "--window-pattern=L", "--eval-every=-1", "--core-metric-every=-1",
          "--sample-every=-1"]
@@ -45,8 +45,8 @@ def case_command(ours: bool, tokens: int, dtype: str, compiled: bool) -> tuple[l
 def step_ms(tree: Path, base_dir: Path, ours: bool, case: tuple) -> float:
     """Median milliseconds of a step after the warm-up. Raises ValueError with the end of the output if it failed."""
     argv, environment = case_command(ours, *case)
-    run = subprocess.run(argv, cwd=tree, capture_output=True, text=True,
-                         env={**os.environ, "NANOCHAT_BASE_DIR": str(base_dir), "PYTHONPATH": "", **environment})
+    run = subprocess.run(argv, cwd=tree, capture_output=True, encoding="utf-8", errors="replace",
+                         env=child_environment(NANOCHAT_BASE_DIR=base_dir, PYTHONPATH="", **environment))
     times = [float(ms) for ms in STEP_MS.findall(run.stdout)][WARM_UP_STEPS:]
     if run.returncode or not times:
         raise ValueError(f"{' '.join(argv)} in {tree} failed:\n"

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanochat.common import get_base_dir, print0, read_json, write_json
+from nanochat.common import get_base_dir, paste_command, print0, read_json, to_paste, write_json
 from nanochat.lab.commands import EXIT_BAD_INPUT, EXIT_OK, exit_code, require_writable
 from nanochat.lab.horizon import correlation, decay, stats
 from nanochat.lab.horizon.entropy import read_positions
@@ -182,8 +182,8 @@ def open_texts(args, tokenizer) -> tuple[TokenSource, Texts]:
     if args.text:
         from nanochat.corpus import file_texts, find_files
         if args.text.is_dir():
-            raise ValueError(f"--text={args.text} is a folder: expected a file; python -m nanochat.dataset --from "
-                             "makes a dataset of it")
+            raise ValueError(f"--text={args.text} is a folder: expected a file; "
+                             + to_paste("python -m nanochat.dataset --from makes a dataset of it"))
         files = find_files([args.text])
         texts = Texts(tokenizer, lambda: file_texts(files, whole=False, progress=False))
     else:
@@ -203,7 +203,8 @@ def positions_path(model_tag: str) -> Path:
 def read_losses(model_tag: str, ids: dict):
     """The curve that scripts.base_loss wrote for a model. ids: tokenizer_id and dataset_id of this corpus."""
     path = positions_path(model_tag)
-    command = f"python -m scripts.base_loss --model-tag={model_tag} --split=val --per-position={path}"
+    command = paste_command(["python", "-m", "scripts.base_loss", f"--model-tag={model_tag}", "--split=val",
+                             f"--per-position={path}"])
     if not path.exists():
         raise Refusal("gamma_unavailable", f"no losses by position of {model_tag}; measure them: {command}")
     curve, facts = read_positions(path), read_json(path)

@@ -11,18 +11,18 @@ Those that came with the project are in dev/machines_reference.csv. In float32 t
 """
 
 import argparse
-import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
 
 from nanochat import dataset, tokenizer
-from nanochat.common import REPO_ROOT, cpu_name, get_base_dir
+from nanochat.common import REPO_ROOT, child_environment, get_base_dir
 from nanochat.lab.commands import EXIT_OK, RESULTS_DIR, exit_code, module_command, now
 from nanochat.lab.csv_file import append_row, check_appendable, read_rows
 from nanochat.lab.profiles import PROFILES, prepare
 from nanochat.lab.table import table
+from nanochat.machine import cpu_name
 from nanochat.record import read_metrics, read_record, record_dir
 
 LEDGER = Path("dev/machines.csv")
@@ -49,7 +49,7 @@ def train(home: Path, dtype: str) -> tuple[dict, list[dict]]:
     tag = f"machine_{dtype}"
     command = module_command("scripts.base_train", *PROFILE.flags, f"--dtype={dtype}", f"--seed={SEED}",
                              f"--model-tag={tag}")
-    environment = {**os.environ, "NANOCHAT_BASE_DIR": str(home), "OMP_NUM_THREADS": "1"}
+    environment = child_environment(NANOCHAT_BASE_DIR=home, OMP_NUM_THREADS="1")
     if subprocess.run(command, cwd=REPO_ROOT, env=environment, stdout=subprocess.DEVNULL).returncode:
         raise ValueError(f"the run failed; see {record_dir(home, tag)}")
     return read_record(home, tag), read_metrics(record_dir(home, tag) / "metrics.jsonl")

@@ -15,7 +15,8 @@ import argparse
 import sys
 
 from nanochat.common import get_base_dir
-from nanochat.lab.trees import patches
+from nanochat.lab.trees import checkouts, patches
+from nanochat.lab.trees.patch_files import read_patch
 
 
 def build_parser():
@@ -24,7 +25,7 @@ def build_parser():
     commands = parser.add_subparsers(dest="command", required=True)
     upstream = commands.add_parser("upstream", help="clone or update a checkout; print its branch, commit and path")
     upstream.add_argument("--remote", help="URL or path to clone from "
-                          f"(default: {patches.UPSTREAM} at {patches.UPSTREAM_COMMIT[:7]})")
+                          f"(default: {checkouts.UPSTREAM} at {checkouts.UPSTREAM_COMMIT[:7]})")
     upstream.add_argument("--commit", help="commit, branch or tag to check out (default: the remote's HEAD)")
     upstream.add_argument("--folder", help="folder of the checkout (default: upstream/ under NANOCHAT_BASE_DIR)")
     for name, help in (("check", "say whether the patch applies; changes nothing"),
@@ -37,7 +38,7 @@ def build_parser():
 
 
 def say_base(patch, tree):
-    commit = patches.head(tree)
+    commit = checkouts.head(tree)
     if patch.base and not commit.startswith(patch.base):
         print(f"  it was made for {patch.base}, and the tree is at {commit}: it applies, read what it changes")
 
@@ -46,7 +47,7 @@ def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     try:
         if args.command == "upstream":
-            found = patches.upstream(args.folder or get_base_dir() / "upstream", args.remote, args.commit)
+            found = checkouts.upstream(args.folder or get_base_dir() / "upstream", args.remote, args.commit)
             print(f"branch {found['branch']}\ncommit {found['commit']}\npath   {found['path']}")
         elif args.command == "check":
             patch = patches.check(args.tree, args.patch)
@@ -55,7 +56,7 @@ def main(argv=None) -> int:
         elif args.command == "apply":
             note = patches.apply(args.tree, args.patch)
             print(f"{note['patch']} applied to {args.tree} at {note['base_commit']} (sha256 {note['sha256']})")
-            say_base(patches.read_patch(args.patch), args.tree)
+            say_base(read_patch(args.patch), args.tree)
         else:
             note = patches.revert(args.tree, args.patch)
             print(f"{note['patch']} taken back from {args.tree}; everything else is as it was")

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from nanochat import common
-from nanochat.common import atomic_write, atomic_writer, git_state, hash_json, read_json, sha256_file, write_json
+from nanochat.common import atomic_write, atomic_writer, hash_json, read_json, sha256_file, write_json
+from nanochat.git import git_state
 
 posix = pytest.mark.skipif(os.name == "nt", reason="a directory cannot be fsynced there")
 

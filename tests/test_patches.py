@@ -10,7 +10,8 @@ import shutil
 import pytest
 
 from nanochat.common import REPO_ROOT, read_json, sha256_file
-from nanochat.lab.trees import patches
+from nanochat.lab.trees import checkouts, patches
+from nanochat.lab.trees.patch_files import read_patch
 from scripts.patch import main
 from tests.tree_case import BETTER_EDIT, SEED_EDIT, commit, git, insert, make_patch, make_repo, snapshot, write
 
@@ -182,7 +183,7 @@ def test_patch_for_another_commit_says_so(tree, tmp_path, capsys):
     patch = make_patch(tree, tmp_path / "a.patch", BETTER_EDIT, base="Base: 0123456789\n\n")
     main(["check", "--tree", str(tree), "--patch", str(patch)])
     assert "it was made for 0123456789" in capsys.readouterr().out
-    patch = make_patch(tree, tmp_path / "b.patch", BETTER_EDIT, base=f"Base: {patches.head(tree)[:10]}\n\n")
+    patch = make_patch(tree, tmp_path / "b.patch", BETTER_EDIT, base=f"Base: {checkouts.head(tree)[:10]}\n\n")
     main(["check", "--tree", str(tree), "--patch", str(patch)])
     assert "made for" not in capsys.readouterr().out
 
@@ -191,40 +192,40 @@ def test_patch_for_another_commit_says_so(tree, tmp_path, capsys):
 # A checkout
 
 def test_upstream_clones_pins_and_updates(tree, tmp_path):
-    first, folder = patches.head(tree), tmp_path / "up"
-    made = patches.upstream(folder, str(tree))
+    first, folder = checkouts.head(tree), tmp_path / "up"
+    made = checkouts.upstream(folder, str(tree))
     assert made == {"path": str(folder), "branch": "main", "commit": first, "remote": str(tree)}
     assert git(folder, "rev-parse", "--abbrev-ref", "HEAD").strip() == "HEAD"  # detached
     write(tree / "README.md", "second\n")
     second = commit(tree, "second")
-    assert patches.upstream(folder, str(tree), first)["commit"] == first
-    assert patches.upstream(folder)["commit"] == second == patches.head(folder)  # the remote's HEAD
-    assert patches.upstream(folder, commit="main")["commit"] == second
-    assert patches.upstream(folder, commit=first[:12])["commit"] == first == patches.head(folder)
+    assert checkouts.upstream(folder, str(tree), first)["commit"] == first
+    assert checkouts.upstream(folder)["commit"] == second == checkouts.head(folder)  # the remote's HEAD
+    assert checkouts.upstream(folder, commit="main")["commit"] == second
+    assert checkouts.upstream(folder, commit=first[:12])["commit"] == first == checkouts.head(folder)
 
 
 def test_upstream_leaves_a_changed_or_foreign_checkout_alone(tree, tmp_path):
-    folder, first = tmp_path / "up", patches.head(tree)
-    patches.upstream(folder, str(tree))
+    folder, first = tmp_path / "up", checkouts.head(tree)
+    checkouts.upstream(folder, str(tree))
     write(tree / "README.md", "second\n")
     commit(tree, "second")
     write(folder / "nanochat/model.py", "mine\n")
     with pytest.raises(ValueError, match="has changes"):
-        patches.upstream(folder)
-    assert patches.upstream(folder, commit=first)["commit"] == first  # it is there already: nothing to lose
+        checkouts.upstream(folder)
+    assert checkouts.upstream(folder, commit=first)["commit"] == first  # it is there already: nothing to lose
     assert (folder / "nanochat/model.py").read_text() == "mine\n"
     other = make_repo(tmp_path / "other")
     with pytest.raises(ValueError, match="is a checkout of"):
-        patches.upstream(folder, str(other))
+        checkouts.upstream(folder, str(other))
 
 
 def test_upstream_refuses_what_cannot_be(tree, tmp_path):
     with pytest.raises(ValueError, match="inside this repository"):
-        patches.upstream(REPO_ROOT / "checkout", str(tree))
+        checkouts.upstream(REPO_ROOT / "checkout", str(tree))
     with pytest.raises(ValueError, match="no such commit"):
-        patches.upstream(tmp_path / "up", str(tree), "nowhere")
+        checkouts.upstream(tmp_path / "up", str(tree), "nowhere")
     with pytest.raises(ValueError, match="git clone"):
-        patches.upstream(tmp_path / "up2", str(tmp_path / "nothing"))
+        checkouts.upstream(tmp_path / "up2", str(tmp_path / "nothing"))
     assert not (tmp_path / "up2").exists() and not list(tmp_path.glob(".up2*"))
 
 
@@ -234,9 +235,9 @@ def test_upstream_refuses_what_cannot_be(tree, tmp_path):
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.name)
 def test_our_patch_names_its_commit_has_the_least_context_and_is_in_the_readme(path):
     text = path.read_text(encoding="utf-8")
-    assert patches.read_patch(path).base == patches.UPSTREAM_COMMIT
+    assert read_patch(path).base == checkouts.UPSTREAM_COMMIT
     readme = (REPO_ROOT / "patches" / "README.md").read_text(encoding="utf-8")
-    assert path.name in readme and patches.UPSTREAM_COMMIT[:7] in readme
+    assert path.name in readme and checkouts.UPSTREAM_COMMIT[:7] in readme
     for head, body in re.findall(r"^(@@ .*)\n((?:[ +-].*\n)+)", text, re.MULTILINE):
         assert re.fullmatch(r"@@ -\d+(,\d+)? \+\d+(,\d+)? @@", head)  # no upstream line behind it
         signs = "".join(line[0] for line in body.splitlines())
@@ -246,4 +247,4 @@ def test_our_patch_names_its_commit_has_the_least_context_and_is_in_the_readme(p
 
 
 def test_readme_names_the_commit_that_the_code_pins():
-    assert patches.UPSTREAM_COMMIT[:7] in (REPO_ROOT / "README.md").read_text(encoding="utf-8") and OURS
+    assert checkouts.UPSTREAM_COMMIT[:7] in (REPO_ROOT / "README.md").read_text(encoding="utf-8") and OURS

@@ -19,7 +19,7 @@ from nanochat.lab.profiles import PROFILES
 from nanochat.lab.protocol import protocol
 from nanochat.lab.protocol.plan import Workload
 from nanochat.lab.protocol.results import curve
-from nanochat.lab.trees.patches import UPSTREAM_COMMIT, git
+from nanochat.lab.trees.checkouts import UPSTREAM_COMMIT, git
 from nanochat.lab.trees.tree_arms import make_all_arms
 from tests.tiny import make_base
 

@@ -15,6 +15,8 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
+from nanochat.common import child_environment
+
 RESULTS_DIR = Path("results")  # in the working directory; git ignores it
 EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
 EXIT_FALLBACK = 3  # of Lane B: there is an answer, but it is the default length, because the inputs support no other
@@ -68,7 +70,7 @@ def call(command: list[str], env: dict | None = None) -> int:
     The child decides when it has saved and ends.
     """
     sys.stdout.flush()
-    child = subprocess.Popen(command, env={**os.environ, **(env or {})}, start_new_session=os.name != "nt")
+    child = subprocess.Popen(command, env=child_environment(**(env or {})), start_new_session=os.name != "nt")
     while True:
         try:
             return child.wait()

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from nanochat.common import REPO_ROOT, cpu_name, to_paste
+from nanochat.common import REPO_ROOT, child_environment, paste_command
+from nanochat.machine import cpu_name
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def cuda_memory_mib() -> int | None:
         subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    answer = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True).stdout.strip()
+    answer = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, encoding="utf-8",
+                            errors="replace", env=child_environment()).stdout.strip()
     return int(answer) if answer.isdigit() else None
 
 
@@ -112,7 +114,7 @@ def machine_name(device_type: str) -> str:
         return cpu_name()
     try:
         names = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True,
-                               text=True, check=True).stdout
+                               encoding="utf-8", errors="replace", check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return ""
     return names.splitlines()[0].strip() if names.strip() else ""
@@ -170,7 +172,8 @@ def _refuse_foreign_tokenizer(home):
     path = home / "tokenizer" / "tokenizer.pkl"
     if path.exists():
         raise ValueError(f"{path.parent} holds a tokenizer.pkl that was not written here; take it over once with "
-                         + to_paste(f"NANOCHAT_BASE_DIR={home} python -m scripts.tok_train --import-pkl {path}")
+                         + paste_command(["python", "-m", "scripts.tok_train", "--import-pkl", path],
+                                         {"NANOCHAT_BASE_DIR": home})
                          + ", or use another NANOCHAT_BASE_DIR")
 
 
@@ -178,10 +181,10 @@ def _run_logged(module, argv, home, log_dir, say):
     """python -m module argv, on `home`. Its output goes to a log, and the message of a failure names that log."""
     log = Path(log_dir).resolve() / f"{module.split('.')[-1]}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    say(f"missing in {home}: running python -m {' '.join([module, *argv])} (log: {log})")
+    say(f"missing in {home}: running {paste_command(['python', '-m', module, *argv])} (log: {log})")
     with open(log, "wb") as f:
         code = subprocess.run([sys.executable, "-m", module, *argv], cwd=REPO_ROOT, stdin=subprocess.DEVNULL, stdout=f,
-                              stderr=subprocess.STDOUT, env={**os.environ, "NANOCHAT_BASE_DIR": str(home)}).returncode
+                              stderr=subprocess.STDOUT, env=child_environment(NANOCHAT_BASE_DIR=home)).returncode
     if code:
         tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
         raise ValueError("\n".join([f"python -m {module} failed with exit code {code}; {log} ends:", *tail]))

@@ -13,7 +13,7 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanochat.common import read_json, to_paste, write_json
+from nanochat.common import paste_command, read_json, to_paste, write_json
 from nanochat.config import FIELDS
 from nanochat.lab.arms import CONTROL, parse_arm
 from nanochat.lab.commands import EXIT_FAILED_CELL, module_command, now, shown
@@ -112,7 +112,7 @@ def read_cycles(folder) -> list[CycleRecord]:
 
 def _run(cycle, call, say, command, env=None):
     """Run a public command. A failed cell does not end the walk, because the gates judge it; any other failure does."""
-    say(to_paste(f"  $ {shown(command, env)}"))
+    say(f"  $ {paste_command(command, env)}")
     if cycle.dry_run:
         return
     code = call(command, env)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nanochat.common import read_json
+from nanochat.common import paste_command, read_json
 from nanochat.lab.horizon.source import Refusal
 
 SOURCES = ("positional", "ngram")
@@ -69,7 +69,7 @@ def read_positions(path) -> EntropyCurve:
     facts, needed = read_json(path), {"contexts", "loss_nats", "se_nats", "block_loss_nats"}
     if not isinstance(facts, dict) or facts.get("schema_version") != SCHEMA_VERSION or not needed <= facts.keys():
         raise ValueError(f"{path} holds no losses by position of schema {SCHEMA_VERSION}; write it again: "
-                         f"python -m scripts.base_loss --per-position {path}")
+                         + paste_command(["python", "-m", "scripts.base_loss", "--per-position", path]))
     blocks = np.array(facts["block_loss_nats"], dtype=np.float64)
     return EntropyCurve("positional", np.array(facts["contexts"]), np.array(facts["loss_nats"]),
                         np.array(facts["se_nats"]), blocks=blocks)

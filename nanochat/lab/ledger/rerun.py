@@ -7,8 +7,6 @@ versions, val_bpb is equal to the last bit.
 """
 
 import contextlib
-import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -16,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.code_identity import tree_hash, tree_hash_of_0_1
-from nanochat.common import REPO_ROOT, read_json, to_paste
+from nanochat.common import REPO_ROOT, child_environment, paste_command, paste_setting, read_json
 from nanochat.config import FIELDS
+from nanochat.git import run_git
 from nanochat.lab.commands import RESULTS_DIR
 from nanochat.lab.ledger.workload import words_of
 from nanochat.lab.profiles import PROFILES
@@ -55,8 +54,8 @@ class Rerun:
         lines = [f"git checkout {row['git_commit']}{changed}"]
         lines += [f"git apply  # the patch {row['patch_hash']}"] if row["patch_hash"] else []
         # A patched tree has no .venv of its own.
-        command = row["command"] if row["patch_hash"] else to_paste(row["command"])
-        return "\n".join([*lines, f"export NANOCHAT_BASE_DIR={shlex.quote(str(self.home))}", command])
+        command = row["command"] if row["patch_hash"] else paste_command(row["command"])
+        return "\n".join([*lines, paste_setting("NANOCHAT_BASE_DIR", self.home), command])
 
     def refuse_patched(self):
         """Raise ValueError for a row whose run had a patch, because the row keeps only the hash of the patch.
@@ -68,7 +67,7 @@ class Rerun:
         label = self.row["label"] or "protocol"
         path = RESULTS_DIR / f"{label}_latest.json"
         command = protocol_of(self.row, path)
-        instead = f"\n  {to_paste(command)} --fresh" if command else \
+        instead = f"\n  {paste_command(command)} --fresh" if command else \
             f" the command of label {label}, with the same --arm and --fresh ({path}, where it would stand, " \
             "is not of this run)"
         raise ValueError(f"row {self.row['row']} ran with a patch, and a row keeps the hash of a patch "
@@ -92,8 +91,7 @@ class Rerun:
         with worktree(self.row["git_commit"], self.repo) as tree:
             if self.row["tree_hash"] and self.row["tree_hash"] not in (tree_hash(tree), tree_hash_of_0_1(tree)):
                 say("the code of the commit is not the code of the row, which had changes that were not committed")
-            environment = {**os.environ, "NANOCHAT_BASE_DIR": str(self.home),
-                           "OMP_NUM_THREADS": str(self.row["threads"] or 1)}
+            environment = child_environment(NANOCHAT_BASE_DIR=self.home, OMP_NUM_THREADS=self.row["threads"] or 1)
             before = read_record(self.home, self.tag)
             command = [sys.executable, "-m", BASE.command, *self.argv()]
             code = subprocess.run(command, cwd=tree, env=environment).returncode
@@ -137,12 +135,10 @@ def home_of(row: dict, base_dir) -> Path:
 @contextlib.contextmanager
 def worktree(commit: str, repo=REPO_ROOT):
     """A checkout of `commit` in a temporary folder; the repository's own tree is not touched."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
-
     def git(*args):
-        run = subprocess.run(["git", "-C", str(repo), *args], capture_output=True, text=True, env=environment)
-        if run.returncode:
-            raise ValueError(f"git {args[0]}: {run.stderr.strip()}; is commit {commit[:12]} in {repo}? fetch it first; "
+        code, _, said = run_git(repo, *args)
+        if code:
+            raise ValueError(f"git {args[0]}: {said.strip()}; is commit {commit[:12]} in {repo}? fetch it first; "
                              "a run of another tree (--arm tree=...) is made again by its protocol")
     with tempfile.TemporaryDirectory(prefix="nanochat-rerun-") as folder:
         tree = Path(folder) / "tree"

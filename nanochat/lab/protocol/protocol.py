@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from nanochat.code_identity import tree_hash
-from nanochat.common import to_paste
+from nanochat.common import paste_command
 from nanochat.config import profile_hash
 from nanochat.lab.arms import NAME, Arm, Cell, Inputs, make_cells, same_options
 from nanochat.lab.commands import EXIT_FAILED_CELL, EXIT_INTERRUPTED, EXIT_OK, RESULTS_DIR
@@ -116,7 +116,7 @@ def run(protocol: Protocol, say=print) -> int:
             if run_cells(session, left):
                 session.write()
                 say("stopped; what was trained is saved. Go on with the same command:\n"
-                    f"  {to_paste(protocol.command())}")
+                    f"  {paste_command(protocol.command())}")
                 return EXIT_INTERRUPTED
         facts = session.write()
         report_results(session, facts, say)
@@ -194,7 +194,7 @@ def report_results(session: Session, facts: ResultFile, say=print):
         written.append(session.results.picture)
     if session.declaration.noise_source == "none":
         more = protocol.seeds + [max(protocol.seeds) + i for i in range(1, 6 - len(protocol.seeds))]
-        say(f"to settle it without a bank, reusing these cells:\n  {to_paste(protocol.command(more))}")
+        say(f"to settle it without a bank, reusing these cells:\n  {paste_command(protocol.command(more))}")
     page = session.results.logs / "report.html"
     write_report(page, facts, curves)
     written.append(page)

@@ -13,13 +13,13 @@ A cell may be asked for again:
 among results.
 """
 
-import os
 import signal
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nanochat.common import child_environment
 from nanochat.lab.arms import Cell
 from nanochat.record import EXIT_CODES, STATUSES, last_metrics_row, read_record, record_dir, record_stamp
 from nanochat.stage import BASE
@@ -78,8 +78,8 @@ class Runner:
         return log
 
     def environment(self) -> dict:
-        threads = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
-        return {**os.environ, **threads, "NANOCHAT_BASE_DIR": str(self.home), "PYTHONUNBUFFERED": "1"}
+        threads = {} if self.threads is None else {"OMP_NUM_THREADS": self.threads}
+        return child_environment(**threads, NANOCHAT_BASE_DIR=self.home, PYTHONUNBUFFERED="1")
 
     def position(self, attempt: "Attempt") -> tuple[int | None, int | None]:
         """(optimizer steps done, steps in all).

@@ -7,7 +7,7 @@ The results file is replaced after every cell, so a reboot costs at most one cel
 import os
 import shlex
 
-from nanochat.common import git_state
+from nanochat.git import git_state
 from nanochat.lab.arms import Cell, profile_changes
 from nanochat.lab.commands import now
 from nanochat.lab.ledger import experiments

@@ -19,12 +19,13 @@ from pathlib import Path
 from filelock import FileLock
 
 from nanochat.code_identity import CODE_DIRS, code_files, tree_hash, tree_hash_of_0_1
-from nanochat.common import REPO_ROOT, git_state, hash_json, read_json, write_json
+from nanochat.common import REPO_ROOT, hash_json, read_json, write_json
+from nanochat.git import git_state, run_git
 from nanochat.lab.arms import CONTROL, Arm, make_arms, parse_arm, split_flags
-from nanochat.lab.trees import patches
+from nanochat.lab.trees.checkouts import git, head, open_tree
 from nanochat.lab.trees.flags import check_values, group_words, known_flags, settle
 from nanochat.lab.trees.orders import tree_command
-from nanochat.lab.trees.patches import Patch, git, open_tree, read_patch, run_git
+from nanochat.lab.trees.patch_files import Patch, put, read_patch
 from nanochat.lab.trees.score import is_scored
 
 SEED_PATCH = "patches/nanochat_seed.patch"
@@ -191,7 +192,7 @@ def worktree(source: Path, wanted: tuple[Patch, ...], base_dir) -> Tree:
     if changed := uncommitted(source):
         raise ValueError(f"{source} has changes that are not committed, and a patched arm would run without them; "
                          "commit or undo them, or make them a patch:\n" + "\n".join(changed))
-    commit = patches.head(source)
+    commit = head(source)
     folder = Path(base_dir).resolve() / "lab" / "trees" / hash_json([commit, [patch.sha256 for patch in wanted]])[:16]
     note = folder.with_name(f"{folder.name}.json")  # written last: a worktree without it is unfinished
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -219,14 +220,16 @@ def uncommitted(source: Path) -> list[str]:
 
 
 def _make(source, commit, wanted, folder):
-    git(source, "worktree", "add", "--quiet", "--force", "--detach", str(folder), commit)
+    # The same bytes on every system, because code is compared by its hash.
+    git(source, "-c", "core.autocrlf=false", "worktree", "add", "--quiet", "--force", "--detach", folder, commit)
     for patch in wanted:
-        if why := patches.applies(folder, patch.path):
+        try:
+            put(folder, patch.path)
+        except ValueError as e:
             _discard(source, folder)
             before = [other.name for other in wanted[:wanted.index(patch)]]
             raise ValueError(f"{patch.name} does not apply to {source} at {commit}"
-                             + (f" after {', '.join(before)}" if before else "") + f":\n{why}")
-        git(folder, "apply", "--whitespace=nowarn", str(patch.path))
+                             + (f" after {', '.join(before)}" if before else "") + f":\n{e}") from e
 
 
 def _discard(source, folder):
