@@ -76,7 +76,7 @@ def make_protocol(args) -> NoiseProtocol:
     seeds = bank.noise_seeds(args.seeds)
     workload = choose_workload(args.profile, "protocol-16gb", split_flags("--flags", args.flags))
     arms = make_arms([], workload.flags)
-    side_by_side = min(SIDE_BY_SIDE, len(seeds), os.cpu_count() or 1) if arms[0].config.device_type == "cpu" else 1
+    side_by_side = profiles.side_by_side(arms * min(SIDE_BY_SIDE, len(seeds)))
     return build_protocol(experiments.NOISE, workload, arms, seeds, kind=NoiseProtocol, fresh=args.fresh,
                           jobs=side_by_side if args.jobs is None else args.jobs)
 

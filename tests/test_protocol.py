@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 from filelock import FileLock
 
-from nanochat.common import REPO_ROOT, VENV_PYTHON, read_json
+from nanochat.common import REPO_ROOT, VENV_PYTHON, read_json, usable_cores
 from nanochat.lab.csv_file import read_rows
 from nanochat.lab.protocol import protocol
 from nanochat.lab.protocol.build import build_protocol
@@ -162,7 +162,7 @@ def test_bad_option_is_refused(options, message):
 
 
 def test_equal_arms_other_workloads_and_overload_are_said(monkeypatch, capsys):
-    monkeypatch.setenv("FAKE_LOAD", str(10 * os.cpu_count()))
+    monkeypatch.setenv("FAKE_LOAD", str(10 * usable_cores()))
     assert run(make(["copy:", "deep: --depth=5"], seeds=[1, 2])) == 0
     out = capsys.readouterr().out
     assert "copy has the options of control: an A/A comparison" in out

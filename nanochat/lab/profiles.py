@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from nanochat.common import REPO_ROOT, cpu_name, to_paste
+from nanochat.common import REPO_ROOT, cgroup_cores, cpu_name, to_paste, usable_cores
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,20 @@ def side_by_side(arms: list) -> int:
 
     Small models leave a second thread waiting much of the time (dev/LOG.md, 2026-11-21).
     """
-    return min(len(arms), os.cpu_count() or 1) if arms[0].config.device_type == "cpu" else 1
+    return min(len(arms), usable_cores()) if arms[0].config.device_type == "cpu" else 1
+
+
+def threads_of_cell(jobs: int) -> int | None:
+    """Threads of each of `jobs` cells that run side by side: its share of the cores that may be used, and never more
+    than OMP_NUM_THREADS.
+
+    None: as torch chooses. That is right for one cell, unless a quota leaves it fewer cores than torch sees.
+    """
+    asked, quota = os.environ.get("OMP_NUM_THREADS", ""), cgroup_cores()
+    if jobs == 1 and (asked or quota is None or quota >= (os.cpu_count() or 1)):
+        return None
+    share = max(1, usable_cores() // jobs)
+    return min(share, int(asked)) if asked.isdigit() and int(asked) else share
 
 
 def get_profile(name: str) -> Profile:

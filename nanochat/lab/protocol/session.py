@@ -4,7 +4,6 @@ One invocation of a protocol: its declaration, the cells that were run or reused
 The results file is replaced after every cell, so a reboot costs at most one cell's work since its last checkpoint.
 """
 
-import os
 import shlex
 
 from nanochat.common import git_state
@@ -13,6 +12,7 @@ from nanochat.lab.commands import now
 from nanochat.lab.ledger import experiments
 from nanochat.lab.ledger.bank import banked_target, measure, with_target
 from nanochat.lab.ledger.banked import banked_runs, borrower
+from nanochat.lab.profiles import threads_of_cell
 from nanochat.lab.protocol.earlier import Earlier
 from nanochat.lab.protocol.results import curve, delta_rows, means, summary_of
 from nanochat.lab.protocol.runner import Outcome, Runner
@@ -30,9 +30,8 @@ class Session:
     def __init__(self, protocol):
         self.protocol = protocol
         self.results = protocol.results
-        threads = max(1, (os.cpu_count() or 1) // protocol.jobs) if protocol.jobs > 1 else None
         self.runner = Runner(protocol.home, self.results.logs, protocol.trainer, protocol.timeout_sec, protocol.fresh,
-                             threads)
+                             threads_of_cell(protocol.jobs))
         self.executor = protocol.executor(self.runner)
         self.earlier = Earlier(protocol, self.results.read_latest(), self.results.read_runs())
         self.runs: dict[tuple, RunSummary] = {}

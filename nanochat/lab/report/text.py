@@ -9,6 +9,7 @@ import os
 import time
 from pathlib import Path
 
+from nanochat.common import usable_cores
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.report.gains import primary_gate
 from nanochat.lab.report.promise import promise_lines
@@ -25,7 +26,7 @@ def run_line(run: RunSummary, elapsed_sec: float) -> str:
     facts += [f"val_bpb {run.val_bpb:.5f}"] if run.val_bpb is not None else []
     facts += [f"{run.avg_tok_per_sec:,.0f} tok/s"] if run.avg_tok_per_sec is not None else []
     facts += [f"resumed from step {run.resumed_from_step}"] if run.resumed_from_step is not None else []
-    facts += [f"overloaded ({run.load:.1f} on {os.cpu_count()} cores)"] if run.overloaded else []
+    facts += [f"overloaded ({run.load:.1f} on {usable_cores()} cores)"] if run.overloaded else []
     return ", ".join([*facts, format_time(elapsed_sec)])
 
 
@@ -76,7 +77,7 @@ def _notes(results: ResultFile) -> list[str]:
     loads = [run.load for run in results.runs if run.overloaded]
     if loads:
         cells = f"{len(loads)} of {len(results.runs)} cells"
-        notes.append(f"load up to {max(loads):.1f} on {os.cpu_count()} cores in {cells}: "
+        notes.append(f"load up to {max(loads):.1f} on {usable_cores()} cores in {cells}: "
                      "their times, and so speed_ratio, are not to be trusted")
     return notes
 
@@ -235,5 +236,5 @@ class Stopwatch:
         self.start = time.monotonic()
 
     def line(self) -> str:
-        load = f", load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
+        load = f", load {os.getloadavg()[0]:.1f} on {usable_cores()} cores" if hasattr(os, "getloadavg") else ""
         return f"total {format_time(time.monotonic() - self.start)}{load}"
