@@ -22,7 +22,7 @@ MODEL="nc_${LABEL}_calibration_d${DEPTH:-2}_control_s${SEEDS%% *}"
 PRIMARY="" TARGET_BPB="" SEEDS="${SEEDS%% *}" compare "${LABEL}_calibration" "$HORIZON" \
     "half: --target-param-data-ratio=$(product 0.5 "$RATIO")" \
     "quarter: --target-param-data-ratio=$(product 0.25 "$RATIO")"
-HOME_DIR="$(home_of "$PROFILE")"  # measured anew, in a minute: seed, context or code may differ from the last time
+HOME_DIR="$(home_of "${DATA:-$PROFILE}")"  # measured anew, in a minute: seed, context or code may differ from the last time
 POSITIONS="$HOME_DIR/lane_b/${MODEL}_positions.json"  # the control's losses by position: gamma is read off them
 NANOCHAT_BASE_DIR="$HOME_DIR" python -m scripts.base_loss \
     --model-tag="$MODEL" \

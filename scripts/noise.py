@@ -41,6 +41,7 @@ class NoiseProtocol(Protocol):
     def command(self, seeds=None) -> str:
         words = ["python", "-m", "scripts.noise", "--run", f"--seeds={len(seeds or self.seeds)}"]
         common = self.workload.common_flags
+        words += [f"--data={self.profile.data}"] if self.profile.data else []
         words += [f"--profile={self.profile.name}", *([f"--flags={shlex.join(common)}"] if common else [])]
         return shlex.join(words)
 
@@ -54,6 +55,7 @@ def build_parser():
                         help="number of runs in the bank (default: %(default)s)")
     parser.add_argument("--profile", choices=list(profiles.PROFILES),
                         help="the workload to bank (default: as scripts.protocol)")
+    parser.add_argument("--data", metavar="NAME", help="bank on a corpus of your own (as scripts.protocol)")
     parser.add_argument("--flags", default="", metavar="FLAGS",
                         help="more training flags, as in --flags='--num-iterations=30'")
     parser.add_argument("--jobs", type=int, metavar="N",
@@ -74,7 +76,7 @@ def build_parser():
 
 def make_protocol(args) -> NoiseProtocol:
     seeds = bank.noise_seeds(args.seeds)
-    workload = choose_workload(args.profile, "protocol-16gb", split_flags("--flags", args.flags))
+    workload = choose_workload(args.profile, "protocol-16gb", split_flags("--flags", args.flags), args.data)
     arms = make_arms([], workload.flags)
     side_by_side = profiles.side_by_side(arms * min(SIDE_BY_SIDE, len(seeds)))
     return build_protocol(experiments.NOISE, workload, arms, seeds, kind=NoiseProtocol, fresh=args.fresh,

@@ -48,8 +48,11 @@ def build_parser():
                         help="an arm on another checkout, or with patches (patches/README.md); an arm with the name "
                              "control replaces the control")
     parser.add_argument("--profile", choices=list(profiles.PROFILES),
-                        help="the workload: model, batch, steps and data (default: protocol-16gb with a CUDA device, "
-                             "else smoke-cpu)")
+                        help="the workload: model, batch, steps and data (default: protocol-16gb on a CUDA card of "
+                             "16 GB, smoke-16gb on a smaller one, smoke-mps on a Mac's GPU, else smoke-cpu)")
+    parser.add_argument("--data", metavar="NAME",
+                        help="train on a corpus of your own in place of the profile's: what python -m nanochat.dataset "
+                             "--from PATH --name NAME made")
     parser.add_argument("--num-iterations", type=int, help="optimizer steps, in place of the profile's")
     parser.add_argument("--flags", default="", metavar="'FLAGS'",
                         help="training flags for every arm, the control included")
@@ -128,7 +131,8 @@ def make_protocol(args) -> Protocol:
     """Every error in the arguments is found here, before data is made or anything is trained."""
     seeds = all_seeds(parse_seeds(DEFAULT_SEEDS if args.seeds is None else args.seeds), args.until, args.max_seeds)
     common = [f"--num-iterations={args.num_iterations}"] if args.num_iterations is not None else []
-    workload = choose_workload(args.profile, "protocol-16gb", [*common, *split_flags("--flags", args.flags)])
+    workload = choose_workload(args.profile, "protocol-16gb", [*common, *split_flags("--flags", args.flags)],
+                               args.data)
     candidates = args.candidate or (["aa:"] if args.aa else [] if args.arm else [DEFAULT_CANDIDATE])
     arms = make_all_arms(candidates, args.arm, workload.flags, get_base_dir())
     if args.aa and (args.arm or any(arm.flags for arm in arms)):

@@ -156,7 +156,7 @@ HASHED_NAMES = "1dc2b0cb55381972eb40aba0880a138c80aefcb3079b8be664fe52edddd18b9f
 @pytest.mark.parametrize("name", PROFILES)
 def test_hash_of_a_profile_is_what_it_was(name, more, hashes):
     flags = PROFILES[name].flags
-    kind = "cuda" if "--device-type=cuda" in flags else "cpu"
+    kind = PROFILES[name].device_type
     assert profile_hash(parse([*flags, *more]), kind, "data", "tok") == hashes[name], \
         "the noise that is banked for this profile would be lost: mark a new option with before="
 

@@ -94,6 +94,7 @@ class Protocol:
         """The public command that means this protocol, or the same with other seeds."""
         common = self.workload.common_flags
         words = ["python", "-m", "scripts.protocol", f"--profile={self.profile.name}"]
+        words += [f"--data={self.profile.data}"] if self.profile.data else []
         words += [f"--label={self.label}"] if self.label else []
         words += ["--seeds", *map(str, seeds or self.seeds)]
         words += [f"--flags={shlex.join(common)}"] if common else []
@@ -205,6 +206,10 @@ def report_results(session: Session, facts: ResultFile, say=print):
 def _announce(session, changed, say):
     p = session.protocol
     say(f"protocol {p.name}: profile {p.profile.name} ({p.profile.about})")
+    if p.workload.why:
+        say(f"  {p.profile.name}: {p.workload.why}")
+    if p.profile.data:
+        say(f"  data {p.profile.data}: dataset_id {p.inputs.dataset_id[:8]}, in {p.home}")
     if p.workload.added_flags:
         say(f"  every arm: {shlex.join(p.workload.added_flags)}")
     for arm in p.arms:
