@@ -43,7 +43,7 @@ train() {
 #   PROFILE DATA   FLAGS, before the template's own   PRIMARY TARGET_BPB   NOISE=bank|own   NEW_HYPOTHESIS="why"
 #   SEEDS="1 2 3 4 5": these and no more; without, seeds are added until it is decided, MAX_SEEDS at most
 compare() {
-    local candidate options=(--label="$1" --flags="${FLAGS:-} $2" --noise="${NOISE:-bank}")
+    local candidate options=(--grid --label="$1" --flags="${FLAGS:-} $2" --noise="${NOISE:-bank}")
     if [ -n "${SEEDS:-}" ]; then
         options+=(--seeds="$SEEDS")
     else
@@ -88,6 +88,16 @@ home_of() {
     else
         echo "$NANOCHAT_BASE_DIR"
     fi
+}
+
+# builtin_target BPB: the target on the built-in corpus. On other text it means nothing, so its user has to declare one.
+builtin_target() {
+    if [ -n "${DATA:-}" ]; then
+        echo "error: DATA=$DATA needs a TARGET_BPB of its own, because $1 is that of the built-in corpus;" \
+             "make noise PROFILE=$PROFILE DATA=$DATA prints one that the control reaches" >&2
+        return 2
+    fi
+    echo "$1"
 }
 
 # inferred_arms FILE: "NAME: FLAGS" for each candidate that scripts.lane_b_infer_ratio recommends; a fallback has none.

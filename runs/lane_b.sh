@@ -6,14 +6,14 @@
 # Time:     lane-b-small: 1 M tokens for the control's 256 steps, a half and a quarter of that for the other two.
 # Expect:   results/<label>_stats and _infer (.json, .png), then a protocol's files. Or a fallback: its reason, exit 3.
 #
-#   bash runs/lane_b.sh                         LABEL=mine SEEDS="1 2 3 4 5" TARGET_BPB=2.2 bash runs/lane_b.sh
+#   bash runs/lane_b.sh                         LABEL=mine DATA=mine TARGET_BPB=2.2 bash runs/lane_b.sh
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
 LABEL="${LABEL:-lane_b}"
 PROFILE="${PROFILE:-lane-b-small}"
 RATIO="${RATIO:-2}"                     # of the control, and where the laws of batch and decay are pinned
-TARGET="${TARGET_BPB:-2.1}"             # declared here, before anything is run
+TARGET="${TARGET_BPB:-$(builtin_target 2.1)}"  # declared here, before anything is run
 SEEDS="${SEEDS:-1 2}"
 STATS="results/${LABEL}_stats" INFER="results/${LABEL}_infer"
 HORIZON="--num-iterations=-1 --target-param-data-ratio=$RATIO --ratio-ref=$RATIO"

@@ -51,7 +51,7 @@ def make_cycle(args) -> Cycle:
         raise ValueError(f"--label={args.label}: expected letters, digits, '.', '_' and '-'; it names files")
     profile = on_data(choose(args.profile, "protocol-16gb").profile, args.data, get_base_dir())
     return Cycle(args.label, profile, args.flags, parse_seeds(args.depths or ["8 12 16"]), args.ratios, RESULTS_DIR,
-                 args.ledger, args.noise_seeds, args.dry_run)
+                 args.ledger, args.noise_seeds, args.dry_run, profile.home(get_base_dir()))
 
 
 def main(argv=None) -> int:

@@ -13,9 +13,9 @@ interrupted.
 import argparse
 import sys
 
-from nanochat.common import to_paste, write_json
+from nanochat.common import write_json
 from nanochat.lab.arms import NAME, parse_seeds
-from nanochat.lab.commands import EXIT_FAILED_CELL, RESULTS_DIR, call, module_command, now, shown
+from nanochat.lab.commands import EXIT_FAILED_CELL, RESULTS_DIR, call, module_command, now, paste
 from nanochat.lab.cycle import miniseries
 from nanochat.lab.protocol.runner import stop_on_signals
 
@@ -88,7 +88,7 @@ def run(args, depths, rest) -> int:
     Returns the exit code that stopped it, or 0.
     """
     for command in commands(args, depths, rest):
-        print(to_paste(f"$ {shown(command)}"))
+        print(f"$ {paste(command)}")
         code = 0 if args.dry_run else call(command)
         # A bank has no verdict that would say what failed.
         if code and not (code == EXIT_FAILED_CELL and "scripts.protocol" in command):

@@ -21,7 +21,7 @@ VENV_PYTHON = ROOT / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bi
 PACKAGES = ("torch", "numpy", "pyarrow", "requests", "regex", "tiktoken", "rustbpe", "scipy", "matplotlib", "filelock",
             "tqdm")
 IN_VENV = "NANOCHAT_SMOKE_IN_VENV"  # set for the second start, which must not start a third
-LABEL, SEEDS = "smoke", [1337, 2026]
+LABEL, SEEDS, LEDGER_NAME = "smoke", [1337, 2026], "smoke_experiments.csv"
 CANDIDATE = "gate: --symplectic-gate --symplectic-gate-mix=0.15"
 
 
@@ -55,7 +55,8 @@ def make_protocol(profile_name, fresh):
     from nanochat.lab.protocol.build import build_protocol, choose_workload
     workload = choose_workload(profile_name, "smoke-16gb", worth_compiling=False)  # a run this short never is
     return build_protocol(LABEL, workload, make_arms([CANDIDATE], workload.flags), SEEDS, fresh=fresh,
-                          ledger=RESULTS_DIR / "smoke_experiments.csv", bank=LEDGER)
+                          ledger=RESULTS_DIR / LEDGER_NAME, bank=LEDGER,
+                          extra=(f"--ledger={RESULTS_DIR / LEDGER_NAME}",))
 
 
 def smoke(args):

@@ -32,6 +32,11 @@ def _has_shards(home: Path) -> bool:
     return any(get_data_dir(home).glob("*.parquet"))
 
 
+def is_corpus(folder: Path) -> bool:
+    """Whether a base dir is the folder of a corpus itself, as the command that makes one suggests."""
+    return folder.parent.name == "lab" and _has_shards(folder)
+
+
 def find(name: str, base_dir) -> Path:
     """Home of the corpus. Raises ValueError, with the next step, for a path and for a name that no corpus has."""
     if name != Path(name).name or "\\" in name or name.startswith((".", "~")):

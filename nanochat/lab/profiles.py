@@ -8,6 +8,7 @@ home is then that corpus's folder.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -111,12 +112,28 @@ PROFILES = {name: _profile(name, row) for name, row in ROWS.items()}
 SHARDS = 8  # of ClimbMix: the 2e9 characters that a tokenizer is trained on
 
 
+NOISE_SIDE_BY_SIDE = 2  # cells of a bank on a CPU, as a control and its candidate run: speeds are then alike
+
+
 def side_by_side(arms: list) -> int:
     """Number of cells to run at once: on a CPU all arms of a seed, each on its share of the cores; on a card one.
 
     Small models leave a second thread waiting much of the time (dev/LOG.md, 2026-11-21).
     """
     return min(len(arms), usable_cores()) if arms[0].config.device_type == "cpu" else 1
+
+
+def noise_options(name: str, data: str | None, common_flags: list[str], jobs: int | None) -> list[str]:
+    """The options of scripts.noise that bank for a comparison on this profile, with `jobs` cells side by side.
+
+    >>> noise_options("smoke-16gb", "mine", ["--num-iterations=64"], 1)
+    ['--profile=smoke-16gb', '--data=mine', '--flags=--num-iterations=64']
+    """
+    on_cpu = name in ROWS and ROWS[name].device_type == "cpu"
+    usual = min(NOISE_SIDE_BY_SIDE, usable_cores()) if on_cpu else 1
+    words = [f"--profile={name}", *([f"--data={data}"] if data else [])]
+    words += [f"--flags={shlex.join(common_flags)}"] if common_flags else []
+    return words + ([f"--jobs={jobs}"] if jobs not in (None, usual) else [])
 
 
 def threads_of_cell(jobs: int) -> int | None:

@@ -13,11 +13,11 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanochat.common import get_base_dir, read_json, to_paste, write_json
+from nanochat.common import read_json, to_paste, write_json
 from nanochat.config import FIELDS
 from nanochat.lab import own_data
 from nanochat.lab.arms import CONTROL, parse_arm
-from nanochat.lab.commands import EXIT_FAILED_CELL, module_command, now, shown
+from nanochat.lab.commands import EXIT_FAILED_CELL, module_command, now, paste, shown
 from nanochat.lab.cycle import miniseries
 from nanochat.lab.cycle.rules import (
     PHASES,
@@ -62,6 +62,7 @@ class Cycle:
     ledger: Path
     noise_seeds: int
     dry_run: bool = False
+    home: Path | None = None  # base dir of the cells: results on other data than these count for nothing
     accepted: list[str] = field(default_factory=list)  # flags that the labels so far have promoted
     phases: list[Step] = field(default_factory=list)
     improvement: float = 0.0
@@ -80,7 +81,7 @@ class Cycle:
 
     @property
     def dataset_id(self) -> str | None:
-        return own_data.dataset_id(self.profile.home(get_base_dir()))
+        return own_data.dataset_id(self.home) if self.home else None
 
     def results(self, label: str) -> ResultFile | None:
         """The results of a label. None if no file can be read, or an edited one, or one on other data: the label then
@@ -128,7 +129,7 @@ def read_cycles(folder) -> list[CycleRecord]:
 
 def _run(cycle, call, say, command, env=None):
     """Run a public command. A failed cell does not end the walk, because the gates judge it; any other failure does."""
-    say(to_paste(f"  $ {shown(command, env)}"))
+    say(f"  $ {paste(command, env)}")
     if cycle.dry_run:
         return
     code = call(command, env)

@@ -10,7 +10,7 @@ import importlib.util
 from dataclasses import asdict
 
 from nanochat.common import get_base_dir
-from nanochat.lab import profiles
+from nanochat.lab import own_data, profiles
 from nanochat.lab.arms import Arm, refuse_rounded
 from nanochat.lab.machine import machine_name
 from nanochat.lab.protocol.plan import Workload
@@ -28,7 +28,11 @@ def choose_workload(name: str | None, with_card: str, common_flags=(), data=None
     has_triton = worth_compiling and importlib.util.find_spec("triton") is not None
     machine = profiles.machine_flags(profile, memory_mib, has_triton)
     profile = profiles.on_data(profile, data, get_base_dir())
-    return Workload(profile, profile.home(get_base_dir()), machine, list(common_flags), why)
+    mine = get_base_dir()
+    if profile.builtin and not data and own_data.is_corpus(mine):
+        why = "; ".join(filter(None, [why, f"NANOCHAT_BASE_DIR is the corpus {mine.name}, and this profile trains on "
+                                           f"the built-in one: DATA={mine.name} trains on yours"]))
+    return Workload(profile, profile.home(mine), machine, list(common_flags), why)
 
 
 def build_protocol(label: str, workload: Workload, arms: list[Arm], seeds: list[int], kind=Protocol, **options):
