@@ -52,18 +52,18 @@ vram: setup ## memory that a run needs: FLAGS="--depth=12"
 ##@ Compare
 .PHONY: protocol miniseries cycle lane-b
 protocol: setup ## a candidate against the control: LABEL=name CANDIDATE="--flag ..."
-	$(PY) -m scripts.protocol $(call option,--profile,PROFILE) $(call option,--label,LABEL) $(call option,--seeds,SEEDS) $(call option,--num-iterations,NUM_ITERATIONS) $(call option,--flags,FLAGS) $(call option,--candidate,CANDIDATE) $(call option,--until,UNTIL) $(call option,--max-seeds,MAX_SEEDS) $(call option,--primary,PRIMARY) $(call option,--target-bpb,TARGET) $(call option,--noise,NOISE) $(call option,--min-gain,MIN_GAIN) $(call option,--new-hypothesis,NEW_HYPOTHESIS) $(call option,--jobs,JOBS) $(if $(filter-out 0,$(AA)),--aa) $(if $(filter-out 0,$(FRESH)),--fresh)
+	$(PY) -m scripts.protocol $(call option,--profile,PROFILE) $(call option,--data,DATA) $(call option,--label,LABEL) $(call option,--seeds,SEEDS) $(call option,--num-iterations,NUM_ITERATIONS) $(call option,--flags,FLAGS) $(call option,--candidate,CANDIDATE) $(call option,--until,UNTIL) $(call option,--max-seeds,MAX_SEEDS) $(call option,--primary,PRIMARY) $(call option,--target-bpb,TARGET) $(call option,--noise,NOISE) $(call option,--min-gain,MIN_GAIN) $(call option,--new-hypothesis,NEW_HYPOTHESIS) $(call option,--jobs,JOBS) $(if $(filter-out 0,$(AA)),--aa) $(if $(filter-out 0,$(FRESH)),--fresh)
 miniseries: setup ## the same at several depths, then one verdict: DEPTHS="2 4"
-	$(PY) -m scripts.miniseries $(call option,--label,LABEL) $(call option,--depths,DEPTHS) $(call option,--profile,PROFILE) $(call option,--seeds,SEEDS) $(call option,--max-seeds,MAX_SEEDS) $(call option,--num-iterations,NUM_ITERATIONS) $(call option,--flags,FLAGS) $(call option,--noise,NOISE) $(call option,--noise-seeds,NOISE_SEEDS) $(call option,--candidate,CANDIDATE)
+	$(PY) -m scripts.miniseries $(call option,--label,LABEL) $(call option,--depths,DEPTHS) $(call option,--profile,PROFILE) $(call option,--data,DATA) $(call option,--seeds,SEEDS) $(call option,--max-seeds,MAX_SEEDS) $(call option,--num-iterations,NUM_ITERATIONS) $(call option,--flags,FLAGS) $(call option,--noise,NOISE) $(call option,--noise-seeds,NOISE_SEEDS) $(call option,--candidate,CANDIDATE)
 cycle: setup ## the whole plan of sweeps, as far as the verdicts allow: DRY_RUN=1 prints it
-	$(PY) -m scripts.cycle $(call option,--label,LABEL) $(call option,--profile,PROFILE) $(call option,--flags,FLAGS) $(call option,--depths,DEPTHS) $(call option,--noise-seeds,NOISE_SEEDS) $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
+	$(PY) -m scripts.cycle $(call option,--label,LABEL) $(call option,--profile,PROFILE) $(call option,--data,DATA) $(call option,--flags,FLAGS) $(call option,--depths,DEPTHS) $(call option,--noise-seeds,NOISE_SEEDS) $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
 lane-b: ## the length of training inferred from the data, and tested
 	bash runs/lane_b.sh
 
 ##@ Decide
 .PHONY: noise gates machines simulate-gates
 noise: setup ## train the control on SEEDS=8 seeds, to know how much it varies by itself
-	$(PY) -m scripts.noise --run $(call option,--seeds,SEEDS) $(call option,--profile,PROFILE) $(call option,--flags,FLAGS) $(call option,--jobs,JOBS) $(if $(filter-out 0,$(FRESH)),--fresh)
+	$(PY) -m scripts.noise --run $(call option,--seeds,SEEDS) $(call option,--profile,PROFILE) $(call option,--data,DATA) $(call option,--flags,FLAGS) $(call option,--jobs,JOBS) $(if $(filter-out 0,$(FRESH)),--fresh)
 gates: setup ## the verdict of LABEL=name, point by point, from its result file
 	$(PY) -m scripts.gates $(call option,--label,LABEL)
 machines: setup ## one training run, compared with those of other machines

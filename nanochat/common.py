@@ -96,10 +96,11 @@ def quote_word(word: str, windows: bool = WINDOWS) -> str:
     return '"' + re.sub(r"(\\+)$", r"\1\1", word) + '"'
 
 
-def paste_command(words, env: dict | None = None, windows: bool = WINDOWS) -> str:
+def paste_command(words, env: dict | None = None, windows: bool = WINDOWS, python: str | None = None) -> str:
     """A command as a person pastes it into a shell in REPO_ROOT. The one place where printed commands are quoted.
 
     words: a list, or a stored command line, which is quoted as POSIX shells read it. env: variables to set for it.
+    python: what stands for the Python that runs now.
     With variables the Windows form is that of cmd.exe.
 
     >>> paste_command(["python", "-m", "scripts.x", "--a=b c"], {"LABEL": "it is"}, windows=False)
@@ -109,7 +110,7 @@ def paste_command(words, env: dict | None = None, windows: bool = WINDOWS) -> st
     """
     words = shlex.split(words) if isinstance(words, str) else list(map(str, words))
     if words[0] in ("python", sys.executable):
-        words[0] = _typed_python()
+        words[0] = python or _typed_python()
     command = " ".join(quote_word(word, windows) for word in words)
     settings = ((name, str(value)) for name, value in (env or {}).items())
     if windows:

@@ -12,13 +12,20 @@ torch.
 """
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
 
-from nanochat.common import get_base_dir, paste_setting
-from nanochat.manifest import DATA_FOLDER, SOURCES, get_data_dir, get_dataset_id, list_parquet_files, shard_name
+from nanochat.common import get_base_dir, paste_setting, quote_word
+from nanochat.manifest import (
+    DATA_FOLDER,
+    SOURCES,
+    get_data_dir,
+    get_dataset_id,
+    lab_home,
+    list_parquet_files,
+    shard_name,
+)
 from nanochat.options import hyphenate
 from nanochat.shards import MAX_DOC_CHARS, iter_texts
 from nanochat.text_walk import shown
@@ -36,10 +43,7 @@ def build_builtin(data_dir, **options) -> dict:
 
 def lab_data_dir(name: str) -> Path:
     """Data folder of the corpus `name`, in a base dir of its own: no other corpus or tokenizer is touched."""
-    base_dir = get_base_dir()
-    if base_dir.parent.name == "lab":  # NANOCHAT_BASE_DIR already points to such a corpus: put this one beside it
-        base_dir = base_dir.parent.parent
-    return base_dir / "lab" / name / DATA_FOLDER
+    return lab_home(name) / DATA_FOLDER
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -90,7 +94,9 @@ def _build(args) -> int:
     else:
         manifest = corpus.build_from_paths(data_dir, args.paths, max_doc_chars=max_doc_chars)
     print(corpus.summary(manifest))
-    print(f"{data_dir} is complete. To use it:\n{paste_setting('NANOCHAT_BASE_DIR', data_dir.parent)}")
+    print(f"{data_dir} is complete. To compare candidates on it:\n"
+          f"make protocol DATA={quote_word(args.name)} CANDIDATE=\"--flag ...\"\n"
+          f"To train on it:\n{paste_setting('NANOCHAT_BASE_DIR', data_dir.parent)}")
     return 0
 
 

@@ -1,5 +1,7 @@
 """
-The name of this machine's processor, as records and banks of noise state it. Two kinds of machine have two names.
+The name of this machine's processor, and the cores that a process may use.
+
+Records and banks of noise state the name. Two kinds of machine have two names:
 
     AMD EPYC | Apple M2 Pro | Raspberry Pi 5 Model B Rev 1.0, ARM 0x41/0xd0b, 4 cores
 
@@ -60,3 +62,44 @@ def _windows_name() -> str:
     import winreg
     with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"HARDWARE\DESCRIPTION\System\CentralProcessor\0") as key:
         return str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()
+
+
+# -----------------------------------------------------------------------------
+# Cores
+
+def usable_cores() -> int:
+    """Number of cores that this process may use, at least 1.
+
+    os.cpu_count counts all cores of the machine. A process may have fewer: by its affinity (taskset, a cpuset), or by
+    the quota of its control group, as in `docker run --cpus=2`.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_cores()
+    return allowed if quota is None else max(1, min(allowed, int(quota)))
+
+
+def cgroup_cores(mounted="/sys/fs/cgroup", mine="/proc/self/cgroup") -> float | None:
+    """Smallest quota, in cores, of this process's control groups (Linux, versions 1 and 2); None without one."""
+    try:
+        groups = [line.split(":", 2) for line in Path(mine).read_text().splitlines()]
+    except OSError:
+        return None
+    quotas = []
+    for _, controllers, path in (group for group in groups if len(group) == 3):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = Path(mounted, "cpu") if controllers else Path(mounted)
+        folder = top / path.strip("/")
+        files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+        for place in (folder, *(parent for parent in folder.parents if parent == top or top in parent.parents)):
+            quotas += _quota(place, *files)
+    return min(quotas, default=None)
+
+
+def _quota(folder, *names) -> list[float]:
+    """[microseconds of work / microseconds], as the files of one control group say it; [] where they limit nothing."""
+    try:
+        work, period = " ".join((folder / name).read_text() for name in names).split()
+        return [int(work) / int(period)] if int(work) > 0 else []
+    except (OSError, ValueError):  # no such file, or "max"
+        return []

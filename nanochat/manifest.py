@@ -35,6 +35,14 @@ def shard_name(index: int) -> str:
     return f"shard_{index:05d}.parquet"
 
 
+def lab_home(name: str, base_dir=None) -> Path:
+    """Base dir of the corpus `name`, which has one of its own: no other corpus or tokenizer is touched."""
+    base_dir = get_base_dir() if base_dir is None else Path(base_dir)
+    if base_dir.parent.name == "lab":  # it is such a corpus itself: the other one lies beside it
+        base_dir = base_dir.parent.parent
+    return base_dir / "lab" / name
+
+
 @functools.lru_cache(maxsize=None)
 def say_once(message: str):
     print0(message)

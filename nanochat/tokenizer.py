@@ -12,7 +12,6 @@ returned.
 
 import codecs
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import tiktoken
 from nanochat import blank_runs
 from nanochat import tokenizer_files as files
 from nanochat.common import get_base_dir, to_paste
+from nanochat.machine import usable_cores
 from nanochat.tokenizer_files import BOS
 
 # All but the first are used only to render conversations
@@ -35,7 +35,7 @@ SPLIT_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?
 
 # Threads of a batch encode. On 2 cores and documents of 1,000 characters, 8 threads took twice the CPU time of 1 and
 # were no faster: passing a document to a thread takes long beside tiktoken's work on it.
-NUM_THREADS = min(os.cpu_count() or 1, 4)
+NUM_THREADS = min(usable_cores(), 4)
 
 # Part of an assistant message -> (token before it, token after it, 1 if the model learns to write it)
 ASSISTANT_PARTS = {"text": (None, None, 1), "python": ("<|python_start|>", "<|python_end|>", 1),

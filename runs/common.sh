@@ -64,16 +64,17 @@ train() {
 
 # compare LABEL FLAGS CANDIDATE... : a protocol. FLAGS are those of the control and of every candidate. Each CANDIDATE
 # is "NAME: FLAGS". The caller may set:
-#   PROFILE   FLAGS, before the template's own   PRIMARY TARGET_BPB   NOISE=bank|own   NEW_HYPOTHESIS="why"
+#   PROFILE DATA   FLAGS, before the template's own   PRIMARY TARGET_BPB   NOISE=bank|own   NEW_HYPOTHESIS="why"
 #   SEEDS="1 2 3 4 5": these and no more; without, seeds are added until it is decided, MAX_SEEDS at most
 compare() {
-    local candidate options=(--label="$1" --flags="${FLAGS:-} $2" --noise="${NOISE:-bank}")
+    local candidate options=(--grid --label="$1" --flags="${FLAGS:-} $2" --noise="${NOISE:-bank}")
     if [ -n "${SEEDS:-}" ]; then
         options+=(--seeds="$SEEDS")
     else
         options+=(--until=decided --max-seeds="${MAX_SEEDS:-12}")
     fi
     [ -z "${PROFILE:-}" ] || options+=(--profile="$PROFILE")
+    [ -z "${DATA:-}" ] || options+=(--data="$DATA")
     [ -z "${PRIMARY:-}" ] || options+=(--primary="$PRIMARY")
     [ -z "${TARGET_BPB:-}" ] || options+=(--target-bpb="$TARGET_BPB")
     [ -z "${NEW_HYPOTHESIS:-}" ] || options+=(--new-hypothesis="$NEW_HYPOTHESIS")
@@ -103,9 +104,27 @@ sys.exit(f"error: the trainer has no {' and no '.join(missing)} yet, so nothing 
 PY
 }
 
-# home_of PROFILE: the base dir of its runs; a built-in one has its own below the user's.
+# home_of NAME: the base dir of the runs of a profile, or on a corpus; built-in profiles and corpora have their own.
 home_of() {
-    if [ -d "$NANOCHAT_BASE_DIR/lab/$1" ]; then echo "$NANOCHAT_BASE_DIR/lab/$1"; else echo "$NANOCHAT_BASE_DIR"; fi
+    local beside
+    beside="$(dirname "$NANOCHAT_BASE_DIR")"  # where the base dir is a corpus itself, the others lie beside it
+    if [ -d "$NANOCHAT_BASE_DIR/lab/$1" ]; then
+        echo "$NANOCHAT_BASE_DIR/lab/$1"
+    elif [ "$(basename "$beside")" = lab ] && [ -d "$beside/$1" ]; then
+        echo "$beside/$1"
+    else
+        echo "$NANOCHAT_BASE_DIR"
+    fi
+}
+
+# builtin_target BPB: the target on the built-in corpus. On other text it means nothing, so its user has to declare one.
+builtin_target() {
+    if [ -n "${DATA:-}" ]; then
+        echo "error: DATA=$DATA needs a TARGET_BPB of its own, because $1 is that of the built-in corpus;" \
+             "make noise PROFILE=$PROFILE DATA=$DATA prints one that the control reaches" >&2
+        return 2
+    fi
+    echo "$1"
 }
 
 # inferred_arms FILE: "NAME: FLAGS" for each candidate that scripts.lane_b_infer_ratio recommends; a fallback has none.

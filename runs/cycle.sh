@@ -12,12 +12,14 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
 PROFILE="${PROFILE:-}"
+DATA="${DATA:-}"
 DRY_RUN="${DRY_RUN:-}"
 
 python -m scripts.cycle \
     --label="${LABEL:-cycle1}" \
     --depths="${DEPTHS:-8 12 16}" \
     ${PROFILE:+--profile="$PROFILE"} \
+    ${DATA:+--data="$DATA"} \
     --flags="${FLAGS:-}" \
     --ratios ${RATIOS:-8 10 12} \
     --noise-seeds="${NOISE_SEEDS:-8}" \

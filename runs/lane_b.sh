@@ -6,14 +6,14 @@
 # Time:     lane-b-small: 1 M tokens for the control's 256 steps, a half and a quarter of that for the other two.
 # Expect:   results/<label>_stats and _infer (.json, .png), then a protocol's files. Or a fallback: its reason, exit 3.
 #
-#   bash runs/lane_b.sh                         LABEL=mine SEEDS="1 2 3 4 5" TARGET_BPB=2.2 bash runs/lane_b.sh
+#   bash runs/lane_b.sh                         LABEL=mine DATA=mine TARGET_BPB=2.2 bash runs/lane_b.sh
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
 LABEL="${LABEL:-lane_b}"
 PROFILE="${PROFILE:-lane-b-small}"
 RATIO="${RATIO:-2}"                     # of the control, and where the laws of batch and decay are pinned
-TARGET="${TARGET_BPB:-2.1}"             # declared here, before anything is run
+TARGET="${TARGET_BPB:-$(builtin_target 2.1)}"  # declared here, before anything is run
 SEEDS="${SEEDS:-1 2}"
 STATS="results/${LABEL}_stats" INFER="results/${LABEL}_infer"
 HORIZON="--num-iterations=-1 --target-param-data-ratio=$RATIO --ratio-ref=$RATIO"
@@ -22,7 +22,7 @@ MODEL="nc_${LABEL}_calibration_d${DEPTH:-2}_control_s${SEEDS%% *}"
 PRIMARY="" TARGET_BPB="" SEEDS="${SEEDS%% *}" compare "${LABEL}_calibration" "$HORIZON" \
     "half: --target-param-data-ratio=$(product 0.5 "$RATIO")" \
     "quarter: --target-param-data-ratio=$(product 0.25 "$RATIO")"
-HOME_DIR="$(home_of "$PROFILE")"  # measured anew, in a minute: seed, context or code may differ from the last time
+HOME_DIR="$(home_of "${DATA:-$PROFILE}")"  # measured anew, in a minute: seed, context or code may differ from the last time
 POSITIONS="$HOME_DIR/lane_b/${MODEL}_positions.json"  # the control's losses by position: gamma is read off them
 NANOCHAT_BASE_DIR="$HOME_DIR" python -m scripts.base_loss \
     --model-tag="$MODEL" \

@@ -12,6 +12,7 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
 PROFILE="${PROFILE:-}"
+DATA="${DATA:-}"
 SEEDS="${SEEDS:-}"
 MAX_SEEDS="${MAX_SEEDS:-}"
 NUM_ITERATIONS="${NUM_ITERATIONS:-}"
@@ -21,6 +22,7 @@ python -m scripts.miniseries \
     --label="${LABEL:-gate}" \
     --depths="${DEPTHS:-8 12 16}" \
     ${PROFILE:+--profile="$PROFILE"} \
+    ${DATA:+--data="$DATA"} \
     ${SEEDS:+--seeds="$SEEDS"} \
     ${MAX_SEEDS:+--max-seeds="$MAX_SEEDS"} \
     ${NUM_ITERATIONS:+--num-iterations="$NUM_ITERATIONS"} \

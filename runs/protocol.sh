@@ -10,6 +10,7 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
 PROFILE="${PROFILE:-}"
+DATA="${DATA:-}"
 NUM_ITERATIONS="${NUM_ITERATIONS:-}"
 NEW_HYPOTHESIS="${NEW_HYPOTHESIS:-}"  # what is new about a candidate that an earlier label tried
 CANDIDATE="${CANDIDATE:---symplectic-gate --symplectic-gate-mix=0.15}"
@@ -18,6 +19,7 @@ python -m scripts.protocol \
     --label="${LABEL:-gate}" \
     --seeds="${SEEDS:-1337 2026}" \
     ${PROFILE:+--profile="$PROFILE"} \
+    ${DATA:+--data="$DATA"} \
     ${NUM_ITERATIONS:+--num-iterations="$NUM_ITERATIONS"} \
     ${NEW_HYPOTHESIS:+--new-hypothesis="$NEW_HYPOTHESIS"} \
     --flags="${FLAGS:-}" \

@@ -15,13 +15,13 @@ import os
 import sys
 from pathlib import Path
 
-from nanochat.common import REPO_ROOT
+from nanochat.common import REPO_ROOT, get_base_dir
 from nanochat.lab.arms import NAME, parse_seeds
 from nanochat.lab.commands import RESULTS_DIR, call
 from nanochat.lab.cycle.rules import PHASES, plateau
 from nanochat.lab.cycle.walk import Cycle, read_cycles, walk
 from nanochat.lab.ledger.experiments import LEDGER
-from nanochat.lab.profiles import PROFILES, cuda_memory_mib, get_profile
+from nanochat.lab.profiles import PROFILES, choose, on_data
 from nanochat.lab.protocol.runner import stop_on_signals
 
 
@@ -31,6 +31,7 @@ def build_parser():
     parser.add_argument("--label", default="cycle1",
                         help="name of the cycle; each step adds _<template> (default: %(default)s)")
     parser.add_argument("--profile", choices=list(PROFILES), help="the workload (default: as scripts.protocol)")
+    parser.add_argument("--data", metavar="NAME", help="a corpus of your own (as scripts.protocol)")
     parser.add_argument("--flags", default="", metavar="FLAGS",
                         help="training flags of every arm, as in --flags='--num-iterations=30'")
     parser.add_argument("--depths", nargs="+", action="extend", metavar="DEPTH",
@@ -48,9 +49,9 @@ def build_parser():
 def make_cycle(args) -> Cycle:
     if not NAME.fullmatch(args.label):
         raise ValueError(f"--label={args.label}: expected letters, digits, '.', '_' and '-'; it names files")
-    profile = get_profile(args.profile or ("smoke-cpu" if cuda_memory_mib() is None else "protocol-16gb"))
+    profile = on_data(choose(args.profile, "protocol-16gb").profile, args.data, get_base_dir())
     return Cycle(args.label, profile, args.flags, parse_seeds(args.depths or ["8 12 16"]), args.ratios, RESULTS_DIR,
-                 args.ledger, args.noise_seeds, args.dry_run)
+                 args.ledger, args.noise_seeds, args.dry_run, profile.home(get_base_dir()))
 
 
 def main(argv=None) -> int:
@@ -58,7 +59,7 @@ def main(argv=None) -> int:
     try:
         cycle = make_cycle(args)
         phases = ", ".join(f"{i} {name}" for i, name in enumerate(PHASES))
-        print(f"cycle {cycle.label}: profile {cycle.profile.name}; {phases}")
+        print(f"cycle {cycle.label}: profile {cycle.workload}; {phases}")
         record = walk(cycle, call)
         print(plateau(read_cycles(RESULTS_DIR))[1])
     except (ValueError, OSError) as e:

@@ -11,12 +11,14 @@ verdict. --log-entry drafts the entry for dev/LOG.md. --plateau tells whether th
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
-from nanochat.lab.commands import RESULTS_DIR
+from nanochat.lab.commands import RESULTS_DIR, complete
 from nanochat.lab.cycle.rules import plateau
 from nanochat.lab.cycle.walk import read_cycles
+from nanochat.lab.profiles import noise_options
 from nanochat.lab.report.log_entry import log_entry
 from nanochat.lab.report.result_check import changed_verdicts, read_judged
 from nanochat.lab.report.result_file import ResultFile, path_of
@@ -56,6 +58,15 @@ def read_label(folder: Path, label: str) -> ResultFile:
     return results
 
 
+def bank_options(settings) -> list[str]:
+    """The options of scripts.noise that bank for a comparison, from its result file."""
+    if not settings.profile:
+        return []
+    words = shlex.split(settings.command or "")
+    data = next((word.removeprefix("--data=") for word in words if word.startswith("--data=")), None)
+    return noise_options(settings.profile, data, settings.common_flags, settings.jobs)
+
+
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     if args.plateau:
@@ -72,7 +83,7 @@ def main(argv=None) -> int:
     elif args.log_entry:
         print(log_entry(results))
     else:
-        print(verdicts(results))
+        print(complete(verdicts(results), bank_options(results.settings)))
     worst = max((EXIT[verdict.verdict] for verdict in results.verdicts), default=EXIT[None])
     return worst if args.exit_code else 0
 

@@ -146,7 +146,10 @@ def rerun(args) -> int:
         return EXIT_OK
     again.refuse_patched()  # before a corpus is made for it
     if row["profile"] in profiles.PROFILES:
-        profiles.prepare(profiles.get_profile(row["profile"]), again.home, dataset, tokenizer, again.home / "logs")
+        profile = profiles.get_profile(row["profile"])
+        if again.home != profile.home(get_base_dir()):  # it ran on a corpus of the user's own
+            profile = profiles.on_data(profile, again.home.name, get_base_dir())
+        profiles.prepare(profile, again.home, dataset, tokenizer, again.home / "logs")
     same, lines = again.compare(again.run())
     print("\n".join(lines))
     return EXIT_OK if same else EXIT_DIFFERS

@@ -13,9 +13,9 @@ interrupted.
 import argparse
 import sys
 
-from nanochat.common import paste_command, write_json
+from nanochat.common import write_json
 from nanochat.lab.arms import NAME, parse_seeds
-from nanochat.lab.commands import EXIT_FAILED_CELL, RESULTS_DIR, call, module_command, now
+from nanochat.lab.commands import EXIT_FAILED_CELL, RESULTS_DIR, call, module_command, now, paste
 from nanochat.lab.cycle import miniseries
 from nanochat.lab.protocol.runner import stop_on_signals
 
@@ -33,6 +33,7 @@ def build_parser():
     parser.add_argument("--depths", nargs="+", action="extend", metavar="DEPTH",
                         help="numbers of layers (default: 8 12 16)")
     parser.add_argument("--profile", help="the workload, apart from the depth (default: as scripts.protocol)")
+    parser.add_argument("--data", metavar="NAME", help="a corpus of your own (as scripts.protocol)")
     parser.add_argument("--num-iterations", type=int, help="optimizer steps, in place of the profile's")
     parser.add_argument("--flags", default="", metavar="FLAGS", help="training flags for every arm at every depth")
     parser.add_argument("--noise-seeds", type=int, default=8, metavar="N",
@@ -67,6 +68,7 @@ def commands(args, depths, rest) -> list[list[str]]:
     given = {word.partition("=")[0] for word in rest}
     until = [] if given & {"--seeds", "--until"} else ["--until=decided"]
     where = [f"--profile={args.profile}"] if args.profile else []
+    where += [f"--data={args.data}"] if args.data else []
     steps = [] if args.num_iterations is None else [f"--num-iterations={args.num_iterations}"]
     ledger = [word for word in rest if word.startswith("--ledger=")]
     out = []
@@ -86,7 +88,7 @@ def run(args, depths, rest) -> int:
     Returns the exit code that stopped it, or 0.
     """
     for command in commands(args, depths, rest):
-        print(f"$ {paste_command(command)}")
+        print(f"$ {paste(command)}")
         code = 0 if args.dry_run else call(command)
         # A bank has no verdict that would say what failed.
         if code and not (code == EXIT_FAILED_CELL and "scripts.protocol" in command):

@@ -21,7 +21,7 @@ from nanochat import dataset, tokenizer
 from nanochat.common import get_base_dir
 from nanochat.lab import profiles
 from nanochat.lab.arms import CONTROL, make_arms, split_flags
-from nanochat.lab.commands import EXIT_INTERRUPTED, exit_code
+from nanochat.lab.commands import EXIT_INTERRUPTED, complete, exit_code, extra_words
 from nanochat.lab.ledger import bank, experiments
 from nanochat.lab.ledger.banked import banked_runs
 from nanochat.lab.ledger.rerun import home_of
@@ -32,8 +32,6 @@ from nanochat.lab.runs import RunSummary
 from nanochat.lab.simulation.real_runs import describe_rates
 from nanochat.record import read_metrics, read_record, record_dir
 
-SIDE_BY_SIDE = 2  # on a CPU, as a control and its candidate run: speeds are then those of a protocol
-
 
 class NoiseProtocol(Protocol):
     """The control alone."""
@@ -41,6 +39,7 @@ class NoiseProtocol(Protocol):
     def command(self, seeds=None) -> str:
         words = ["python", "-m", "scripts.noise", "--run", f"--seeds={len(seeds or self.seeds)}"]
         common = self.workload.common_flags
+        words += [f"--data={self.profile.data}"] if self.profile.data else []
         words += [f"--profile={self.profile.name}", *([f"--flags={shlex.join(common)}"] if common else [])]
         return shlex.join(words)
 
@@ -54,10 +53,11 @@ def build_parser():
                         help="number of runs in the bank (default: %(default)s)")
     parser.add_argument("--profile", choices=list(profiles.PROFILES),
                         help="the workload to bank (default: as scripts.protocol)")
+    parser.add_argument("--data", metavar="NAME", help="bank on a corpus of your own (as scripts.protocol)")
     parser.add_argument("--flags", default="", metavar="FLAGS",
                         help="more training flags, as in --flags='--num-iterations=30'")
     parser.add_argument("--jobs", type=int, metavar="N",
-                        help=f"runs side by side (default: on a CPU {SIDE_BY_SIDE}, else 1)")
+                        help=f"runs side by side (default: on a CPU {profiles.NOISE_SIDE_BY_SIDE}, else 1)")
     parser.add_argument("--fresh", action="store_true", default=os.environ.get("FRESH", "") not in ("", "0"),
                         help="reuse no run (also FRESH=1)")
     parser.add_argument("--profile-hash", default="", metavar="HASH",
@@ -74,11 +74,12 @@ def build_parser():
 
 def make_protocol(args) -> NoiseProtocol:
     seeds = bank.noise_seeds(args.seeds)
-    workload = choose_workload(args.profile, "protocol-16gb", split_flags("--flags", args.flags))
+    workload = choose_workload(args.profile, "protocol-16gb", split_flags("--flags", args.flags), args.data)
     arms = make_arms([], workload.flags)
-    side_by_side = min(SIDE_BY_SIDE, len(seeds), os.cpu_count() or 1) if arms[0].config.device_type == "cpu" else 1
+    side_by_side = profiles.side_by_side(arms * min(profiles.NOISE_SIDE_BY_SIDE, len(seeds)))
     return build_protocol(experiments.NOISE, workload, arms, seeds, kind=NoiseProtocol, fresh=args.fresh,
-                          jobs=side_by_side if args.jobs is None else args.jobs)
+                          jobs=side_by_side if args.jobs is None else args.jobs,
+                          extra=extra_words(args, experiments.LEDGER))
 
 
 def bank_runs(protocol: Protocol, ledger) -> int:
@@ -139,18 +140,18 @@ def choose_profile(rows, args) -> str:
     return wanted[-1]["profile_hash"]
 
 
-def show(rows, profile_hash):
+def show(rows, profile_hash, say=print):
     newest = [row for row in rows if row["profile_hash"] == profile_hash][-1]
-    print(f"profile {profile_hash[:8]} {newest['profile'] or '-'}, {newest['device']}: {newest['command']}\n")
+    say(f"profile {profile_hash[:8]} {newest['profile'] or '-'}, {newest['device']}: {newest['command']}\n")
     try:
         threshold = bank.banked_target(rows, profile_hash)
         rows = bank.with_target(rows, stored_curves(rows, profile_hash), "val_bpb", threshold)
-        print(f"target val_bpb {threshold:.6g}: the worst final of the banked runs + 1 sigma\n")
+        say(f"target val_bpb {threshold:.6g}: the worst final of the banked runs + 1 sigma\n")
     except ValueError as e:
-        print(f"no target from the bank: {e}\n")
-    print(bank.describe(bank.measure(rows, profile_hash)))
+        say(f"no target from the bank: {e}\n")
+    say(bank.describe(bank.measure(rows, profile_hash)))
     if others := bank.other_profiles(rows, profile_hash):
-        print("\n" + others)
+        say("\n" + others)
 
 
 def stored_curves(rows, profile_hash) -> dict:
@@ -168,7 +169,8 @@ def bank_and_show(args) -> int:
     if code != EXIT_INTERRUPTED:
         rows = experiments.read_all(args.ledger)
         profile_hash = profile_hash or choose_profile(rows, args)
-        show(rows, profile_hash)
+        given = [f"--{name}={value}" for name in ("profile", "data", "flags") if (value := getattr(args, name))]
+        show(rows, profile_hash, lambda text: print(complete(text, given)))
         if args.aa_rate:
             print("\n" + describe_rates(rows, profile_hash))
     return code

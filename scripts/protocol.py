@@ -18,8 +18,8 @@ from pathlib import Path
 from nanochat import dataset, tokenizer
 from nanochat.common import get_base_dir
 from nanochat.lab import profiles
-from nanochat.lab.arms import parse_seeds, split_flags
-from nanochat.lab.commands import exit_code
+from nanochat.lab.arms import parse_seeds, refuse_equal, same_run, split_flags, without_the_control
+from nanochat.lab.commands import exit_code, extra_words
 from nanochat.lab.ledger.experiments import LEDGER
 from nanochat.lab.protocol.build import build_protocol, check_arms, choose_workload, make_data
 from nanochat.lab.protocol.plan import Plan
@@ -44,12 +44,17 @@ def build_parser():
     parser.add_argument("--candidate", action="append", metavar="'[NAME:] FLAGS'",
                         help=f"training flags that a candidate adds to the control; repeat for more candidates "
                              f"(default: {DEFAULT_CANDIDATE})")
+    parser.add_argument("--grid", action="store_true",
+                        help="the candidates are points of a grid (runs/): leave out one that is the control itself")
     parser.add_argument("--arm", action="append", default=[], metavar="'NAME: tree=PATH patch=FILE flags=...'",
                         help="an arm on another checkout, or with patches (patches/README.md); an arm with the name "
                              "control replaces the control")
     parser.add_argument("--profile", choices=list(profiles.PROFILES),
-                        help="the workload: model, batch, steps and data (default: protocol-16gb with a CUDA device, "
-                             "else smoke-cpu)")
+                        help="the workload: model, batch, steps and data (default: protocol-16gb on a CUDA card of "
+                             "16 GB, smoke-16gb on a smaller one, smoke-mps on a Mac's GPU, else smoke-cpu)")
+    parser.add_argument("--data", metavar="NAME",
+                        help="train on a corpus of your own in place of the profile's: what python -m nanochat.dataset "
+                             "--from PATH --name NAME made")
     parser.add_argument("--num-iterations", type=int, help="optimizer steps, in place of the profile's")
     parser.add_argument("--flags", default="", metavar="'FLAGS'",
                         help="training flags for every arm, the control included")
@@ -128,16 +133,22 @@ def make_protocol(args) -> Protocol:
     """Every error in the arguments is found here, before data is made or anything is trained."""
     seeds = all_seeds(parse_seeds(DEFAULT_SEEDS if args.seeds is None else args.seeds), args.until, args.max_seeds)
     common = [f"--num-iterations={args.num_iterations}"] if args.num_iterations is not None else []
-    workload = choose_workload(args.profile, "protocol-16gb", [*common, *split_flags("--flags", args.flags)])
+    workload = choose_workload(args.profile, "protocol-16gb", [*common, *split_flags("--flags", args.flags)],
+                               args.data)
     candidates = args.candidate or (["aa:"] if args.aa else [] if args.arm else [DEFAULT_CANDIDATE])
     arms = make_all_arms(candidates, args.arm, workload.flags, get_base_dir())
-    if args.aa and (args.arm or any(arm.flags for arm in arms)):
+    if args.grid:
+        arms = without_the_control(arms)
+    if args.aa and (args.arm or not all(same_run(arm, arms[0]) for arm in arms)):
         raise ValueError("--aa runs the control against itself: leave --candidate and --arm out, "
                          "or give candidates no flags")
+    if not args.aa:
+        refuse_equal(arms)
     plan = Plan(args.primary, args.fallback, args.min_gain, args.target_bpb, args.noise, bool(args.until), args.aa,
                 args.new_hypothesis)
     return build_protocol(args.label, workload, arms, seeds, plan=plan, ledger=args.ledger, fresh=args.fresh,
-                          timeout_sec=args.timeout_minutes and args.timeout_minutes * 60, jobs=args.jobs)
+                          timeout_sec=args.timeout_minutes and args.timeout_minutes * 60, jobs=args.jobs,
+                          extra=extra_words(args, LEDGER))
 
 
 def compare(args) -> int:

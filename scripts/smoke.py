@@ -3,8 +3,8 @@ The whole pipeline in minutes, offline: corpus, tokenizer, control against candi
 
     python -m scripts.smoke          (= make smoke; FRESH=1 or --fresh reuses nothing)
 
-It starts on a Python without packages: it then makes .venv (scripts/setup.py) and goes on there. With a CUDA device it
-runs the profile smoke-16gb, otherwise smoke-cpu. Writes results/smoke_latest.json,
+It starts on a Python without packages: it then makes .venv (scripts/setup.py) and goes on there. The profile is
+smoke-16gb with a CUDA device, smoke-mps on a Mac's GPU, otherwise smoke-cpu. Writes results/smoke_latest.json,
 smoke_history.csv and smoke.png in the working directory. Exit code: 0 all runs ok, whatever the verdict.
 """
 
@@ -21,7 +21,7 @@ VENV_PYTHON = ROOT / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bi
 PACKAGES = ("torch", "numpy", "pyarrow", "requests", "regex", "tiktoken", "rustbpe", "scipy", "matplotlib", "filelock",
             "tqdm")
 IN_VENV = "NANOCHAT_SMOKE_IN_VENV"  # set for the second start, which must not start a third
-LABEL, SEEDS = "smoke", [1337, 2026]
+LABEL, SEEDS, LEDGER_NAME = "smoke", [1337, 2026], "smoke_experiments.csv"
 CANDIDATE = "gate: --symplectic-gate --symplectic-gate-mix=0.15"
 
 
@@ -55,7 +55,8 @@ def make_protocol(profile_name, fresh):
     from nanochat.lab.protocol.build import build_protocol, choose_workload
     workload = choose_workload(profile_name, "smoke-16gb", worth_compiling=False)  # a run this short never is
     return build_protocol(LABEL, workload, make_arms([CANDIDATE], workload.flags), SEEDS, fresh=fresh,
-                          ledger=RESULTS_DIR / "smoke_experiments.csv", bank=LEDGER)
+                          ledger=RESULTS_DIR / LEDGER_NAME, bank=LEDGER,
+                          extra=(f"--ledger={RESULTS_DIR / LEDGER_NAME}",))
 
 
 def smoke(args):
@@ -76,8 +77,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m scripts.smoke",
                                      description="Run the whole pipeline once: corpus, tokenizer, control against "
                                                  "candidate, a verdict.")
-    parser.add_argument("--profile", choices=("smoke-cpu", "smoke-16gb"),
-                        help="the workload (default: smoke-16gb with a CUDA device, else smoke-cpu)")
+    parser.add_argument("--profile", choices=("smoke-cpu", "smoke-mps", "smoke-16gb"),
+                        help="the workload (default: smoke-16gb with a CUDA device, smoke-mps on a Mac's GPU, else "
+                             "smoke-cpu)")
     parser.add_argument("--fresh", action="store_true", default=os.environ.get("FRESH", "") not in ("", "0"),
                         help="reuse no run (also FRESH=1)")
     args = parser.parse_args(argv)

@@ -5,7 +5,6 @@ python -m pytest tests/test_build.py -q
 """
 
 import importlib.util
-import os
 import shlex
 from types import SimpleNamespace
 
@@ -37,9 +36,10 @@ def test_the_three_commands_give_one_profile_one_home_and_the_same_flags():
 
 
 def test_machine_decides_what_was_not_asked_for(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(profiles, "usable_cores", lambda: 4)
     assert of_command(protocol).jobs == 2 and of_command(protocol, "--jobs=1").jobs == 1  # the arms of a seed
-    assert of_command(noise, "--seeds=3").jobs == noise.SIDE_BY_SIDE and of_command(noise, "--jobs=1").jobs == 1
+    assert of_command(noise, "--seeds=3").jobs == profiles.NOISE_SIDE_BY_SIDE == 2
+    assert of_command(noise, "--jobs=1").jobs == 1
     monkeypatch.setattr(profiles, "cuda_memory_mib", lambda: 16 * 1024)
     assert of_command(protocol).jobs == 1 and of_command(protocol).profile.name == "protocol-16gb"
     assert smoke.make_protocol(None, fresh=False).profile.name == "smoke-16gb"

@@ -138,12 +138,14 @@ def test_checkpoint_of_upstream_says_less_and_passes():
 # to leave these hashes: see `before` in nanochat/options.py.
 PROFILE_HASHES = {
     "smoke-cpu": "c83bdba3113f9a88f37e5d1c3c0e9e0c287e6e4513bb89869764fa6b19601b7b",
+    "smoke-mps": "790afa4917890d0cb4d042d09a14bd08095badf25313f76c59790819198b6d08",
     "lane-b-small": "a27a5da094817eb9831f618fa0418919950d20d45bd45b8c808bf1034bd6db57",
     "smoke-16gb": "7e80180f40f791b480a1e16388923f00ae7058bf873b375ad34fe04b4c319ceb",
     "protocol-16gb": "c74b2298608b5e3f88c79270a70e018fc5a5eeffe0dcc50c84453f49d08cecf2",
 }
 QUIET_HASHES = {
     "smoke-cpu": "1339e9577d9833d091c76c95384b644b79171691ffc228ec84b0d138a4a43c93",
+    "smoke-mps": "5cf2934ebe4253a02609fa6ae98319d696450f3838f9e79112857e26ba8063c3",
     "lane-b-small": "889b17eafa061d74a7b1a3cf8bcaaac853cdb0c15dfbe9152259900d39c01b9a",
     "smoke-16gb": "f3f7df9deae97b3bd6709ac2dcef0fc06d1f3f209427050a4a35030e73533e57",
     "protocol-16gb": "ca57e5ec07f059cd29fdfdb1b4837765b613d073782d3a15676da45deeaf6a66",
@@ -156,7 +158,7 @@ HASHED_NAMES = "1dc2b0cb55381972eb40aba0880a138c80aefcb3079b8be664fe52edddd18b9f
 @pytest.mark.parametrize("name", PROFILES)
 def test_hash_of_a_profile_is_what_it_was(name, more, hashes):
     flags = PROFILES[name].flags
-    kind = "cuda" if "--device-type=cuda" in flags else "cpu"
+    kind = PROFILES[name].device_type
     assert profile_hash(parse([*flags, *more]), kind, "data", "tok") == hashes[name], \
         "the noise that is banked for this profile would be lost: mark a new option with before="
 

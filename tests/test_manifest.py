@@ -162,7 +162,7 @@ def test_nulls_are_left_out_and_said_before_training_where_the_metadata_counts_t
     assert list(iter_texts("train"))[-3:] == ["a", "b", "c"]
     said = capsys.readouterr().out
     assert (f"{shard_name(1)}: row 2 of row group 0 is null, and left out\n" in said) != statistics
-    assert (f"row 1 of row group 1 is null, and left out, and 1 others of that group\n" in said) != statistics
+    assert ("row 1 of row group 1 is null, and left out, and 1 others of that group\n" in said) != statistics
 
 
 def test_older_folder_is_read_where_only_it_exists(tmp_path, capsys):

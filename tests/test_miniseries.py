@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nanochat.common import read_json, to_paste, write_json
+from nanochat.common import read_json, write_json
 from nanochat.lab.csv_file import read_rows
 from nanochat.lab.cycle import miniseries
 from nanochat.lab.cycle.miniseries import check_matched, judge, read_depths
@@ -253,11 +253,11 @@ def test_noise_is_banked_at_each_depth_with_the_flags_of_its_protocol(capsys):
     argv = ["--label=x", "--depths=2 4", "--profile=smoke-cpu", "--num-iterations=30", "--flags", "--matrix-lr=0.03",
             "--dry-run"]
     assert script.main(argv) == 0
-    lines = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+    lines = [line[line.index(" -m "):] for line in capsys.readouterr().out.splitlines()]
     flags = "'--flags=--num-iterations=30 --matrix-lr=0.03 --depth={}'"
     assert lines == [line.format(flags.format(depth)) for depth in (2, 4) for line in (
-        to_paste("python -m scripts.noise --run --seeds=8 --profile=smoke-cpu {}"),
-        to_paste(f"python -m scripts.protocol --label=x_d{depth} --profile=smoke-cpu {{}} --until=decided"))]
+        " -m scripts.noise --run --seeds=8 --profile=smoke-cpu {}",
+        f" -m scripts.protocol --label=x_d{depth} --profile=smoke-cpu {{}} --until=decided")]
 
 
 def test_judge_writes_the_verdict_and_prints_one_table(tmp_path, monkeypatch, capsys, verdicts_set_by_hand):

@@ -46,7 +46,7 @@ def test_builtin_profiles_live_apart_from_the_users_own_artifacts(tmp_path):
 
 
 def test_unknown_profile_names_those_that_exist():
-    with pytest.raises(ValueError, match="smoke-cpu, lane-b-small, smoke-16gb, protocol-16gb"):
+    with pytest.raises(ValueError, match="smoke-cpu, smoke-mps, lane-b-small, smoke-16gb, protocol-16gb"):
         get_profile("smoke")
 
 

@@ -20,6 +20,7 @@ from nanochat.lab.csv_file import read_rows
 from nanochat.lab.protocol import protocol
 from nanochat.lab.protocol.build import build_protocol
 from nanochat.lab.protocol.protocol import run
+from nanochat.machine import usable_cores
 from scripts import protocol as script
 from tests.lab_case import FAKE, GATE, HISTORY, TREE, enter, make, ran
 
@@ -49,7 +50,8 @@ def finished(finished_once):
 
 def test_cells_run_in_turn_and_the_verdict_says_what_would_settle_it(finished):
     assert ran() == ["control_s1337", "gate_s1337", "gate_s2026", "control_s2026"]
-    assert "verdict gate: inconclusive (2 seeds, no noise bank)" in finished and "make noise SEEDS=8" in finished
+    assert "verdict gate: inconclusive (2 seeds, no noise bank)" in finished
+    assert "scripts.noise --run --seeds=8 --profile=smoke-cpu" in finished
     assert "--seeds 1337 2026 2027 2028 2029 '--candidate=gate: --symplectic-gate'" in finished
 
 
@@ -162,7 +164,7 @@ def test_bad_option_is_refused(options, message):
 
 
 def test_equal_arms_other_workloads_and_overload_are_said(monkeypatch, capsys):
-    monkeypatch.setenv("FAKE_LOAD", str(10 * os.cpu_count()))
+    monkeypatch.setenv("FAKE_LOAD", str(10 * usable_cores()))
     assert run(make(["copy:", "deep: --depth=5"], seeds=[1, 2])) == 0
     out = capsys.readouterr().out
     assert "copy has the options of control: an A/A comparison" in out
@@ -206,7 +208,11 @@ def test_printed_command_has_the_python_that_runs_and_the_stored_one_is_neutral(
     printed, = [line for line in capsys.readouterr().out.splitlines() if "-m scripts.protocol" in line]
     stored = read_json("results/protocol_latest.json")["settings"]["command"]
     assert stored.startswith("python -m ")
-    assert printed.strip() == stored.replace("python", VENV_PYTHON, 1).replace("1 2", "1 2 3 4 5")
+    before, found, after = printed.strip().partition(" -m ")
+    assert found + after == stored.removeprefix("python").replace("1 2", "1 2 3 4 5")
+    *environment, python = before.split()
+    assert environment == [f"{name}={os.environ[name]}" for name in ("NANOCHAT_BASE_DIR", "NANOCHAT_LEDGER")]
+    assert shutil.which(python) and python != VENV_PYTHON, "a path that the repository's root has"
 
 
 def test_flags_may_be_words_of_their_own_and_candidates_repeat(main):

@@ -6,7 +6,6 @@ python -m pytest tests/test_results.py -q
 """
 
 import json
-import os
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +16,7 @@ from nanochat.common import write_json
 from nanochat.lab.csv_file import append_row
 from nanochat.lab.ledger import experiments
 from nanochat.lab.ledger.imports import record_of_metas
+from nanochat.lab.protocol import results
 from nanochat.lab.protocol.results import Results, summary_of, tags_of
 from nanochat.lab.protocol.runner import Outcome
 from nanochat.lab.runs import RunSummary
@@ -28,7 +28,7 @@ each_run = pytest.mark.parametrize("case", GOLDEN["runs"], ids=lambda case: case
 
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(results, "usable_cores", lambda: 2)
 
 
 def run_of(case) -> RunSummary:

@@ -28,7 +28,8 @@ TORCH_FREE = ORDER[:ORDER.index("device")]
 # A folder of nanochat/lab/ imports only from itself and from folders to its left; `ground` is the files in lab/ itself.
 ROOMS = "ground verdict trees ledger report protocol simulation cycle horizon".split()
 LAB_MAY_IMPORT = {"numpy", "scipy", "matplotlib", "filelock", *sys.stdlib_module_names}
-LAB_MAY_IMPORT_OF_OURS = set("common git machine code_identity config options schedule stage record".split())
+LAB_MAY_IMPORT_OF_OURS = set("""common git machine code_identity config options schedule stage record
+                             manifest""".split())
 BARE_PYTHON = ("scripts.setup", "scripts.smoke")  # run before any package is installed
 
 

@@ -168,6 +168,33 @@ def same_options(arms: list[Arm]) -> list[tuple[str, str]]:
             if (asdict(a.config), a.tree_id) == (asdict(b.config), b.tree_id)]
 
 
+def refuse_equal(arms: list[Arm]):
+    """Raise ValueError for an arm that would be the same run as an earlier one: its options say what the other has by
+    default, or change no number of a run. It would burn hours, and its verdict would be one on nothing."""
+    for i, arm in enumerate(arms):
+        for other in arms[:i]:
+            if same_run(arm, other):
+                same = f"{arm.flags} changes nothing" if arm.flags else "it has no flags"
+                raise ValueError(f"arm {arm.name}: {same}, so it is the same run as {other.name}; give it another "
+                                 "value, or leave it out. AA=1 compares the control with itself")
+
+
+def without_the_control(arms: list[Arm], say=print) -> list[Arm]:
+    """The arms of a grid, without candidates that are the control itself: around a winner, one point of a grid is."""
+    control, *candidates = arms
+    for arm in (arm for arm in candidates if same_run(arm, control)):
+        say(f"left out: {arm.name} ({arm.flags or 'no flags'}) is the control itself")
+    left = [arm for arm in candidates if not same_run(arm, control)]
+    if not left:
+        raise ValueError("no candidate differs from the control, so nothing was run")
+    return [control, *left]
+
+
+def same_run(a: Arm, b: Arm) -> bool:
+    """Whether two arms train to the same numbers, because all options that can change a number are equal."""
+    return (hashed_options(a.config), a.tree_id) == (hashed_options(b.config), b.tree_id)
+
+
 def refuse_rounded(arms: list[Arm], resolved: list[dict]):
     """Raise ValueError for an arm whose options differ from an earlier arm's and resolve to the same run.
 

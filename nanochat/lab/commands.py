@@ -8,16 +8,19 @@ training.
 
 import contextlib
 import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
-from nanochat.common import child_environment
+from nanochat.common import REPO_ROOT, VENV_PYTHON, child_environment, paste_command
 
 RESULTS_DIR = Path("results")  # in the working directory; git ignores it
+CARRIED = ("NANOCHAT_BASE_DIR", "NANOCHAT_LEDGER", "NANOCHAT_DTYPE")  # environment that a next command needs too
 EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
 EXIT_FALLBACK = 3  # of Lane B: there is an answer, but it is the default length, because the inputs support no other
 EXIT_FAILED_CELL = 1  # of scripts.protocol: a run failed or diverged; the results of the others are written
@@ -51,6 +54,58 @@ def require_writable(*paths):
 
 def module_command(module: str, *words) -> list[str]:
     return [sys.executable, "-m", module, *map(str, words)]
+
+
+def paste(command: list[str], env: dict | None = None) -> str:
+    """The command as it can be pasted here: quoted, with the Python that runs now (where it says "python", or bash
+    that calls it) and with the base dir and the ledger of now.
+
+    For printed text only. Records keep `python -m`, which is the same on every machine.
+    """
+    carried = {name: os.environ[name] for name in CARRIED if os.environ.get(name)}
+    text = paste_command(command, carried | (env or {}), python=_python())
+    if command[0] == "bash" and not _is_of_venv():
+        text = f'SKIP_SETUP=1 PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH" {text}'
+    return text
+
+
+def _is_of_venv() -> bool:
+    return Path(sys.prefix).resolve() == (REPO_ROOT / ".venv").resolve()
+
+
+def _python() -> str:
+    if _is_of_venv() and Path.cwd() == REPO_ROOT:
+        return VENV_PYTHON
+    found = shutil.which("python")
+    return "python" if found and Path(found).parent == Path(sys.executable).parent else sys.executable
+
+
+def extra_words(args, ledger) -> tuple[str, ...]:
+    """The options of a command that its protocol's declaration does not have, as they were given. ledger: the default.
+    """
+    told = {"--jobs": args.jobs, "--timeout-minutes": getattr(args, "timeout_minutes", None)}
+    words = [f"{name}={value:g}" for name, value in told.items() if value is not None]
+    return (*words, *([f"--ledger={args.ledger}"] if args.ledger != ledger else []))
+
+
+def noise_line(seeds, options: list[str]) -> str:
+    """The command that banks noise for a comparison, to paste; options: "--profile=...", and so on, of scripts.noise.
+
+    It is `make noise` where make and the Makefile are at hand.
+    """
+    variables = dict(word.removeprefix("--").split("=", 1) for word in options)
+    carried = {name: os.environ[name] for name in CARRIED if os.environ.get(name)}
+    carried |= {} if _is_of_venv() else {"SKIP_SETUP": "1", "PYTHON": sys.executable}
+    values = {"SEEDS": str(seeds)} | {name.upper(): value for name, value in variables.items()} | carried
+    in_make = Path.cwd() == REPO_ROOT and shutil.which("make") and "LEDGER" not in values
+    if not in_make or any("$" in value for value in values.values()):
+        return paste(["python", "-m", "scripts.noise", "--run", f"--seeds={seeds}", *options])
+    return " ".join(["make noise", *(f"{name}={shlex.quote(value)}" for name, value in values.items())])
+
+
+def complete(text: str, options: list[str]) -> str:
+    """`text` with the options of this comparison in each `make noise` that it advises."""
+    return re.sub(r"make noise(?: SEEDS=(\d+))?(?: JOBS=)?", lambda found: noise_line(found[1] or "8", options), text)
 
 
 def shown(command: list[str], env: dict | None = None) -> str:

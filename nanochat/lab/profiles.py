@@ -3,19 +3,25 @@ Named workloads: the options that every arm of a protocol shares, and where thei
 
 A result names its profile; rows of different profiles are never compared. The built-in profiles keep everything under
 <base dir>/lab/<name>/, laid out like a base dir of their own, so that a trial never touches the artifacts of real
-training. The others use the base dir itself.
+training. The others use the base dir itself. Any of them can run on a corpus of the user's own (DATA=name) instead: the
+home is then that corpus's folder.
 """
 
 import os
+import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock
 
 from nanochat.common import REPO_ROOT, child_environment, paste_command
-from nanochat.machine import cpu_name
+from nanochat.lab import own_data
+from nanochat.lab.machine import cuda_memory_mib, has_mps
+from nanochat.machine import cgroup_cores, usable_cores
+from nanochat.options import flag
 
 
 @dataclass(frozen=True)
@@ -26,38 +32,88 @@ class Profile:
     builtin: bool  # True: built-in corpus under lab/<name>/; False: the base dir's own shards
     tokenizer_flags: tuple[str, ...] = ()  # of scripts.tok_train, when there is no tokenizer yet
     fitted: bool = False  # device batch chosen by fit_device_batch
+    card_mib: int = 0  # memory of the card that it was made for
+    data: str | None = None  # name of a corpus of the user's own, in place of the profile's (lab/own_data.py)
 
     def home(self, base_dir) -> Path:
         """The base dir of this profile's runs, absolute: cells run in another working directory."""
         base_dir = Path(base_dir).resolve()
+        if self.data:
+            return own_data.home_of(self.data, base_dir)
         return base_dir / "lab" / self.name if self.builtin else base_dir
+
+    @property
+    def device_type(self) -> str:
+        return ROWS[self.name].device_type
+
+
+class Row(NamedTuple):
+    """A row of the table of profiles. The fields down to keep_last are options of scripts.base_train by their names;
+    None leaves the trainer's default."""
+    device_type: str
+    depth: int
+    max_seq_len: int
+    device_batch_size: int
+    total_batch_size: int
+    num_iterations: int | None
+    warmup_steps: int | None
+    eval_every: int
+    eval_tokens: int
+    save_every: int
+    save_minutes: int | None
+    keep_last: int
+    compiled: bool
+    builtin: bool
+    vocab_size: int | None  # None: the default of scripts.tok_train
+    max_chars: int | None  # that the tokenizer is trained on
+    about: str
+    fitted: bool = False
+    card_mib: int = 0
+    more: tuple[str, ...] = ()
 
 
 COMMON = ("--quiet-start", "--window-pattern=L", "--core-metric-every=-1", "--sample-every=-1")
-PROFILES = {p.name: p for p in (
-    Profile("smoke-cpu", "any CPU, no network, about a minute a run on 2 cores", (
-        "--device-type=cpu", "--no-compile", "--depth=4", "--max-seq-len=256", "--device-batch-size=8",
-        "--total-batch-size=2048", "--num-iterations=60", "--warmup-steps=5", "--eval-every=10", "--eval-tokens=16384",
-        "--save-every=-1", "--save-minutes=5", "--keep-last=1", *COMMON),
-        builtin=True, tokenizer_flags=("--vocab-size=4096", "--max-chars=20000000")),
-    # The batch is given: with the law's batch, so small a run would have 16 steps.
-    Profile("lane-b-small", "any CPU, no network, 1 M tokens and a minute or two a run on 2 cores", (
-        "--device-type=cpu", "--no-compile", "--depth=2", "--max-seq-len=256", "--device-batch-size=16",
-        "--total-batch-size=4096", "--target-param-data-ratio=2", "--ratio-ref=2", "--warmup-steps=10",
-        "--eval-every=16", "--eval-tokens=32768", "--save-every=-1", "--save-minutes=5", "--keep-last=1", *COMMON),
-        builtin=True, tokenizer_flags=("--vocab-size=1024", "--max-chars=20000000")),
-    Profile("smoke-16gb", "one CUDA card, no network, 26 M tokens for two seeds: "
-                          "about 15 minutes at 30,000 tokens a second", (
-        "--device-type=cuda", "--no-compile", "--depth=12", "--max-seq-len=512", "--device-batch-size=1",
-        "--total-batch-size=32768", "--num-iterations=200", "--eval-every=100", "--eval-tokens=262144",
-        "--save-every=-1", "--save-minutes=5", "--keep-last=1", *COMMON),
-        builtin=True, tokenizer_flags=("--vocab-size=4096",), fitted=True),
-    Profile("protocol-16gb", "one CUDA card of 16 GB, 2 G tokens a run: a day and more", (
-        "--device-type=cuda", "--depth=12", "--max-seq-len=1024", "--device-batch-size=1", "--total-batch-size=65536",
-        "--num-iterations=30000", "--eval-every=200", "--eval-tokens=262144", "--save-every=2000", "--keep-last=2",
-        *COMMON), builtin=False, tokenizer_flags=("--max-chars=2000000000",)),
-)}
+AS_LONG_AS_THE_RATIO_SAYS = ("--target-param-data-ratio=2", "--ratio-ref=2")
+# lane-b-small: the batch is given, because with the law's batch so small a run would have 16 steps.
+ROWS = {
+    #   device, depth, context, rows, batch, steps, warm-up, eval every, tokens, save every, minutes, keep,
+    #   compiled, builtin, vocabulary, characters for it, about
+    "smoke-cpu": Row(
+        "cpu", 4, 256, 8, 2048, 60, 5, 10, 16384, -1, 5, 1,
+        False, True, 4096, 20_000_000, "any CPU, no network, about a minute a run on 2 cores"),
+    "smoke-mps": Row(
+        "mps", 4, 512, 16, 8192, 120, 10, 20, 65536, -1, 5, 1,
+        False, True, 4096, 20_000_000, "a Mac's GPU, no network, 1 M tokens a run: a minute or two (not measured)"),
+    "lane-b-small": Row(
+        "cpu", 2, 256, 16, 4096, None, 10, 16, 32768, -1, 5, 1,
+        False, True, 1024, 20_000_000, "any CPU, no network, 1 M tokens and a minute or two a run on 2 cores",
+        more=AS_LONG_AS_THE_RATIO_SAYS),
+    "smoke-16gb": Row(
+        "cuda", 12, 512, 1, 32768, 200, None, 100, 262144, -1, 5, 1,
+        False, True, 4096, None, "one CUDA card, no network, 26 M tokens for two seeds: about 15 minutes at 30,000 "
+                                 "tokens a second", fitted=True),
+    "protocol-16gb": Row(
+        "cuda", 12, 1024, 1, 65536, 30000, None, 200, 262144, 2000, None, 2,
+        True, False, None, 2_000_000_000, "one CUDA card of 16 GB, 2 G tokens a run: a day and more",
+        card_mib=14 * 1024),  # a card of 16 GB has 14.7 GiB or more
+}
+
+
+def _profile(name: str, row: Row) -> Profile:
+    options = row._asdict()
+    trainers = list(options)[:list(options).index("keep_last") + 1]
+    flags = [f"{flag(option)}={options[option]}" for option in trainers if options[option] is not None]
+    flags += [] if row.compiled else ["--no-compile"]
+    for_tokenizer = [f"{flag(option)}={options[option]}" for option in ("vocab_size", "max_chars") if options[option]]
+    return Profile(name, row.about, (*flags, *row.more, *COMMON), row.builtin, tuple(for_tokenizer), row.fitted,
+                   row.card_mib)
+
+
+PROFILES = {name: _profile(name, row) for name, row in ROWS.items()}
 SHARDS = 8  # of ClimbMix: the 2e9 characters that a tokenizer is trained on
+
+
+NOISE_SIDE_BY_SIDE = 2  # cells of a bank on a CPU, as a control and its candidate run: speeds are then alike
 
 
 def side_by_side(arms: list) -> int:
@@ -65,7 +121,49 @@ def side_by_side(arms: list) -> int:
 
     Small models leave a second thread waiting much of the time (dev/LOG.md, 2026-11-21).
     """
-    return min(len(arms), os.cpu_count() or 1) if arms[0].config.device_type == "cpu" else 1
+    return min(len(arms), usable_cores()) if arms[0].config.device_type == "cpu" else 1
+
+
+def noise_options(name: str, data: str | None, common_flags: list[str], jobs: int | None) -> list[str]:
+    """The options of scripts.noise that bank for a comparison on this profile, with `jobs` cells side by side.
+
+    >>> noise_options("smoke-16gb", "mine", ["--num-iterations=64"], 1)
+    ['--profile=smoke-16gb', '--data=mine', '--flags=--num-iterations=64']
+    """
+    on_cpu = name in ROWS and ROWS[name].device_type == "cpu"
+    usual = min(NOISE_SIDE_BY_SIDE, usable_cores()) if on_cpu else 1
+    words = [f"--profile={name}", *([f"--data={data}"] if data else [])]
+    words += [f"--flags={shlex.join(common_flags)}"] if common_flags else []
+    return words + ([f"--jobs={jobs}"] if jobs not in (None, usual) else [])
+
+
+def threads_of_cell(jobs: int) -> int | None:
+    """Threads of each of `jobs` cells that run side by side: its share of the cores that may be used, and never more
+    than OMP_NUM_THREADS.
+
+    None: as torch chooses. That is right for one cell, unless a quota leaves it fewer cores than torch sees.
+    """
+    asked, quota = os.environ.get("OMP_NUM_THREADS", ""), cgroup_cores()
+    if jobs == 1 and (asked or quota is None or quota >= (os.cpu_count() or 1)):
+        return None
+    share = max(1, usable_cores() // jobs)
+    return min(share, int(asked)) if asked.isdigit() and int(asked) else share
+
+
+def on_data(profile: Profile, name: str | None, base_dir) -> Profile:
+    """The profile on the corpus `name`, with a vocabulary that its text is enough for; name None: as it is.
+
+    Raises ValueError for a name that no corpus here has.
+    """
+    if not name:
+        return profile
+    own_data.find(name, base_dir)
+    chars = own_data.train_chars(own_data.home_of(name, base_dir))
+    row, words = ROWS[profile.name], profile.tokenizer_flags
+    vocab_size = own_data.vocab_size(chars, row.vocab_size or own_data.LARGEST_VOCAB)
+    if vocab_size != row.vocab_size:
+        words = (f"--vocab-size={vocab_size}", *(word for word in words if not word.startswith("--vocab-size=")))
+    return replace(profile, data=name, tokenizer_flags=words)
 
 
 def get_profile(name: str) -> Profile:
@@ -74,51 +172,47 @@ def get_profile(name: str) -> Profile:
     return PROFILES[name]
 
 
-def choose(name: str | None, with_card: str) -> tuple[Profile, int | None]:
-    """(profile, memory of the card in MiB or None).
+class Choice(NamedTuple):
+    profile: Profile
+    memory_mib: int | None  # of the card
+    why: str  # for the user: why this profile, or what does not fit; empty where there is nothing to say
 
-    Without a name the machine decides: smoke-cpu without a card, else `with_card`. Raises ValueError for a profile that
-    needs a card on a machine without one.
+
+def choose(name: str | None, with_card: str) -> Choice:
+    """The profile of this name. Without a name the machine decides, and `why` says so.
+
+    with_card: the default on a card that has the memory for it. Raises ValueError for a profile whose device this
+    machine lacks.
     """
-    memory_mib = cuda_memory_mib() if name != "smoke-cpu" else None
-    profile = get_profile(name or ("smoke-cpu" if memory_mib is None else with_card))
-    if "--device-type=cuda" in profile.flags and memory_mib is None:
-        raise ValueError(f"--profile={profile.name} needs a CUDA device, and torch finds none; use --profile=smoke-cpu")
-    return profile, memory_mib
+    asked = get_profile(name) if name else None
+    memory_mib = cuda_memory_mib() if asked is None or asked.device_type == "cuda" else None
+    if asked is None:
+        return _by_machine(memory_mib, get_profile(with_card))
+    if (asked.device_type == "cuda" and memory_mib is None) or (asked.device_type == "mps" and not has_mps()):
+        device = {"cuda": "a CUDA device", "mps": "an Apple GPU (MPS)"}[asked.device_type]
+        raise ValueError(f"--profile={name} needs {device}, and torch finds none; use --profile=smoke-cpu")
+    small = asked.card_mib > (memory_mib or asked.card_mib)
+    return Choice(asked, memory_mib, f"it was made for a larger card, and this one has {_gib(memory_mib)}: if a run "
+                                     "ends out of memory, use PROFILE=smoke-16gb" if small else "")
+
+
+def _by_machine(memory_mib: int | None, with_card: Profile) -> Choice:
+    others = "PROFILE= names another: " + ", ".join(PROFILES)
+    if memory_mib is None:
+        mps = has_mps()
+        found = "an Apple GPU (MPS)" if mps else "no CUDA device and no Apple GPU"
+        return Choice(PROFILES["smoke-mps" if mps else "smoke-cpu"], None, f"chosen because torch finds {found} "
+                                                                            f"({others})")
+    profile = with_card if with_card.card_mib <= memory_mib else PROFILES["smoke-16gb"]
+    return Choice(profile, memory_mib, f"chosen for a card of {_gib(memory_mib)} ({others})")
+
+
+def _gib(mib: int) -> str:
+    return f"{mib / 1024:.0f} GiB"
 
 
 # -----------------------------------------------------------------------------
-# The hardware of this machine. A process of its own asks torch for it: the lab never imports torch, and a parent that
-# holds a CUDA context would take memory from the cells that it measures.
-
-_ASK_TORCH = "import torch\nif torch.cuda.is_available(): print(torch.cuda.get_device_properties(0).total_memory >> 20)"
-
-
-def cuda_memory_mib() -> int | None:
-    """Memory of the first CUDA device that torch can use; None without one."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ and not os.environ["CUDA_VISIBLE_DEVICES"].strip():
-        return None
-    try:  # takes a second; torch needs several to find no device
-        subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    answer = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, encoding="utf-8",
-                            errors="replace", env=child_environment()).stdout.strip()
-    return int(answer) if answer.isdigit() else None
-
-
-def machine_name(device_type: str) -> str:
-    """The device as records name it, because a noise bank belongs to one machine. Empty where it cannot be known
-    beforehand."""
-    if device_type == "cpu":
-        return cpu_name()
-    try:
-        names = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True,
-                               encoding="utf-8", errors="replace", check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return names.splitlines()[0].strip() if names.strip() else ""
-
+# What the machine decides
 
 def fit_device_batch(memory_mib: int) -> int:
     """Rows of 512 tokens per micro-batch of smoke-16gb: the largest power of two that should fit, 1 to 64.
@@ -155,12 +249,14 @@ def prepare(profile: Profile, home: Path, dataset, tokenizer, log_dir, say=print
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / ".prepare.lock"):  # of two protocols on one home, only the first builds
         data_dir = dataset.get_data_dir(home)
-        if profile.builtin:
+        if profile.builtin and not profile.data:
             dataset.build_builtin(data_dir)
         else:
             try:
                 dataset.list_parquet_files(data_dir)
             except FileNotFoundError:
+                if profile.data:
+                    raise
                 _run_logged("nanochat.dataset", ["-n", str(SHARDS)], home, log_dir, say)
         if not (home / "tokenizer" / "tokenizer.json").exists():
             _refuse_foreign_tokenizer(home)

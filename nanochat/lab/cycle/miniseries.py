@@ -97,6 +97,7 @@ def _conditions(depth: int, results: ResultFile) -> dict:
         raise ValueError(f"depth {depth}: {declared.label} was run at depth {config.depth}; use another label")
     options = {name: value for name, value in asdict(config).items() if name not in MAY_DIFFER}
     return {"candidates": {arm.name: arm.flags for arm in declared.candidates}, "profile": settings.profile,
+            "dataset_id": results.provenance.get("dataset_id"),
             "primary": declared.primary, "fallback": declared.fallback,
             "min_gain": declared.min_gain if declared.min_gain_by_hand else None,
             "floors": [floor.to_json() for floor in declared.floors], **options}

@@ -148,11 +148,12 @@ def relative_gain(results: ResultFile, found: Verdict) -> float:
 # -----------------------------------------------------------------------------
 # The bank
 
-def banked_seeds(rows: list[dict], profile: Profile, flags: str) -> set[int]:
-    """Seeds of the control runs that the ledger has for this profile with these flags."""
+def banked_seeds(rows: list[dict], profile: Profile, flags: str, dataset_id: str | None = None) -> set[int]:
+    """Seeds of the control runs that the ledger has for this profile with these flags, on these data (None: any)."""
     wanted = vars(parse_arm(CONTROL, "", [*profile.flags, *shlex.split(flags)]).config)
     names = [name for name in FIELDS if name not in (*OF_A_CELL, *tagged(FIELDS, "machine"))]
     own = NOISE, CONTROL, "ok", profile.name
+    rows = [row for row in rows if dataset_id in (None, row["dataset_id"])]
     return {row["seed"] for row in rows if (row["label"], row["arm"], row["status"], row["profile"]) == own
             and (found := options_of(row)) and all(found[name] == wanted[name] for name in names)}
 

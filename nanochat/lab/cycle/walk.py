@@ -13,10 +13,11 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanochat.common import paste_command, read_json, to_paste, write_json
+from nanochat.common import read_json, to_paste, write_json
 from nanochat.config import FIELDS
+from nanochat.lab import own_data
 from nanochat.lab.arms import CONTROL, parse_arm
-from nanochat.lab.commands import EXIT_FAILED_CELL, module_command, now, shown
+from nanochat.lab.commands import EXIT_FAILED_CELL, module_command, now, paste, shown
 from nanochat.lab.cycle import miniseries
 from nanochat.lab.cycle.rules import (
     PHASES,
@@ -61,6 +62,7 @@ class Cycle:
     ledger: Path
     noise_seeds: int
     dry_run: bool = False
+    home: Path | None = None  # base dir of the cells: results on other data than these count for nothing
     accepted: list[str] = field(default_factory=list)  # flags that the labels so far have promoted
     phases: list[Step] = field(default_factory=list)
     improvement: float = 0.0
@@ -69,12 +71,27 @@ class Cycle:
     def base(self) -> str:
         return " ".join([self.flags, *self.accepted]).strip()
 
+    @property
+    def workload(self) -> str:
+        return self.profile.name + (f" on data {self.profile.data}" if self.profile.data else "")
+
+    def where(self) -> list[str]:
+        """The options that name the workload, for every command of the walk."""
+        return [f"--profile={self.profile.name}", *([f"--data={self.profile.data}"] if self.profile.data else [])]
+
+    @property
+    def dataset_id(self) -> str | None:
+        return own_data.dataset_id(self.home) if self.home else None
+
     def results(self, label: str) -> ResultFile | None:
-        """The results of a label, or None if no file can be read, or an edited one: the label then has to be run."""
+        """The results of a label. None if no file can be read, or an edited one, or one on other data: the label then
+        has to be run."""
         try:
-            return read_judged(path_of(label, self.results_dir))
+            found = read_judged(path_of(label, self.results_dir))
         except (OSError, ValueError):
             return None
+        other = {self.dataset_id, found.provenance.get("dataset_id")} - {None}
+        return found if len(other) < 2 else None
 
     def note(self, phase: int, what: str, state: str, why: str, say):
         self.phases.append(Step(phase, what, state, why))
@@ -112,7 +129,7 @@ def read_cycles(folder) -> list[CycleRecord]:
 
 def _run(cycle, call, say, command, env=None):
     """Run a public command. A failed cell does not end the walk, because the gates judge it; any other failure does."""
-    say(f"  $ {paste_command(command, env)}")
+    say(f"  $ {paste(command, env)}")
     if cycle.dry_run:
         return
     code = call(command, env)
@@ -127,6 +144,7 @@ def _template(cycle, call, say, phase: int, name: str, labels: list[str], **env)
     if not all(status.finished for status in statuses):
         command = ["bash", f"runs/{name}.sh"]
         env = {"LABEL": f"{cycle.label}_{name}", "PROFILE": cycle.profile.name, "FLAGS": flags, **env}
+        env |= {"DATA": cycle.profile.data} if cycle.profile.data else {}
         _run(cycle, call, say, command, env)
         statuses = [label_status(cycle.results(label), flags) for label in labels]
     for label, status in zip(labels, statuses):
@@ -160,9 +178,10 @@ def _earlier(cycle: Cycle, label: str) -> list[Past]:
 
 def _noise(cycle, call, say):
     def banked():
-        return len(banked_seeds(experiments.read(cycle.ledger, label=experiments.NOISE), cycle.profile, cycle.flags))
+        rows = experiments.read(cycle.ledger, label=experiments.NOISE)
+        return len(banked_seeds(rows, cycle.profile, cycle.flags, cycle.dataset_id))
     if banked() < cycle.noise_seeds:
-        words = ["--run", f"--seeds={cycle.noise_seeds}", f"--profile={cycle.profile.name}", f"--ledger={cycle.ledger}"]
+        words = ["--run", f"--seeds={cycle.noise_seeds}", *cycle.where(), f"--ledger={cycle.ledger}"]
         words += [f"--flags={cycle.flags}"] if cycle.flags else []
         _run(cycle, call, say, module_command("scripts.noise", *words))
     done = banked() >= cycle.noise_seeds
@@ -228,8 +247,7 @@ def _shape_and_fusion(cycle, call, say):
 
 def _miniseries(cycle, call, say):
     label, depths = f"{cycle.label}_miniseries", cycle.depths
-    words = [f"--label={label}", "--depths", *depths, f"--profile={cycle.profile.name}",
-             f"--noise-seeds={cycle.noise_seeds}"]
+    words = [f"--label={label}", "--depths", *depths, *cycle.where(), f"--noise-seeds={cycle.noise_seeds}"]
     words += [f"--flags={cycle.flags}"] if cycle.flags else []
     if not all(_is_finished(cycle, miniseries.label_of(label, depth)) for depth in depths):
         candidate = " ".join(cycle.accepted) or "(what is accepted)"

@@ -17,6 +17,7 @@ from nanochat.code_identity import tree_hash, tree_hash_of_0_1
 from nanochat.common import REPO_ROOT, child_environment, paste_command, paste_setting, read_json
 from nanochat.config import FIELDS
 from nanochat.git import run_git
+from nanochat.lab import own_data
 from nanochat.lab.commands import RESULTS_DIR
 from nanochat.lab.ledger.workload import words_of
 from nanochat.lab.profiles import PROFILES
@@ -128,8 +129,13 @@ def protocol_of(row: dict, path) -> str | None:
 
 
 def home_of(row: dict, base_dir) -> Path:
-    """Base dir of the row's run: that of its profile, if the profile is known here, else `base_dir`."""
-    return PROFILES[row["profile"]].home(base_dir) if row["profile"] in PROFILES else Path(base_dir).resolve()
+    """Base dir of the row's run: that of its profile, if the profile is known here, else `base_dir`. A row whose data
+    are not those of that folder ran on a corpus of the user's own: the folder of that corpus, if it is here."""
+    home = PROFILES[row["profile"]].home(base_dir) if row["profile"] in PROFILES else Path(base_dir).resolve()
+    if row["dataset_id"] in (None, own_data.dataset_id(home)):
+        return home
+    others = (own_data.home_of(name, base_dir) for name in own_data.names(base_dir))
+    return next((other for other in others if own_data.dataset_id(other) == row["dataset_id"]), home)
 
 
 @contextlib.contextmanager

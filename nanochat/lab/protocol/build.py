@@ -10,22 +10,29 @@ import importlib.util
 from dataclasses import asdict
 
 from nanochat.common import get_base_dir
-from nanochat.lab import profiles
+from nanochat.lab import own_data, profiles
 from nanochat.lab.arms import Arm, refuse_rounded
+from nanochat.lab.machine import machine_name
 from nanochat.lab.protocol.plan import Workload
 from nanochat.lab.protocol.protocol import Protocol
 
 
-def choose_workload(name: str | None, with_card: str, common_flags=(), worth_compiling=True) -> Workload:
-    """The profile of this name; without a name smoke-cpu, or `with_card` on a machine that has a card.
+def choose_workload(name: str | None, with_card: str, common_flags=(), data=None, worth_compiling=True) -> Workload:
+    """The profile of this name; without a name the machine decides, with `with_card` for one that has a card.
 
-    common_flags: what the user adds for every arm. worth_compiling: False for runs that never earn back their
-    compilation. Raises ValueError for a profile that is not known here, or needs a card where there is none.
+    common_flags: what the user adds for every arm. data: name of a corpus of the user's own, in place of the profile's.
+    worth_compiling: False for runs that never earn back their compilation. Raises ValueError for a profile that is not
+    known here or needs another device, and for a corpus that is not here.
     """
-    profile, memory_mib = profiles.choose(name, with_card)
+    profile, memory_mib, why = profiles.choose(name, with_card)
     has_triton = worth_compiling and importlib.util.find_spec("triton") is not None
     machine = profiles.machine_flags(profile, memory_mib, has_triton)
-    return Workload(profile, profile.home(get_base_dir()), machine, list(common_flags))
+    profile = profiles.on_data(profile, data, get_base_dir())
+    mine = get_base_dir()
+    if profile.builtin and not data and own_data.is_corpus(mine):
+        why = "; ".join(filter(None, [why, f"NANOCHAT_BASE_DIR is the corpus {mine.name}, and this profile trains on "
+                                           f"the built-in one: DATA={mine.name} trains on yours"]))
+    return Workload(profile, profile.home(mine), machine, list(common_flags), why)
 
 
 def build_protocol(label: str, workload: Workload, arms: list[Arm], seeds: list[int], kind=Protocol, **options):
@@ -35,7 +42,7 @@ def build_protocol(label: str, workload: Workload, arms: list[Arm], seeds: list[
     """
     if options.get("jobs") is None:
         options["jobs"] = profiles.side_by_side(arms)
-    machine = profiles.machine_name(arms[0].config.device_type)
+    machine = machine_name(arms[0].config.device_type)
     return kind(label, workload, arms, seeds, machine=machine, **options)
 
 

@@ -51,6 +51,7 @@ class Workload:
     home: Path  # base dir of the cells
     machine_flags: list[str] = field(default_factory=list)  # as profiles.machine_flags chose them
     common_flags: list[str] = field(default_factory=list)  # as the user gave them
+    why: str = ""  # this profile, where nobody named it
 
     @property
     def flags(self) -> list[str]:

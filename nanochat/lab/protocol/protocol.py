@@ -14,12 +14,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from nanochat.code_identity import tree_hash
-from nanochat.common import paste_command
 from nanochat.config import profile_hash
 from nanochat.lab.arms import NAME, Arm, Cell, Inputs, make_cells, same_options
-from nanochat.lab.commands import EXIT_FAILED_CELL, EXIT_INTERRUPTED, EXIT_OK, RESULTS_DIR
+from nanochat.lab.commands import EXIT_FAILED_CELL, EXIT_INTERRUPTED, EXIT_OK, RESULTS_DIR, complete, paste
 from nanochat.lab.ledger.bank import reference_lines
-from nanochat.lab.profiles import Profile
+from nanochat.lab.profiles import Profile, noise_options
 from nanochat.lab.protocol.executor import Executor, LocalExecutor
 from nanochat.lab.protocol.plan import Plan, Workload
 from nanochat.lab.protocol.progress import Progress
@@ -51,6 +50,7 @@ class Protocol:
     fresh: bool = False
     timeout_sec: float | None = None
     jobs: int = 1  # cells that run side by side, each on its share of the cores
+    extra: tuple[str, ...] = ()  # words of the user's command that decide nothing, such as --jobs=1
     results_dir: Path = RESULTS_DIR
     trainer: tuple = TRAINER
     executor: Callable[[Runner], Executor] = LocalExecutor  # where the cells are trained
@@ -95,6 +95,7 @@ class Protocol:
         """The public command that means this protocol, or the same with other seeds."""
         common = self.workload.common_flags
         words = ["python", "-m", "scripts.protocol", f"--profile={self.profile.name}"]
+        words += [f"--data={self.profile.data}"] if self.profile.data else []
         words += [f"--label={self.label}"] if self.label else []
         words += ["--seeds", *map(str, seeds or self.seeds)]
         words += [f"--flags={shlex.join(common)}"] if common else []
@@ -102,9 +103,27 @@ class Protocol:
         return shlex.join([*words, *self.plan.words(max_seeds=len(self.seeds))])
 
 
+    def again(self, seeds=None) -> str:
+        """The command, to paste, that goes on with this protocol, or runs it with other seeds."""
+        return paste([*shlex.split(self.command(seeds)), *self.extra])
+
+    def noise_options(self) -> list[str]:
+        """The options of scripts.noise that bank for this protocol."""
+        words = noise_options(self.profile.name, self.profile.data, self.workload.common_flags, self.jobs)
+        return words + [word for word in self.extra if word.startswith("--ledger=") and self.bank is None]
+
+
 def run(protocol: Protocol, say=print) -> int:
     """Declare, run the missing cells, write and print the results. Returns the exit code."""
     assert protocol.cells, "identify() comes first"
+    options = protocol.noise_options()
+    try:
+        return _run(protocol, lambda text: say(complete(text, options)))
+    except ValueError as e:
+        raise ValueError(complete(str(e), options)) from e
+
+
+def _run(protocol: Protocol, say) -> int:
     with _only_one(protocol):
         session = Session(protocol)
         changed = session.declare()
@@ -115,8 +134,7 @@ def run(protocol: Protocol, say=print) -> int:
             _announce_cells(session, cells, left, say)
             if run_cells(session, left):
                 session.write()
-                say("stopped; what was trained is saved. Go on with the same command:\n"
-                    f"  {paste_command(protocol.command())}")
+                say(f"stopped; what was trained is saved. Go on with the same command:\n  {protocol.again()}")
                 return EXIT_INTERRUPTED
         facts = session.write()
         report_results(session, facts, say)
@@ -194,7 +212,7 @@ def report_results(session: Session, facts: ResultFile, say=print):
         written.append(session.results.picture)
     if session.declaration.noise_source == "none":
         more = protocol.seeds + [max(protocol.seeds) + i for i in range(1, 6 - len(protocol.seeds))]
-        say(f"to settle it without a bank, reusing these cells:\n  {paste_command(protocol.command(more))}")
+        say(f"to settle it without a bank, reusing these cells:\n  {protocol.again(more)}")
     page = session.results.logs / "report.html"
     write_report(page, facts, curves)
     written.append(page)
@@ -205,6 +223,10 @@ def report_results(session: Session, facts: ResultFile, say=print):
 def _announce(session, changed, say):
     p = session.protocol
     say(f"protocol {p.name}: profile {p.profile.name} ({p.profile.about})")
+    if p.workload.why:
+        say(f"  {p.profile.name}: {p.workload.why}")
+    if p.profile.data:
+        say(f"  data {p.profile.data}: dataset_id {p.inputs.dataset_id[:8]}, in {p.home}")
     if p.workload.added_flags:
         say(f"  every arm: {shlex.join(p.workload.added_flags)}")
     for arm in p.arms:
@@ -221,6 +243,8 @@ def _announce(session, changed, say):
     for line in [*reference_lines(noise.from_reference), *map("left out of the bank: {}".format, noise.left_out)] \
             if noise else []:
         say(f"  {line}")
+    if others := session.bank_of_others():
+        say(f"  {others}")
     for line in label_lines(session.declaration):
         say(f"  {line}")
 

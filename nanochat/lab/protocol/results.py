@@ -8,7 +8,6 @@ duration_sec is the wall clock of a run, with start-up and validation: it tells 
 avg_tok_per_sec is not made from duration_sec. It counts training steps only, so that speeds can be compared.
 """
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +17,10 @@ from nanochat.lab.commands import RESULTS_DIR
 from nanochat.lab.csv_file import append_row, check_header, read_schema
 from nanochat.lab.report.result_file import read_results
 from nanochat.lab.runs import RunSummary, rounded
+from nanochat.machine import usable_cores
 from nanochat.record import read_metrics, record_dir
 
-OVERLOAD = 1.5  # times the cores: above, the times of a cell say more about the machine than about the arm
+OVERLOAD = 1.5  # times the cores that we may use: above, times say more about the machine than about the arm
 
 
 class Results:
@@ -82,7 +82,7 @@ def summary_of(cell, outcome, **told) -> RunSummary:
 
 
 def overloaded(load: float, cores: int | None = None) -> bool:
-    return load > OVERLOAD * (cores or os.cpu_count() or 1)
+    return load > OVERLOAD * (cores or usable_cores())
 
 
 def curve(home, tag: str) -> list[tuple[int, float | None, float]]:

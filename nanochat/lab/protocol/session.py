@@ -4,7 +4,6 @@ One invocation of a protocol: its declaration, the cells that were run or reused
 The results file is replaced after every cell, so a reboot costs at most one cell's work since its last checkpoint.
 """
 
-import os
 import shlex
 
 from nanochat.git import git_state
@@ -13,6 +12,8 @@ from nanochat.lab.commands import now
 from nanochat.lab.ledger import experiments
 from nanochat.lab.ledger.bank import banked_target, measure, with_target
 from nanochat.lab.ledger.banked import banked_runs, borrower
+from nanochat.lab.ledger.workload import why_other_profile
+from nanochat.lab.profiles import threads_of_cell
 from nanochat.lab.protocol.earlier import Earlier
 from nanochat.lab.protocol.results import curve, delta_rows, means, summary_of
 from nanochat.lab.protocol.runner import Outcome, Runner
@@ -30,9 +31,8 @@ class Session:
     def __init__(self, protocol):
         self.protocol = protocol
         self.results = protocol.results
-        threads = max(1, (os.cpu_count() or 1) // protocol.jobs) if protocol.jobs > 1 else None
         self.runner = Runner(protocol.home, self.results.logs, protocol.trainer, protocol.timeout_sec, protocol.fresh,
-                             threads)
+                             threads_of_cell(protocol.jobs))
         self.executor = protocol.executor(self.runner)
         self.earlier = Earlier(protocol, self.results.read_latest(), self.results.read_runs())
         self.runs: dict[tuple, RunSummary] = {}
@@ -72,9 +72,7 @@ class Session:
         bank = p.bank or p.ledger
         if bank is None or p.arms[0].tree_id:  # the bank holds the noise of this repository, not of another tree
             return None, target
-        control, rows = p.arms[0].config, experiments.read_all(bank, profile_hash=p.profile_hash)
-        device = ": ".join(filter(None, (control.device_type or "cpu", p.machine)))
-        like = borrower(control, device, self.runner.threads, p.inputs.tree_hash)
+        rows, like = experiments.read_all(bank, profile_hash=p.profile_hash), self.like()
         runs, _ = banked_runs(rows, p.profile_hash, p.seeds, like)
         if not by_hand and len(runs) > 1 and p.plan.primary == "time_to_target":
             target = Target("val_bpb", banked_target(rows, p.profile_hash, p.seeds, like), "bank")
@@ -83,6 +81,28 @@ class Session:
             curves = {tag: lines for tag, lines in curves.items() if lines}
             rows = with_target(rows, curves, "val_bpb", target.threshold)
         return Noise.from_json(measure(rows, p.profile_hash, p.seeds, like)), target
+
+    def bank_of_others(self) -> str | None:
+        """Why the runs that are banked under this profile's name lend nothing here: they are of another workload, for
+        example of other data. None where there are none, or where this workload has a bank."""
+        p = self.protocol
+        if p.plan.noise != "bank" or self.declaration.noise_source != "none" or not (p.bank or p.ledger):
+            return None
+        rows = [row for row in experiments.read(p.bank or p.ledger, label=experiments.NOISE)
+                if row["profile"] == p.profile.name]
+        others = [row for row in rows if row["profile_hash"] not in (None, p.profile_hash)]
+        if not others or len(others) < len(rows):
+            return None
+        mine = {**self.like(), "profile_hash": p.profile_hash, "dataset_id": p.inputs.dataset_id,
+                "tokenizer_id": p.inputs.tokenizer_id}
+        return (f"the {len(others)} banked runs of {p.profile.name} do not count: they are of another workload "
+                f"({'; '.join(why_other_profile(others[-1], mine))}); `make noise SEEDS=8` banks for this one")
+
+    def like(self) -> dict:
+        """The runs of this protocol as borrowers of a bank."""
+        p, control = self.protocol, self.protocol.arms[0].config
+        device = ": ".join(filter(None, (control.device_type or "cpu", p.machine)))
+        return borrower(control, device, self.runner.threads, p.inputs.tree_hash)
 
     # -------------------------------------------------------------------------
     # Runs

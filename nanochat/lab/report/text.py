@@ -21,6 +21,7 @@ from nanochat.lab.table import format_time, looks_text, number, plain, table
 from nanochat.lab.trees.tree_arms import names_tree
 from nanochat.lab.verdict.facts import Declaration, MetricNoise, Noise, Verdict, bank_of
 from nanochat.lab.verdict.stats import ALPHA, smallest_gain
+from nanochat.machine import usable_cores
 
 WIDTH = 100  # of a printed paragraph
 
@@ -30,7 +31,7 @@ def run_line(run: RunSummary, elapsed_sec: float) -> str:
     facts += [f"val_bpb {run.val_bpb:.5f}"] if run.val_bpb is not None else []
     facts += [f"{run.avg_tok_per_sec:,.0f} tok/s"] if run.avg_tok_per_sec is not None else []
     facts += [f"resumed from step {run.resumed_from_step}"] if run.resumed_from_step is not None else []
-    facts += [f"overloaded ({run.load:.1f} on {os.cpu_count()} cores)"] if run.overloaded else []
+    facts += [f"overloaded ({run.load:.1f} on {usable_cores()} cores)"] if run.overloaded else []
     return ", ".join([*facts, format_time(elapsed_sec)])
 
 
@@ -86,7 +87,7 @@ def _notes(results: ResultFile) -> list[str]:
     loads = [run.load for run in results.runs if run.overloaded]
     if loads:
         cells = f"{len(loads)} of {len(results.runs)} cells"
-        notes.append(f"load up to {max(loads):.1f} on {os.cpu_count()} cores in {cells}: "
+        notes.append(f"load up to {max(loads):.1f} on {usable_cores()} cores in {cells}: "
                      "their times, and so their speed, are not to be trusted")
     return notes
 
@@ -253,5 +254,5 @@ class Stopwatch:
         self.start = time.monotonic()
 
     def line(self) -> str:
-        load = f", load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
+        load = f", load {os.getloadavg()[0]:.1f} on {usable_cores()} cores" if hasattr(os, "getloadavg") else ""
         return f"total {format_time(time.monotonic() - self.start)}{load}"
