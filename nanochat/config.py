@@ -13,35 +13,57 @@ trained.
 import argparse
 from dataclasses import dataclass
 
-from nanochat.common import hash_json
-from nanochat.config_check import RELATIONS
-from nanochat.options import (
+from nanochat.checks import (
+    MOST_CHANNELS,
+    MOST_FLOPS,
+    MOST_LAYERS,
+    MOST_LETTERS,
+    MOST_RATE,
+    MOST_RATIO,
+    MOST_SEC,
+    MOST_STEPS,
+    MOST_TOKENS,
     Check,
-    check_options,
-    declared,
-    hashed,
     names_per_layer,
     non_negative,
     only,
-    option,
-    parse_command,
-    parse_options,
     plain_name,
     positive,
     positive_or_minus_one,
     positive_rate,
+    unit_interval,
+)
+from nanochat.common import hash_json
+from nanochat.config_check import RELATIONS
+from nanochat.options import (
+    check_options,
+    declared,
+    hashed,
+    option,
+    parse_command,
+    parse_options,
     said_once,
     settle_spellings,
-    unit_interval,
 )
 from nanochat.schedule import WARMDOWN_SHAPES
 
 HIDDEN = argparse.SUPPRESS  # the help of an option that --help does not list
-at_least_two = Check("at least 2", lambda n: n >= 2)
+# What the numbers of several options count, each with the bound of nanochat/checks.py
+layers, channels, tokens = positive.up_to(MOST_LAYERS), positive.up_to(MOST_CHANNELS), positive.up_to(MOST_TOKENS)
+channels_or_minus_one = positive_or_minus_one.up_to(MOST_CHANNELS)
+tokens_or_minus_one = positive_or_minus_one.up_to(MOST_TOKENS)
+context = Check("at least 2", lambda n: n >= 2).up_to(MOST_TOKENS)
+steps, every_steps = non_negative.up_to(MOST_STEPS), positive_or_minus_one.up_to(MOST_STEPS)
+flops, ratio = (Check("a number", lambda x: True).up_to(most) for most in (MOST_FLOPS, MOST_RATIO))
+ratio_or_minus_one = positive_or_minus_one.up_to(MOST_RATIO)
+factor, factor_or_zero = positive.up_to(MOST_RATE), non_negative.up_to(MOST_RATE)
+time_or_minus_one = positive_or_minus_one.up_to(MOST_SEC)
 seed_of_torch = Check("0 or more, and less than 2^63", lambda n: 0 <= n < 2 ** 63)
-step_or_minus_one = Check("a step, or -1", lambda n: n >= -1)
+step_or_minus_one = Check("a step, or -1", lambda n: n >= -1).up_to(MOST_STEPS)
 window_letters = Check("letters S and L, like SSSL", lambda text: text and set(text.upper()) <= set("SL"), example="SL")
-folder_name = Check("a plain folder name", lambda text: not text.startswith(".") and not set(text) & set("/\\"))
+folder_name = Check(f"a plain folder name of at most {MOST_LETTERS} letters",
+                    lambda text: not text.startswith(".") and not set(text) & set("/\\")
+                    and text.isprintable() and len(text) <= MOST_LETTERS)
 
 
 @dataclass
@@ -63,16 +85,16 @@ class TrainConfig:
     fp8: bool = option(False, "FP8 training: not here yet, refused",
                        check=only(False, "no FP8: it is not here yet; train with --dtype bfloat16"))
     # Size of the model
-    depth: int = option(20, "number of layers", role="workload", check=positive, tags=("shape", "ledger_row"))
+    depth: int = option(20, "number of layers", role="workload", check=layers, tags=("shape", "ledger_row"))
     aspect_ratio: int = option(64, "model_dim = depth * aspect_ratio, rounded up to a multiple of head_dim",
-                               role="workload", check=positive, tags=("shape", "resolved"))
+                               role="workload", check=channels, tags=("shape", "resolved"))
     model_dim: int = option(-1, "width of the model (-1 = from depth and aspect ratio)", role="workload",
-                            tags=("shape", "resolved"))
-    head_dim: int = option(128, "size of an attention head", role="workload", check=positive,
+                            check=channels_or_minus_one, tags=("shape", "resolved"))
+    head_dim: int = option(128, "size of an attention head", role="workload", check=channels,
                            tags=("shape", "resolved"))
     n_kv_head: int = option(-1, "key/value heads, for grouped-query attention (-1 = as many as query heads)",
-                            role="workload", tags=("shape", "resolved"))
-    max_seq_len: int = option(2048, "context length in tokens", role="workload", check=at_least_two, tags="ledger_row")
+                            role="workload", check=channels_or_minus_one, tags=("shape", "resolved"))
+    max_seq_len: int = option(2048, "context length in tokens", role="workload", check=context, tags="ledger_row")
     window_pattern: str = option("SSSL", "attention windows tiled over layers: L = full, S = quarter context; the last "
                                  "layer is L", role="workload", model=True, check=window_letters)
     # Parts of the model. Names are rows of MIXERS, MLPS and RESIDUALS in nanochat/gpt.py, which refuses any other.
@@ -107,34 +129,34 @@ class TrainConfig:
     symplectic_gate_layers: str = option("all", "which layers are gated", choices=("all", "odd"), model=True,
                                          needs="symplectic_gate")
     symplectic_gate_ramp_start: int = option(0, "optimizer step at which mix starts to ramp up from 0", model=True,
-                                             check=non_negative,
+                                             check=steps,
                                              needs=("symplectic_gate", "symplectic_gate_ramp_steps"))
     symplectic_gate_ramp_steps: int = option(0, "optimizer steps the ramp takes (0 = no ramp)", model=True,
-                                             check=non_negative, needs="symplectic_gate")
+                                             check=steps, needs="symplectic_gate")
     # Horizon (the first that is given wins)
-    num_iterations: int = option(-1, "optimizer steps (-1 = not given)", role="workload", check=positive_or_minus_one,
+    num_iterations: int = option(-1, "optimizer steps (-1 = not given)", role="workload", check=every_steps,
                                  tags=("horizon", "resolved", "ledger_row"))
-    target_flops: float = option(-1.0, "steps from a FLOP budget (-1 = not given)", role="workload",
+    target_flops: float = option(-1.0, "steps from a FLOP budget (-1 = not given)", role="workload", check=flops,
                                  tags=("horizon", "resolved"))
     target_param_data_ratio: float = option(12.0, "steps from training tokens per scaling parameter", role="workload",
-                                            tags=("horizon", "resolved"))
+                                            check=ratio, tags=("horizon", "resolved"))
     wall_budget_sec: float = option(-1.0, "end, fully warmed down, after this many seconds of training steps if the "
                                     "steps are not done before (-1 = no such end)", role="workload",
-                                    check=positive_or_minus_one)
+                                    check=time_or_minus_one)
     # Optimization
-    device_batch_size: int = option(32, "rows per micro-batch", role="workload", check=positive,
+    device_batch_size: int = option(32, "rows per micro-batch", role="workload", check=tokens,
                                     tags=("machine", "ledger_row"))
     total_batch_size: int = option(-1, "tokens per optimizer step (-1 = from the scaling law)", role="workload",
-                                   check=positive_or_minus_one, tags=("batch_law", "resolved"))
+                                   check=tokens_or_minus_one, tags=("batch_law", "resolved"))
     matrix_optimizer: str = option("muon", "what steps the matrices: a row of KINDS in nanochat/optim.py",
                                    check=plain_name, before="muon")
     embedding_lr: float = option(0.3, "learning rate of the embeddings (AdamW)", check=positive_rate)
     unembedding_lr: float = option(0.008, "learning rate of lm_head (AdamW)", check=positive_rate)
-    weight_decay: float = option(0.28, "cautious weight decay of the matrices (Muon)", check=non_negative,
+    weight_decay: float = option(0.28, "cautious weight decay of the matrices (Muon)", check=factor_or_zero,
                                  tags="resolved")
     matrix_lr: float = option(0.02, "learning rate of the matrices (Muon)", check=positive_rate)
     scalar_lr: float = option(0.5, "learning rate of the per-layer scalars (AdamW)", check=positive_rate)
-    warmup_steps: int = option(40, "steps of linear warm-up", check=non_negative)
+    warmup_steps: int = option(40, "steps of linear warm-up", check=steps)
     warmdown_ratio: float = option(0.65, "share of the steps over which the learning rate falls", check=unit_interval)
     final_lr_frac: float = option(0.05, "learning rate at the end, as a share of its peak", check=unit_interval)
     quiet_start: bool = option(False, "no step of a scalar on a gradient that is rounding alone, and a rate of smear "
@@ -146,28 +168,29 @@ class TrainConfig:
                                  choices=tuple(WARMDOWN_SHAPES))
     batch_multiplier: float = option(1.0, "times the batch, given or automatic, rounded to micro-batches; rates and "
                                      "decay follow it, and --num-iterations counts steps of the batch without it: the "
-                                     "tokens stay", check=positive, tags="resolved")
-    lr_multiplier: float = option(1.0, "times every learning rate that has a flag", check=positive)
-    wd_multiplier: float = option(1.0, "times --weight-decay", check=non_negative, tags="resolved")
+                                     "tokens stay", check=factor, tags="resolved")
+    lr_multiplier: float = option(1.0, "times every learning rate that has a flag", check=factor)
+    wd_multiplier: float = option(1.0, "times --weight-decay", check=factor_or_zero, tags="resolved")
     ratio_ref: float = option(-1.0, "data:param ratio of the d12 that batch and decay are scaled from, pinned, so that "
                               "tau does not move with the horizon (-1 = --target-param-data-ratio, as upstream)",
-                              check=positive_or_minus_one, tags="resolved")
+                              check=ratio_or_minus_one, tags="resolved")
     data_order: str = option("seed", "order of documents: by seed, or as the files have them (upstream's stream)",
                              choices=("seed", "file"), role="workload")
     # Evaluation
     eval_every: int = option(250, "validate every N steps and at the end (-1 = never)", role="workload",
-                             check=positive_or_minus_one)
-    eval_tokens: int = option(80 * 524288, "tokens per validation", role="workload")
+                             check=every_steps)
+    eval_tokens: int = option(80 * 524288, "tokens per validation", role="workload",
+                             check=non_negative.up_to(MOST_TOKENS))
     target_bpb: float = option(-1.0, "bits per byte to be reached, for --eval-near-target (-1 = none)",
                                check=positive_or_minus_one, needs="eval_near_target")
     eval_near_target: int = option(-1, "validate every N steps while near --target-bpb and not yet there (-1 = "
-                                   "--eval-every only)", check=positive_or_minus_one, needs="target_bpb")
+                                   "--eval-every only)", check=every_steps, needs="target_bpb")
     eval_near_bpb: float = option(0.05, "how far above --target-bpb is near", check=positive, needs="eval_near_target")
     core_metric_every: int = option(-1, "CORE every N steps: not here yet, anything but -1 is refused", role="run",
                                     check=only(-1, "-1: CORE is not here yet; compare validation bits per byte"))
     core_metric_max_per_task: int = option(500, "examples per CORE task", role="run")
     sample_every: int = option(2000, "print samples every N steps and at the end (-1 = never)", role="run",
-                               check=positive_or_minus_one)
+                               check=every_steps)
     # Checkpoints
     model_tag: str = option("", "name of the run and of its checkpoint folder (empty = d<depth>)", role="run",
                             check=folder_name, tags=("name", "cell"))
@@ -176,11 +199,11 @@ class TrainConfig:
     resume: bool = option(False, "resume this tag from its newest whole checkpoint, if there is one", role="run",
                           tags="cell")
     save_every: int = option(-1, "checkpoint every N steps (-1 = at the end only)", role="run",
-                             check=positive_or_minus_one, tags="tree_cell")
+                             check=every_steps, tags="tree_cell")
     save_minutes: float = option(-1.0, "also checkpoint when this many minutes have passed since the last one (-1 = "
-                                 "off)", role="run")
+                                 "off)", role="run", check=time_or_minus_one)
     keep_last: int = option(-1, "keep only the newest N checkpoints (-1 = all)", role="run",
-                            check=positive_or_minus_one)
+                            check=every_steps)
 
     def __post_init__(self):
         settle_spellings(self)

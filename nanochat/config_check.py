@@ -3,8 +3,9 @@ Checks of a training configuration that relate several options. A check of one o
 (nanochat/config.py). Torch-free. Every message names the flag, its value, and the values that were expected.
 """
 
+from nanochat.checks import MOST_CHANNELS
 from nanochat.options import declared, flag, require
-from nanochat.schedule import BOUNDS, multiplied_batch, nearest
+from nanochat.schedule import BOUNDS, divisors, multiplied_batch, nearest
 
 
 def one_horizon(config):
@@ -69,16 +70,18 @@ def model_shape(config) -> tuple[int, int, int]:
         dim = -(-config.depth * config.aspect_ratio // head_dim) * head_dim
     else:
         dim = config.model_dim
-        require(dim > 0, "model_dim", dim, "a positive number, or -1")
-        divisors = [d for d in range(2, dim + 1, 2) if dim % d == 0]
+        even = [d for d in divisors(dim) if d % 2 == 0]
         require(dim % head_dim == 0, "head_dim", head_dim,
-                f"a divisor of --model-dim {dim}; the nearest are {nearest(divisors, head_dim)}")
+                f"a divisor of --model-dim {dim}; the nearest are {nearest(even, head_dim)}" if even else
+                f"a divisor of --model-dim {dim}, which is odd: give an even --model-dim")
+    require(dim <= MOST_CHANNELS, "aspect_ratio", config.aspect_ratio,
+            f"a width of --depth {config.depth} times this of at most {MOST_CHANNELS:,}")
     require(dim >= 24, "model_dim", dim, "at least 24 (the smear gate reads the first 24 channels)")
     n_head = dim // head_dim
     n_kv_head = n_head if config.n_kv_head == -1 else config.n_kv_head
-    divisors = [d for d in range(1, n_head + 1) if n_head % d == 0]
-    require(n_kv_head in divisors, "n_kv_head", n_kv_head,
-            f"a divisor of the {n_head} query heads: {', '.join(map(str, divisors))}")
+    fitting = sorted(divisors(n_head))
+    require(n_kv_head in fitting, "n_kv_head", n_kv_head,
+            f"a divisor of the {n_head} query heads: {', '.join(map(str, fitting))}")
     return dim, n_head, n_kv_head
 
 

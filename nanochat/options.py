@@ -18,11 +18,11 @@ import dataclasses
 import difflib
 import functools
 import math
-import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from nanochat.checks import Check, cut
 
 ROLES = {
     "workload": "belongs to the profile and to its hash: rows that differ in it are never compared as equals",
@@ -42,33 +42,6 @@ TAGS = {
     "name": "only a name",
     "ledger_row": "a row of the ledger has what the run was given, also where it has no command to read",
 }
-
-
-# -----------------------------------------------------------------------------
-# Checks of one value
-
-@dataclass(frozen=True)
-class Check:
-    """`passes(value)` says whether a value is possible; `expected` ends the message where it is not. `example`: a value
-    that passes, for the tests, where the type alone suggests none."""
-    expected: str
-    passes: Callable[[Any], bool]
-    example: Any = None
-
-
-positive = Check("a positive number", lambda value: value > 0)
-positive_rate = Check("a rate above 0", lambda value: value > 0)
-non_negative = Check("0 or more", lambda value: value >= 0)
-unit_interval = Check("a number in [0, 1]", lambda value: 0 <= value <= 1)
-positive_or_minus_one = Check("a positive number, or -1", lambda value: value > 0 or value == -1)
-names_per_layer = Check("names, with commas between those of several layers",
-                        lambda value: all(re.fullmatch(r"\w+", name) for name in value.split(",")))
-plain_name = Check("one name", lambda value: re.fullmatch(r"\w+", value) is not None)
-
-
-def only(value, expected: str) -> Check:
-    """Accepts nothing but `value`: for an option of upstream that this repository does not have yet."""
-    return Check(expected, lambda given: given == value)
 
 
 # -----------------------------------------------------------------------------
@@ -227,8 +200,9 @@ class _Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: "):
             word = message.split(": ", 1)[1].split()[0]
             near = difflib.get_close_matches(word.split("=")[0], self._option_string_actions, n=1)
-            message = f"unknown flag {word}" + (f"; did you mean {near[0]}?" if near else "; --help lists them all")
-        raise ValueError(message)
+            hint = f"did you mean {near[0]}?" if near else "--help lists them all"
+            message = f"unknown flag {cut(word)}; {hint}"
+        raise ValueError(cut(message, 400))
 
 
 def build_parser(cls, prog=None, description=None, add_help=True) -> argparse.ArgumentParser:
@@ -280,7 +254,7 @@ def parse_command(cls, argv=None, prog=None, description=None, validate=None):
 def require(ok: bool, name: str, value, expected: str):
     """Unless `ok`, raise ValueError with the flag, its value and the expected values."""
     if not ok:
-        raise ValueError(f"{flag(name)}={value}: expected {expected}")
+        raise ValueError(f"{flag(name)}={cut(value)}: expected {expected}")
 
 
 def check_options(config):

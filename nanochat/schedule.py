@@ -13,6 +13,8 @@ upstream's assumption, which was not checked here.
 import math
 from dataclasses import dataclass
 
+from nanochat.checks import MOST_STEPS
+
 B_REF = 2 ** 19  # tokens per step at which the learning rates were tuned (d12, upstream)
 BATCH_EXPONENT = 0.383  # B_opt ~ D^0.383, see optimal_batch_size
 TIMED_FROM_STEP = 11  # earlier steps warm up caches and compilers; upstream's leaderboard clock skips them too
@@ -142,6 +144,16 @@ def nearest(candidates, value, n=4) -> str:
     return ", ".join(map(str, sorted(sorted(candidates, key=lambda c: (abs(c - value), c))[:n])))
 
 
+def divisors(n: int) -> list[int]:
+    """All divisors of n > 0, in no order. Only numbers up to the square root are tried.
+
+    >>> sorted(divisors(12))
+    [1, 2, 3, 4, 6, 12]
+    """
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return list({*small, *(n // d for d in small)})
+
+
 def grad_accum_steps(total_batch_size: int, device_batch_size: int, max_seq_len: int, world_size: int = 1) -> int:
     """Micro-batches per optimizer step. Raises ValueError naming the nearest batches that divide."""
     micro = device_batch_size * max_seq_len * world_size
@@ -149,7 +161,7 @@ def grad_accum_steps(total_batch_size: int, device_batch_size: int, max_seq_len:
         return total_batch_size // micro
     rows = total_batch_size // (max_seq_len * world_size)
     if rows and total_batch_size % (max_seq_len * world_size) == 0:
-        near = nearest([d for d in range(1, rows + 1) if rows % d == 0], device_batch_size)
+        near = nearest(divisors(rows), device_batch_size)
         hint = f"device batch sizes that divide it: {near}"
     else:
         near = max(1, round(total_batch_size / micro)) * micro
@@ -210,6 +222,9 @@ def steps_of(config, horizon: str, tokens: float, flops: int | None, base: int, 
     if steps < 1:
         raise ValueError(f"--{horizon.replace('_', '-')} gives less than one step of {batch} tokens; raise it, or "
                          "lower --total-batch-size")
+    if steps > MOST_STEPS:
+        raise ValueError(f"--{horizon.replace('_', '-')} gives {steps:.3g} steps of {batch} tokens, expected at most "
+                         f"{MOST_STEPS:,}; lower it, or raise --total-batch-size")
     return steps
 
 
@@ -228,6 +243,9 @@ def scale_run(config, num_scaling_params: int, ref_scaling_params: int, flops_pe
     ref_tokens = reference_tokens(ref_scaling_params, ratio, config.ratio_ref)
     by_flops = pinned and horizon == "target_flops"
     tokens = config.target_flops / flops_per_token if by_flops else int(ratio * num_scaling_params)
+    if tokens < 1:
+        raise ValueError(f"--{horizon.replace('_', '-')} gives less than one token for {num_scaling_params:,} scaling "
+                         "parameters; raise --target-param-data-ratio")
     base = config.total_batch_size if config.total_batch_size != -1 else optimal_batch_size(tokens, ref_tokens)
     batch = multiplied_batch(base, config.batch_multiplier, config.device_batch_size, config.max_seq_len, world_size)
     num_iterations = steps_of(config, horizon, tokens, flops_per_token, base, batch)

@@ -10,8 +10,9 @@ does on cards of SM 8.0 and newer.
 import sys
 from dataclasses import dataclass, replace
 
+from nanochat.checks import MOST_CHANNELS, positive
 from nanochat.config import TrainConfig, validate
-from nanochat.options import option, parse_command, positive
+from nanochat.options import option, parse_command
 
 CARDS_GIB = (8, 12, 16, 24, 40, 80)
 RESERVE_MIB = 1024  # of every card, for what is not counted
@@ -25,7 +26,8 @@ def parse_args(argv):
 
     @dataclass
     class VramOptions(TrainConfig):
-        vocab_size: int = option(GPTConfig.vocab_size, "number of tokens in the vocabulary", check=positive)
+        vocab_size: int = option(GPTConfig.vocab_size, "number of tokens in the vocabulary",
+                                 check=positive.up_to(MOST_CHANNELS))
     return parse_command(VramOptions, argv, "vram", "Memory that a training run needs.", validate)
 
 

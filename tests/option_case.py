@@ -56,6 +56,7 @@ def examples(cls, validate=check_options) -> dict:
 
 def refused_values(o) -> list:
     """Values of the option's type that its own check refuses."""
-    pool = {str: ["", "a/b", "a b", ".x", "x,", "?"], bool: [True, False]}.get(o.type, [-1, -2, -0.5, 0, 1.5, 2 ** 63])
+    numbers = [-1, -2, -0.5, 0, 1.5, 2 ** 63, 10 ** 31]
+    pool = {str: ["", "a/b", "a b", ".x", "x,", "?"], bool: [True, False]}.get(o.type, numbers)
     values = [o.type(value) for value in pool if o.type is not int or value == int(value)]
     return [value for value in values if o.check and value != o.default and not o.check.passes(value)]

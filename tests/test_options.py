@@ -11,8 +11,18 @@ from dataclasses import dataclass
 import pytest
 from option_case import examples
 
-from nanochat.options import (
+from nanochat.checks import (
     Check,
+    names_per_layer,
+    non_negative,
+    only,
+    plain_name,
+    positive,
+    positive_or_minus_one,
+    positive_rate,
+    unit_interval,
+)
+from nanochat.options import (
     build_parser,
     check_options,
     declared,
@@ -20,21 +30,13 @@ from nanochat.options import (
     hyphenate,
     known_options,
     named_in,
-    names_per_layer,
-    non_negative,
-    only,
     option,
     parse_command,
     parse_options,
-    plain_name,
-    positive,
-    positive_or_minus_one,
-    positive_rate,
     settle_spellings,
     spellings,
     tagged,
     to_argv,
-    unit_interval,
     with_role,
 )
 

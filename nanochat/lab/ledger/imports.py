@@ -15,10 +15,19 @@ from nanochat.stage import BASE
 
 
 def find_run(what: str, base_dir) -> tuple[dict, list[dict], str | None]:
-    """(record, metrics rows, name of the profile whose home it is in).
+    """(record, metrics rows, name of the profile whose home it is in), of a run that has ended.
 
     Raises ValueError where there is not exactly one run of this name.
     """
+    folder = folder_of(what, base_dir)
+    record, metrics, profile = read_run(folder)
+    if record.get("status") == "running":
+        raise ValueError(f"{folder}: the run has not ended (or was killed, and says so when it is started again)")
+    return record, metrics, profile
+
+
+def folder_of(what: str, base_dir) -> Path:
+    """The folder of a run's record, or of an upstream checkpoint. ValueError: not exactly one has this name."""
     folders = [_folder(Path(what))] if Path(what).exists() else _by_id(what, Path(base_dir))
     if not folders:
         raise ValueError(f"{what}: no such path, and no run of this id in {base_dir} or {Path(base_dir) / 'lab'}; "
@@ -26,14 +35,15 @@ def find_run(what: str, base_dir) -> tuple[dict, list[dict], str | None]:
     if len(folders) > 1:
         raise ValueError(f"{what}: {len(folders)} runs have this id; give the path of one: "
                          f"{', '.join(map(str, folders))}")
-    folder = folders[0].resolve()
+    return folders[0].resolve()
+
+
+def read_run(folder: Path) -> tuple[dict, list[dict], str | None]:
+    """(record, metrics rows, name of the profile whose home it is in), of a run that may be going on."""
     profile = folder.parent.parent.name
     profile = profile if profile in PROFILES and folder.parent.parent.parent.name == "lab" else None
     if (folder / "run.json").exists():
-        record = read_json(folder / "run.json")
-        if record.get("status") == "running":
-            raise ValueError(f"{folder}: the run has not ended (or was killed, and says so when it is started again)")
-        return record, read_metrics(folder / "metrics.jsonl"), profile
+        return read_json(folder / "run.json"), read_metrics(folder / "metrics.jsonl"), profile
     return *record_of_metas(folder), profile
 
 

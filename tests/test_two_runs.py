@@ -1,0 +1,308 @@
+"""
+Two runs that exist, side by side: facts, differences, common points, and what may be concluded.
+
+python -m pytest tests/test_two_runs.py -q
+"""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from nanochat.common import REPO_ROOT
+from nanochat.config import read_config
+from nanochat.lab.ledger import experiments
+from nanochat.lab.ledger.any_run import differences, find
+from nanochat.lab.profiles import PROFILES
+from nanochat.lab.report import two_runs
+from nanochat.lab.report.conclusions import conclusions, next_lines, protocol_command
+from scripts import compare, protocol
+from tests.ledger_case import record
+from tests.two_runs_case import bank, put, put_upstream
+
+MIX = ("--symplectic-gate", "--symplectic-gate-mix=0.05")
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return tmp_path / "ledger.csv"
+
+
+def pair(base, ledger, *flags, a=None, b=None):
+    put(base, 1, run_id="a", **(a or {}))
+    put(base, 1, *flags, run_id="b", **(b or {}))
+    return find("a", base, ledger), find("b", base, ledger)
+
+
+def said(a, b, ledger) -> str:
+    rows = experiments.read(ledger) if ledger.exists() else []
+    return " ".join(conclusions(a, b, rows))
+
+
+# -----------------------------------------------------------------------------
+# Any run
+
+def test_a_run_is_found_by_tag_path_and_row(base_dir, ledger):
+    folder = put(base_dir, 3, run_id="mine")
+    made = json.loads((folder / "run.json").read_text())
+    experiments.append(ledger, experiments.row_of_record(made, [], label="x", arm="control"))
+    by_tag, by_path, by_row = (find(what, base_dir, ledger) for what in ("mine", str(folder), "row 1"))
+    assert by_tag == by_path == by_row and by_row.row["label"] == "x" and by_row.row["row"] == 1
+    assert [point[3] for point in by_row.curve] == [3.0, 2.8, 2.6]
+    assert [point[1] for point in by_row.curve] == [0, 20 * 2048, 40 * 2048]
+
+
+def test_a_row_whose_record_is_gone_keeps_its_options_and_has_no_curve(base_dir, ledger):
+    bank(ledger)
+    found = find("row 2", base_dir, ledger)
+    assert found.options["depth"] == 4 and found.curve == [] and found.source == "row"
+    assert "nothing to lay side by side" in two_runs.curves_text(found, found)
+
+
+@pytest.mark.parametrize("what, message", [
+    ("row 9", "row 9: .* has rows 1 to 6"), ("nobody", "no such path, and no run of this id"),
+    ("", "expected a folder with run.json")])
+def test_a_run_that_is_not_there_is_named(base_dir, ledger, what, message):
+    bank(ledger)
+    with pytest.raises(ValueError, match=message):
+        find(what, base_dir, ledger)
+
+
+def test_an_upstream_checkpoint_says_what_its_meta_files_hold(base_dir, ledger):
+    found = find(str(put_upstream(base_dir)), base_dir, ledger)
+    assert not found.has_record and found.steps == 1000
+    assert found.curve[1] == (500, 500 * 524288, 250.0, 1.1)
+    assert found.options["total_batch_size"] == 524288 and found.options["mtp"] == 2 and found.asked["mtp"] == 2
+    assert found.options["quiet_start"] is False and "seed" not in found.options  # `before` is known, its seed is not
+
+
+def test_a_checkpoint_without_validations_has_no_curve(base_dir, ledger):
+    found = find(str(put_upstream(base_dir, losses=((100, None), (200, None)))), base_dir, ledger)
+    assert found.curve == [] and found.row["val_bpb"] is None
+
+
+def test_only_options_that_differ_are_listed_and_what_is_off_has_no_value(base_dir, ledger):
+    a, b = pair(base_dir, ledger, *MIX)
+    assert differences(a, b) == ([("symplectic_gate", False, True), ("symplectic_gate_mix", None, 0.05)], [])
+    assert differences(a, a) == ([], [])
+
+
+def test_resolved_values_stand_where_the_user_gave_none(base_dir, ledger):
+    change = {"resolved": {"num_iterations": 60, "total_batch_size": 65536, "dtype": "float32", "n_kv_head": 2,
+                           "weight_decay": 0.1}}
+    folder = put(base_dir, 1, run_id="a")
+    made = json.loads((folder / "run.json").read_text())
+    made["config"]["total_batch_size"] = -1
+    (folder / "run.json").write_text(json.dumps(made | change))
+    found = find("a", base_dir, ledger)
+    assert found.options["total_batch_size"] == 65536 and found.asked["total_batch_size"] == -1
+    assert found.options["dtype"] == "float32" and found.options["n_kv_head"] == 2
+    assert found.options["weight_decay"] == 0.28 and found.options["weight_decay_scaled"] == 0.1
+
+
+# -----------------------------------------------------------------------------
+# Common points
+
+def test_value_between_validations_is_that_of_numpy():
+    curve = [(0, 0, 0.0, 3.0), (10, 100, 4.0, 2.5), (40, 400, 10.0, 2.0)]
+    for x in (0, 5, 10, 25, 39.5, 40):
+        assert two_runs.at(curve, 0, x) == pytest.approx(np.interp(x, [0, 10, 40], [3.0, 2.5, 2.0]))
+    assert two_runs.at(curve, 0, 41) is None and two_runs.at(curve, 0, -1) is None
+
+
+def test_common_points_are_shared_validations_where_there_are_some():
+    a = [(s, s, float(s), 3 - s / 100) for s in range(0, 61, 10)]
+    b = [(s, s, s + 0.5, 3 - s / 90) for s in range(0, 61, 20)]
+    assert two_runs.common_points(a, b, 0) == [0, 20, 40, 60]
+    assert two_runs.common_points(a, b, 2, most=99) == [0.5, 10, 20, 20.5, 30, 40, 40.5, 50, 60]
+    assert len(two_runs.common_points(a, a, 0, most=3)) == 3 and two_runs.common_points(a, a, 0, most=3)[-1] == 60
+    assert two_runs.common_points(a, [(99, 99, 99.0, 1.0)], 0) == []
+
+
+def test_plus_means_that_b_is_better(base_dir, ledger):
+    a, b = pair(base_dir, ledger, b={"values": (3.0, 2.7, 2.5)})
+    text = two_runs.curves_text(a, b)
+    assert "+: B is better" in text and re.search(r"40 +2.60000 +2.50000 +\+0.10000", text)
+    assert "tokens" not in text  # the same batch: steps say it
+
+
+# -----------------------------------------------------------------------------
+# What follows
+
+def test_difference_is_told_in_units_of_two_runs_of_one_recipe(base_dir, ledger):
+    bank(ledger)
+    sd = np.std([2.60, 2.61, 2.59, 2.60, 2.62, 2.58], ddof=1)
+    a, b = pair(base_dir, ledger, *MIX, b={"values": (3.0, 2.8, 2.588)})
+    text = said(a, b, ledger)
+    assert "B ends 0.01200 bits per byte lower, so better. One seed each: " in text
+    assert f"is {0.012 / (sd * 2 ** 0.5):.1f} times what two runs of one recipe differ by " \
+           f"(6 banked control runs: sd {sd:.4f}): not shown." in text
+
+
+def test_even_a_large_difference_is_no_verdict(base_dir, ledger):
+    bank(ledger)
+    a, b = pair(base_dir, ledger, *MIX, b={"values": (3.0, 2.8, 2.0)})
+    text = said(a, b, ledger)
+    assert "worth asking, and not shown by one seed each" in text
+    assert not re.search(r"\b(promote|reject|verdict is)\b", text)
+
+
+def test_a_bank_lends_only_by_its_own_rules(base_dir, ledger):
+    a, b = pair(base_dir, ledger, *MIX, b={"values": (3.0, 2.8, 2.588)})
+    assert "no banked noise fits (none is banked for this workload)" in said(a, b, ledger)
+    bank(ledger, tree="0" * 64)
+    assert "no banked noise fits" in said(a, b, ledger) and "by other code of the trainer" in said(a, b, ledger)
+
+
+@pytest.mark.parametrize("b, sentence", [
+    ({"dataset_id": "9" * 64}, "trained with other data (dddddddd and 99999999): their losses do not compare"),
+    ({"change": {"tokenizer_id": "9" * 64}}, "other tokenizers (eeeeeeee and 99999999)"),
+    ({"status": "diverged"}, "B ended diverged: it has no result to compare"),
+    ({"change": {"dataset_id": None}}, "B does not say its data: only with the same do the losses compare")])
+def test_losses_that_do_not_compare_are_not_compared(base_dir, ledger, b, sentence):
+    bank(ledger)
+    text = said(*pair(base_dir, ledger, *MIX, b=b), ledger)
+    assert sentence in text and "bits per byte" not in text
+
+
+def test_other_validation_tokens_are_an_obstacle(base_dir, ledger):
+    text = said(*pair(base_dir, ledger, "--eval-tokens=4096"), ledger)
+    assert "B 4,096: their losses are of other tokens and do not compare" in text
+    assert "--eval-tokens belongs to the workload" in text
+
+
+def test_checkpoint_of_another_trainer_has_its_own_evaluator(base_dir, ledger):
+    put(base_dir, 1, run_id="a")
+    a, b = find("a", base_dir, ledger), find(str(put_upstream(base_dir)), base_dir, ledger)
+    text = said(a, b, ledger)
+    assert "The val_bpb of B is by the evaluator of its own trainer" in text
+    assert "They have other lengths (122,880 and 524,288,000 tokens)" in text
+    assert "B does not say its data and tokenizer" in text
+
+
+def test_speeds_compare_on_one_device_only(base_dir, ledger):
+    other = {"change": {"device": {"kind": "cpu", "name": "another"}}}
+    assert "Other devices (cpu: a processor and cpu: another): speeds do not compare" in \
+        said(*pair(base_dir, ledger, *MIX, b=other), ledger)
+
+
+def test_same_device_at_other_times_is_said_to_be_so(base_dir, ledger):
+    text = said(*pair(base_dir, ledger, *MIX), ledger)
+    assert "(+0.0%; + is better)" in text and "speeds compare only within one protocol" in text
+
+
+# -----------------------------------------------------------------------------
+# The command that would answer
+
+def test_command_is_a_protocol_of_just_this_difference_on_new_seeds(base_dir, ledger):
+    bank(ledger)
+    a, b = pair(base_dir, ledger, *MIX, a={"values": (3.0, 2.9, 2.7)})
+    command = next_lines(a, b, experiments.read(ledger))[-1]
+    words = dict(word.split("=", 1) for word in shlex.split(command)[2:])
+    assert shlex.split(command)[:2] == ["make", "protocol"]
+    assert words["CANDIDATE"] == "--symplectic-gate --symplectic-gate-mix=0.05" and words["SEEDS"] == "1"
+    common = shlex.split(words["FLAGS"])
+    assert read_config([*common, "--seed=1", "--device-type=cpu", "--no-compile"]) == read_config(
+        [*record_flags(), "--seed=1"])
+
+
+def record_flags():
+    return shlex.split(record(1)["command"])[3:]
+
+
+def test_command_on_a_profile_names_only_what_the_profile_lacks(base_dir, ledger):
+    home = PROFILES["smoke-cpu"].home(base_dir)
+    flags = [flag for flag in PROFILES["smoke-cpu"].flags if not flag.startswith(("--save", "--keep"))]
+    put(home, 1, *flags, run_id="a")
+    put(home, 1, *flags, "--matrix-lr=0.03", run_id="b")
+    a, b = find("a", base_dir, ledger), find("b", base_dir, ledger)
+    command = next_lines(a, b, [])[-1]
+    assert command == "make protocol LABEL=a-or-b PROFILE=smoke-cpu CANDIDATE=--matrix-lr=0.03 SEEDS=1 UNTIL=decided"
+
+
+def test_other_code_becomes_an_arm_on_the_workload_of_a(base_dir, ledger):
+    change = {"tree_hash": "0" * 64, "git_commit": "1" * 40}
+    a, b = pair(base_dir, ledger, *MIX, "--max-seq-len=128", b={"change": change})
+    tree, command = next_lines(a, b, [])
+    assert tree == "git worktree add ../other 111111111111  # the code of B"
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "scripts.protocol"]
+    args = protocol.build_parser().parse_args(protocol.join_flag_values(words[3:]))
+    assert args.arm == ["b: tree=../other flags='--symplectic-gate --symplectic-gate-mix=0.05'"]
+    assert args.seeds == ["1"] and args.until == "decided"
+
+
+def test_equal_recipes_are_a_matter_of_noise(base_dir, ledger):
+    a, b = pair(base_dir, ledger)
+    assert next_lines(a, b, [])[-1] == "make noise SEEDS=8"
+    assert "Both ended at the same val_bpb to the last bit" in said(a, b, ledger)
+
+
+def test_a_comparison_that_was_made_is_named(base_dir, ledger):
+    for arm, flags in (("control", ()), ("gate", MIX)):
+        made = json.loads((put(base_dir, 1, *flags, run_id=arm) / "run.json").read_text())
+        experiments.append(ledger, experiments.row_of_record(made, [], label="mix", arm=arm))
+    a, b = (find(f"row {i}", base_dir, ledger) for i in (1, 2))
+    assert next_lines(a, b, [])[0].startswith("make gates LABEL=mix")
+
+
+def test_value_with_a_blank_or_a_quote_arrives_as_it_was(base_dir, ledger):
+    a, b = pair(base_dir, ledger, *MIX)
+    for text in ("a b", "it's", 'say "$x"'):
+        b.asked["window_pattern"] = text
+        words = dict(word.split("=", 1) for word in shlex.split(protocol_command(a, b, ["window_pattern"], []))[2:])
+        assert shlex.split(words["CANDIDATE"]) == [f"--window-pattern={text}"]
+
+
+# -----------------------------------------------------------------------------
+# Code, and the command
+
+def git(folder, *args):
+    return subprocess.run(["git", "-C", str(folder), "-c", "user.name=n", "-c", "user.email=e@x", *args], check=True,
+                          capture_output=True, text=True).stdout.strip()
+
+
+def test_commits_of_one_repository_are_compared_by_git(base_dir, ledger, tmp_path):
+    repo, commits = tmp_path / "repo", []
+    (repo / "nanochat").mkdir(parents=True)
+    git(repo, "init", "-q")
+    for text in ("one\n", "two\nthree\n"):
+        (repo / "nanochat" / "model.py").write_text(text)
+        git(repo, "add", "-A")
+        git(repo, "commit", "-qm", text.strip().replace("\n", " "))
+        commits.append(git(repo, "rev-parse", "HEAD"))
+    versions = [{"git_commit": commit, "tree_hash": str(i) * 64} for i, commit in enumerate(commits)]
+    a, b = pair(base_dir, ledger, a={"change": versions[0]}, b={"change": versions[1]})
+    text = two_runs.code_text(a, b, repo)
+    assert "nanochat/model.py | 3 ++-" in text and "1 file changed" in text
+    assert "is not in this repository" in two_runs.code_text(a, b, REPO_ROOT)
+
+
+def test_same_code_is_said_to_be_the_same_and_a_patch_is_named(base_dir, ledger):
+    a, b = pair(base_dir, ledger)
+    assert two_runs.code_text(a, b, REPO_ROOT) == "code: the same (ffffffff)"
+    put(base_dir, 1, run_id="c", change={"patch_hash": "7" * 64})
+    assert "B ran with the patch 77777777" in two_runs.code_text(a, find("c", base_dir, ledger), REPO_ROOT)
+
+
+def test_page_of_a_real_command(base_dir, ledger, capsys):
+    bank(ledger)
+    pair(base_dir, ledger, *MIX, b={"values": (3.0, 2.8, 2.588)})
+    assert compare.main(["a", "b", f"--ledger={ledger}"]) == 0
+    text = capsys.readouterr().out
+    for part in ("options that differ", "code: the same", "val_bpb at common points", "what follows",
+                 "the comparison that would answer\n  make protocol"):
+        assert part in text
+    assert max(len(line) for line in text.splitlines() if "make protocol" not in line) <= 120
+    assert compare.main(["a", "nobody", f"--ledger={ledger}"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_needs_no_run():
+    command = [sys.executable, "-m", "scripts.compare", "--help"]
+    run = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and "row N" in run.stdout
