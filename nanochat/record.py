@@ -11,10 +11,12 @@ Keys are upstream's wandb keys. The validation line of step s measures the weigh
 """
 
 import json
+import math
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import NoneType
 
 from nanochat.common import atomic_write, read_json, write_json
 
@@ -24,6 +26,10 @@ EXIT_CODES = {"ok": 0, "crash": 1, "diverged": 3, "oom": 4, "interrupted": 130} 
 # Smoothing of the loss that is shown and recorded as final_train_loss; the factor is upstream's. The average starts at
 # 0, and that weight is divided out before the loss is shown. Upstream's meta files hold it undivided.
 EMA_BETA = 0.9
+PARTS = ("config", "resolved", "clocks", "results", "device", "versions")  # objects in a record
+WORDS = ("run_id", "status", "config_hash", "profile_hash", "dataset_id", "tokenizer_id", "tree_hash", "command",
+         "started_at", "error")
+CLOCKS = ("total_training_time", "total_training_flops")  # measured values of a metrics line whose key has no "/"
 PACKAGES = ("torch", "numpy", "tiktoken", "pyarrow")  # a record states their versions
 
 
@@ -32,11 +38,22 @@ def record_dir(base_dir, run_id) -> Path:
 
 
 def read_record(base_dir, run_id) -> dict | None:
-    """run.json as a dict, or None where it is missing or cannot be read."""
+    """run.json as a dict; None where there is none. Raises ValueError, which names the file, where it is damaged."""
     try:
-        return read_json(record_dir(base_dir, run_id) / "run.json")
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # JSON or UTF-8 that is none
+        return read_record_file(record_dir(base_dir, run_id) / "run.json")
+    except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def read_record_file(path) -> dict:
+    """The record in a run.json. Raises FileNotFoundError, and ValueError for a file that is no record."""
+    record = read_json(path)
+    for kind, names, expected in ((dict, PARTS, "an object"), (str, WORDS, "text")):
+        for name in names:
+            if not isinstance(record.get(name), (kind, NoneType)):
+                raise ValueError(f"{path} is damaged: {name} is {str(record[name])[:40]!r}, expected {expected} or "
+                                 "null")
+    return record
 
 
 def record_stamp(base_dir, run_id) -> tuple[int, int] | None:
@@ -60,32 +77,55 @@ def versions() -> dict:
 
 
 def read_metrics(path) -> list[dict]:
-    """Lines of a metrics.jsonl; a torn last line (a kill in the middle of a write) is left out."""
-    rows = []
+    """Lines of a metrics.jsonl.
+
+    What a kill or a power failure leaves at the end of the file is left out: a torn line, NUL bytes. Raises ValueError,
+    which names the file and the line, for any other line that no run writes.
+    """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        lines = Path(path).read_bytes().split(b"\n")
     except FileNotFoundError:
-        return rows
-    for line in text.splitlines(keepends=True):
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
+        return []
+    rows = [_metrics_row(line) for line in lines[:-1]]  # after the last newline there is nothing, or a torn line
+    while rows and rows[-1] is None and not lines[len(rows) - 1].strip(b"\0 \r"):
+        rows.pop()
+    if None in rows:
+        number = rows.index(None) + 1
+        raise ValueError(f"{path}, line {number} is damaged: {lines[number - 1][:40]!r}, expected a JSON object with a "
+                         "step; take that line out, or move the run's folder away and train it again")
     return rows
 
 
 def last_metrics_row(path, window=4096) -> dict | None:
-    """The last whole line, read from the end: cheap however long the run is."""
+    """The last line that is whole, read from the end: cheap however long the run is."""
     try:
         with open(path, "rb") as f:
             size = f.seek(0, os.SEEK_END)
             while True:
                 f.seek(max(0, size - window))
-                lines = f.read().rpartition(b"\n")[0].split(b"\n")
-                if len(lines) > 1 or window >= size:
-                    break
+                lines = f.read().split(b"\n")
+                lines = lines[:-1] if window >= size else lines[1:-1]  # the first one may have begun before the window
+                if found := next(filter(None, map(_metrics_row, reversed(lines))), None):
+                    return found
+                if window >= size:
+                    return None
                 window *= 2
     except FileNotFoundError:
         return None
-    return json.loads(lines[-1]) if lines[-1] else None
+
+
+def _metrics_row(line: bytes) -> dict | None:
+    """The row of a line; None for a line that no run writes."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    measured = [value for name, value in row.items() if "/" in name or name in CLOCKS]
+    good = all(value is None or type(value) is int or type(value) is float and math.isfinite(value)
+               for value in measured)
+    return row if good else None
 
 
 class RunRecord:

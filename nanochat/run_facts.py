@@ -1,5 +1,6 @@
 """The contents of run.json: options, code and data of a run, its device, and its results."""
 
+import os
 import statistics
 import sys
 from dataclasses import asdict
@@ -29,7 +30,7 @@ def open_record(run, argv: list[str], tokenizer_id: str, resumed_from: int | Non
         device={"kind": device.type, "name": dev.device_name(device)}, threads=torch.get_num_threads(),
         load_start=dev.load_average(), load_end=None,
         started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"), resumed_from_step=resumed_from,
-        error=None, resolved=asdict(run.resolved))
+        error=None, resolved=asdict(run.resolved), pid=os.getpid())
     sinks = []
     if config.run != "dummy":
         sinks.append(WandbSink(config.run, asdict(config)))

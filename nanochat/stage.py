@@ -22,6 +22,10 @@ class Stage:
     def folder(self, base_dir, tag: str) -> Path:
         return self.root(base_dir) / tag
 
+    def lock(self, base_dir, tag: str) -> Path:
+        """The file that a trainer of this tag holds locked while it runs."""
+        return self.root(base_dir) / f".{tag}.lock"
+
     def command_line(self, argv: list[str]) -> str:
         """The command of a run as its record states it, the same on every machine.
 

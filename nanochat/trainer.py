@@ -44,7 +44,7 @@ def train(config: TrainConfig, argv: list[str], stage: Stage = BASE) -> dict:
     tag = config.model_tag or f"d{config.depth}"
     stage.root(base_dir).mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(stage.root(base_dir) / f".{tag}.lock", timeout=0):
+        with FileLock(stage.lock(base_dir, tag), timeout=1):  # a protocol holds it for a moment, to ask who runs
             run = set_up(config, argv, stage, base_dir, tag, started)
             return guarded(run, loop)
     except Timeout:

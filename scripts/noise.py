@@ -109,6 +109,7 @@ def noise_row(protocol: Protocol, run: RunSummary) -> dict:
 def run_noise(args) -> tuple[int, str]:
     """(exit code, profile hash). Every run that has ended is banked, even if the user stops the command."""
     protocol = make_protocol(args)
+    experiments.check(args.ledger)
     make_data(protocol, dataset, tokenizer)
     from nanochat.cost import resolve  # needs torch, which takes seconds
     check_arms(protocol, resolve, tokenizer)

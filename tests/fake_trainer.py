@@ -6,6 +6,9 @@ in milliseconds. FAKE_PLAN in the environment is JSON, {run tag: how it behaves}
     diverged, oom | as the trainer does      crash   | exit code 1, and a record that still says "running"
     silent  | exit code 9 and no record      liar    | exit code 0 and no record     deaf | ignores SIGINT
     meet    | goes on when a second run has begun
+    slow    | steps until the file go_on is there, then ends ok      late    | sleeps before it takes its lock
+    stopped | steps a little, then stands still until the file go_on is there
+As the trainer does, it holds the lock of its tag, and ends with exit code 2 where another process holds it.
 """
 
 import json
@@ -16,12 +19,17 @@ import sys
 import time
 from dataclasses import asdict
 from datetime import datetime, timezone
+from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from nanochat.common import get_base_dir
 from nanochat.config import config_hash, parse, profile_hash
 from nanochat.record import RunRecord, read_record
+from nanochat.stage import BASE
 
 EXIT = {"diverged": 3, "oom": 4}
+LATE_SEC = 1.5
 
 
 def val_bpb(config, step):
@@ -38,7 +46,7 @@ def open_record(config, resumed_from):
         threads=int(os.environ.get("OMP_NUM_THREADS", 0)) or None,
         load_start=0.5, load_end=float(os.environ.get("FAKE_LOAD", 0.5)),
         started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        resolved={"num_iterations": config.num_iterations})
+        resolved={"num_iterations": config.num_iterations}, pid=os.getpid())
     record = RunRecord(get_base_dir(), config.model_tag, facts)
     record.cut_back(resumed_from or 0)
     record.update()
@@ -51,6 +59,20 @@ def main():
     print(f"training {config.model_tag}: {behaviour}", flush=True)
     if behaviour in ("silent", "liar"):
         return 9 if behaviour == "silent" else 0
+    time.sleep(LATE_SEC if behaviour == "late" else 0)
+    BASE.root(get_base_dir()).mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(BASE.lock(get_base_dir(), config.model_tag), timeout=1):
+            return train(config, behaviour)
+    except Timeout:
+        return 2
+
+
+def go_on() -> bool:
+    return Path(os.environ["FAKE_GO_ON"]).exists()
+
+
+def train(config, behaviour):
     before = (read_record(get_base_dir(), config.model_tag) or {}).get("results") or {}
     start = before.get("steps") if config.resume else None
     record = open_record(config, start)
@@ -60,6 +82,10 @@ def main():
     signal.signal(signal.SIGINT, lambda *_: behaviour != "deaf" and stop.append(1))
     for step in range(start or 0, config.num_iterations + 1, config.eval_every):
         record.log({"step": step, "val/bpb": val_bpb(config, step), "total_training_time": 0.1 * step})
+        while behaviour == "slow" and step >= config.eval_every and not go_on() or \
+                behaviour == "stopped" and step >= 3 * config.eval_every and not go_on():
+            time.sleep(0.01)
+        time.sleep(0.3 if behaviour == "stopped" else 0)
         if behaviour in ("wait", "deaf") and step >= config.eval_every:
             while not stop:
                 time.sleep(0.01)

@@ -58,13 +58,19 @@ def test_unknown_status_is_a_bug(record):
             record.finish(status)
 
 
-@pytest.mark.parametrize("content", [b"", b'{"run_id": "t', b"\xff\xfe\x00", None])
-def test_record_that_cannot_be_read_is_none(tmp_path, content):
-    if content is not None:
-        (tmp_path / "records" / "tag").mkdir(parents=True)
-        (tmp_path / "records" / "tag" / "run.json").write_bytes(content)
+@pytest.mark.parametrize("content", [b"", b'{"run_id": "t', b"\xff\xfe\x00", b"[]", b'{"results": 3}',
+                                     b'{"config": [1]}', b'{"status": 1}', b'{"error": {}}', b"\0" * 4096])
+def test_damaged_record_is_named_and_is_not_a_missing_one(tmp_path, content):
+    (tmp_path / "records" / "tag").mkdir(parents=True)
+    (tmp_path / "records" / "tag" / "run.json").write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged") as caught:
+        read_record(tmp_path, "tag")
+    assert str(tmp_path / "records" / "tag" / "run.json") in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_record_that_is_not_there_is_none(tmp_path):
     assert read_record(tmp_path, "tag") is None
-    (tmp_path / "records" / "file").parent.mkdir(exist_ok=True)
+    (tmp_path / "records").mkdir()
     (tmp_path / "records" / "file").write_text("not a folder")
     assert read_record(tmp_path, "file") is None
 
@@ -100,6 +106,31 @@ def test_torn_last_line_is_left_out(record):
         record.metrics_path.write_bytes(whole[:-cut])
         assert [row["step"] for row in read_metrics(record.metrics_path)] == [0, 0, 1]
         assert last_metrics_row(record.metrics_path) == {"step": 1, "train/loss": 0.5}
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 5000, b"\0\0\n\0\0\n", b'{"step": 3, "tr\0\0\0', b'{"step": 3}\0', b"\n"])
+def test_what_a_power_failure_leaves_at_the_end_is_left_out(record, tail):
+    fill(record, range(3))
+    rows = read_metrics(record.metrics_path)
+    with open(record.metrics_path, "ab") as f:
+        f.write(tail)
+    assert read_metrics(record.metrics_path) == rows and last_metrics_row(record.metrics_path, window=64) == rows[-1]
+    record.cut_back(2)
+    assert [row["step"] for row in read_metrics(record.metrics_path)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("line", ["[1, 2]", "3", "null", '{"step": 1, "train', '{"val/bpb": 2.0}', '{"step": "1"}',
+                                  '{"step": true}', '{"step": 1, "val/bpb": "low"}', '{"step": 1, "val/bpb": NaN}',
+                                  '{"step": 1, "total_training_time": [1]}', "\0\0", "[" * 5000, "9" * 5000])
+def test_line_of_another_shape_in_the_middle_is_named(record, line):
+    fill(record, range(1))
+    with open(record.metrics_path, "a") as f:
+        f.write(line + "\n")
+    fill(record, range(1, 3))
+    with pytest.raises(ValueError, match="metrics.jsonl, line 3 is damaged: ") as caught:
+        read_metrics(record.metrics_path)
+    assert "\n" not in str(caught.value) and "take that line out" in str(caught.value)
+    assert last_metrics_row(record.metrics_path)["step"] == 2
 
 
 def test_no_metrics_yet(tmp_path):

@@ -83,20 +83,27 @@ class RunSummary:
         """The run of a run.json, which is {} where the run left none.
 
         told: fields that the caller knows. They stand in for what the record says, because a run that was killed still
-        says "running", and the hash of a cell is that of what was asked for.
+        says "running", and the hash of a cell is that of what was asked for. Raises ValueError for a value of another
+        type.
         """
+        try:
+            return cls(**_checked({**cls._said(record, told), **told}))
+        except (TypeError, AttributeError) as e:  # text among numbers
+            raise ValueError(f"its record has a value of another type ({e})") from e
+
+    @staticmethod
+    def _said(record: dict, told: dict) -> dict:
         parts = (record.get(key) or {} for key in ("config", "resolved", "clocks", "results", "device"))
         config, resolved, clocks, results, device = parts
         status = told.get("run_status") or {"running": "crash"}.get(record.get("status"), record.get("status"))
         load = max((x for x in (record.get("load_start"), record.get("load_end")) if x is not None), default=None)
-        said = {name: record.get(name) for name in OF_RECORD} | {name: results.get(name) for name in OF_RESULTS} | {
+        return {name: record.get(name) for name in OF_RECORD} | {name: results.get(name) for name in OF_RESULTS} | {
             "seed": config.get("seed"), "window_pattern": config.get("window_pattern"),
             "num_iterations": resolved.get("num_iterations"), "run_status": status,
             "val_bpb": judged_bpb(results) if status == "ok" else None,  # that of a run's end
             "tree_val_bpb": results.get("val_bpb") if results.get("evaluator") else None,
             "duration_sec": rounded(clocks.get("wall_time_sec"), 3), "training_sec": clocks.get("total_training_time"),
             "avg_tok_per_sec": rounded(results.get("avg_tok_per_sec"), 1), "device": device.get("name"), "load": load}
-        return cls(**{**said, **told})
 
     @classmethod
     def from_json(cls, entry: dict, source="runs[]") -> "RunSummary":
@@ -131,7 +138,15 @@ def judged_bpb(results: dict) -> float | None:
 
 
 def rounded(value: float | None, digits: int) -> float | None:
-    return None if value is None else round(value, digits)
+    return round(value, digits) if isinstance(value, float) else value
+
+
+def _checked(values: dict) -> dict:
+    for name, value in values.items():
+        kind = _types()[name]
+        if value is not None and not fits(value, kind) and not (kind is float and isinstance(value, float)):
+            raise ValueError(f"its record has {name} {str(value)[:40]!r}, expected {kind.__name__} or null")
+    return values
 
 
 @cache

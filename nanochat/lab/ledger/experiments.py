@@ -20,7 +20,8 @@ from pathlib import Path
 
 from nanochat.common import REPO_ROOT
 from nanochat.config import FIELDS
-from nanochat.lab.csv_file import append_row, read_schema
+from nanochat.lab.csv_file import append_missing as append_missing_row
+from nanochat.lab.csv_file import append_row, check_appendable, read_schema
 from nanochat.lab.csv_search import read_typed
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.runs import RunSummary
@@ -131,14 +132,33 @@ def _measured(value):
     return " ".join(value.splitlines()) if isinstance(value, str) else value
 
 
+def check(path):
+    """Raise ValueError or OSError, in one line, where no row could be appended: asked before the first run."""
+    check_appendable(path, schema())
+
+
 def append(path, row: dict):
     """Append one row; when this returns, the row is on disk."""
     append_row(path, schema(), {name: _measured(value) for name, value in row.items()})
 
 
+def append_missing(path, row: dict, key=None) -> bool:
+    """Append the row unless the file has one with the same key(row) by then; key: identity, or start_of.
+
+    True if it was appended. Two processes that offer the row of one run at once append one row.
+    """
+    row, key = {name: _measured(value) for name, value in row.items()}, key or identity
+    return append_missing_row(path, schema(), row, lambda: key(row) in map(key, read(path, run_id=row["run_id"])))
+
+
+def start_of(row: dict) -> tuple:
+    """The key of a start of a run, however it ended: a run that is resumed has another one."""
+    return row["run_id"], row["config_hash"], row["timestamp"]
+
+
 def identity(row: dict) -> tuple:
     """The key of the run that made the row. The run id is not enough: it may be used again, and runs are resumed."""
-    return row["run_id"], row["config_hash"], row["timestamp"], row["status"]
+    return *start_of(row), row["status"]
 
 
 def is_of(record: dict | None, row: dict) -> bool:

@@ -22,16 +22,19 @@ from nanochat.lab.verdict.facts import Declaration
 from nanochat.record import read_record
 
 
+class DeclaredMeanwhile(ValueError):
+    """Another process declared the label, or one of its candidates, between our reading and our writing."""
+
+
 class Earlier:
     """The declarations and runs before this one. Without a ledger, or without candidates, only the result file's."""
 
-    def __init__(self, protocol, previous: dict, runs: list[RunSummary]):
-        """previous, runs: the label's result file, {} and [] where there is none."""
+    def __init__(self, protocol, stored: Declaration | None, runs: list[RunSummary]):
+        """stored, runs: of the label's result file, None and [] where there is none."""
         self.protocol = protocol
         self.path = declarations.beside(protocol.ledger) if protocol.ledger and protocol.arms[1:] else None
         self.declared = declarations.read(self.path) if self.path else []
         self.mine = [d for d in self.declared if self._is_mine(d)]
-        stored = Declaration.from_json(previous["declaration"]) if previous.get("declaration") else None
         other = stored and self._is_of_another_profile(stored, runs)
         self.in_result_file, self.runs = (None, []) if other else (stored, runs)
         self.candidates = {arm.name: self._hash(arm) for arm in protocol.arms[1:]}
@@ -71,8 +74,12 @@ class Earlier:
         """True if a run under a declaration has a record. One whose protocol was killed has no row in any file."""
         p = self.protocol
         label, depth, d = p.label, p.arms[0].config.depth, declared.declaration
-        records = (read_record(p.home, cell_tag(label, depth, arm.name, seed)) for arm in d.arms for seed in d.seeds)
-        return any(record and record.get("profile_hash") == p.profile_hash
+        tags = [cell_tag(label, depth, arm.name, seed) for arm in d.arms for seed in d.seeds]
+        try:
+            records = [read_record(p.home, tag) or {} for tag in tags]
+        except ValueError:  # it is damaged, so there was a run
+            return True
+        return any(record.get("profile_hash") == p.profile_hash
                    and (record.get("started_at") or "") >= declared.at for record in records)
 
     # -------------------------------------------------------------------------
@@ -163,8 +170,9 @@ class Earlier:
             ours, new = set(self.candidates.values()), rows[len(self.declared):]
             if len(rows) > len(self.declared) and any(
                     self._is_mine(d) or ours & set(d.candidates.values()) for d in rows if d not in self.declared):
-                raise ValueError(f"label {p.name}, or one of its candidates, was declared by another process just now "
-                                 f"({len(new)} new rows in {self.path}); start again")
+                raise DeclaredMeanwhile(
+                    f"label {p.name}, or one of its candidates, was declared by another process just now "
+                    f"({len(new)} new rows in {self.path}); start again")
         declarations.append(self.path, row, refuse)
         self.declared, self.mine = [*self.declared, row], [*self.mine, row]
 
@@ -176,13 +184,19 @@ class Earlier:
         for run in self.runs:
             if (run.run_tag, run.config_hash) == (cell.tag, cell.config_hash) and run.declared_at:
                 return run.declared_at
-        before = [d.at for d in self.mine if d.names_cell(cell.arm.name, cell.seed) and d.at <= (started_at or "")]
-        return max(before, default=None)
+        before = [d.at for d in self.mine if d.names_cell(cell.arm.name, cell.seed)]
+        stored = self.in_result_file
+        if stored and cell.seed in stored.seeds and cell.arm.name in [arm.name for arm in stored.arms]:
+            before.append(stored.declared_at or "")
+        return max((at for at in before if "" < at <= (started_at or "")), default=None)
 
     def refuse_undeclared(self, cells: list[Cell]):
         """Raise ValueError for a cell that was run, or begun, before the label was declared: its numbers were seen."""
         for cell in cells if self.path else []:
-            record = read_record(self.protocol.home, cell.tag) or {}
+            try:
+                record = read_record(self.protocol.home, cell.tag) or {}
+            except ValueError:  # it is damaged: the cell is trained anew, under the declaration
+                continue
             if record.get("config_hash") != cell.config_hash:
                 continue
             started = record.get("started_at")

@@ -79,6 +79,10 @@ class Progress:
             self.out.write("\r\x1b[2K")
             self.out.flush()
 
+    def leave(self, name: str):
+        """A cell that is handed back: it is begun again, or another process has trained it."""
+        self.running.pop(name)
+
     def show(self):
         """The moving line: in place in a terminal, now and then in a log."""
         if self.live:

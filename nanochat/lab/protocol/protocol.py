@@ -19,16 +19,20 @@ from nanochat.lab.arms import NAME, Arm, Cell, Inputs, make_cells, same_options
 from nanochat.lab.commands import EXIT_FAILED_CELL, EXIT_INTERRUPTED, EXIT_OK, RESULTS_DIR, complete, paste
 from nanochat.lab.ledger.bank import reference_lines
 from nanochat.lab.profiles import Profile, noise_options
+from nanochat.lab.protocol.attempts import begin, end, poll, see, tell
+from nanochat.lab.protocol.books import Books
+from nanochat.lab.protocol.earlier import DeclaredMeanwhile
 from nanochat.lab.protocol.executor import Executor, LocalExecutor
 from nanochat.lab.protocol.plan import Plan, Workload
 from nanochat.lab.protocol.progress import Progress
 from nanochat.lab.protocol.results import Results, curve
-from nanochat.lab.protocol.runner import TRAINER, Outcome, Runner
+from nanochat.lab.protocol.runner import TRAINER, Runner
 from nanochat.lab.protocol.session import Session
+from nanochat.lab.protocol.watch import Watch
 from nanochat.lab.report.html import write_report
 from nanochat.lab.report.plots import draw_protocol
 from nanochat.lab.report.result_file import ResultFile
-from nanochat.lab.report.text import failure, label_lines, results_table, run_line
+from nanochat.lab.report.text import label_lines, results_table
 from nanochat.lab.trees.orders import reader_hash
 from nanochat.lab.trees.tree_arms import check_seeds
 from nanochat.lab.verdict import gates
@@ -125,8 +129,8 @@ def run(protocol: Protocol, say=print) -> int:
 
 def _run(protocol: Protocol, say) -> int:
     with _only_one(protocol):
-        session = Session(protocol)
-        changed = session.declare()
+        Books(protocol).check()
+        session, changed = _declared(protocol)
         _announce(session, changed, say)
         for cells in batches(session):
             left = session.reuse(cells)
@@ -139,6 +143,17 @@ def _run(protocol: Protocol, say) -> int:
         facts = session.write()
         report_results(session, facts, say)
     return EXIT_OK if all(run.run_status == "ok" for run in facts.runs) else EXIT_FAILED_CELL
+
+
+def _declared(protocol: Protocol) -> tuple[Session, list[str]]:
+    """A session with its declaration on disk. A label that another process declares meanwhile is read again."""
+    for more in (True, True, False):
+        try:
+            session = Session(protocol)
+            return session, session.declare()
+        except DeclaredMeanwhile:
+            if not more:
+                raise
 
 
 def batches(session: Session):
@@ -161,27 +176,28 @@ def run_cells(session: Session, cells: list[Cell]) -> bool:
     Raises ValueError when the code is no longer what the cells' hashes say: arms must not run on different code.
     """
     executor, protocol = session.executor, session.protocol
-    progress = Progress(len(session.runs) + len(cells), len(cells))
+    progress, watch = Progress(len(session.runs) + len(cells), len(cells)), Watch()
     waiting, running = list(cells), []
     try:
         while waiting or running:
             while waiting and len(running) < protocol.jobs:
                 _check_tree(session)
-                running.append(executor.submit(waiting.pop(0)))
-                progress.begin(running[-1].cell.title)
+                running.append(begin(session, progress, waiting.pop(0)))
+            watch.tick()
             for attempt in list(running):
-                outcome = executor.poll(attempt, POLL_SEC / len(running))
-                progress.update(attempt.cell.title, *executor.position(attempt))
+                outcome = poll(session, attempt, POLL_SEC / len(running))
+                see(session, progress, watch, attempt)
                 if outcome:
                     running.remove(attempt)
-                    _tell(session, progress, attempt.cell, outcome)
+                    waiting[:0] = end(session, progress, attempt, outcome)
             progress.show()
     except KeyboardInterrupt as e:
-        for attempt, outcome in zip(running, executor.stop(running, by=str(e) or "SIGINT")):
-            _tell(session, progress, attempt.cell, outcome)
+        own = [attempt for attempt in running if not attempt.foreign]
+        for attempt, outcome in zip(own, executor.stop(own, by=str(e) or "SIGINT")):
+            tell(session, progress, attempt.cell, outcome)
         return True
     except BaseException:  # a full disk, edited code: running cells save before the protocol ends
-        executor.stop(running)
+        executor.stop([attempt for attempt in running if not attempt.foreign])
         raise
     return False
 
@@ -192,15 +208,6 @@ def _check_tree(session):
         raise ValueError(f"the code of the trainer changed since this protocol began ({len(session.runs)} cells are "
                          "done): put it back and start it again to go on, or start it again to run every cell on the "
                          "new code")
-
-
-def _tell(session, progress, cell: Cell, outcome: Outcome):
-    row = session.finish(cell, outcome)
-    progress.end(cell.title)
-    done = progress.n_cells - progress.n_to_run + progress.done_cells
-    progress.say(f"[{done}/{progress.n_cells}] {run_line(row, outcome.elapsed_sec)}")
-    if outcome.status != "ok":
-        progress.say(failure(row, session.runner.log_path(cell)))
 
 
 def report_results(session: Session, facts: ResultFile, say=print):
@@ -222,6 +229,7 @@ def report_results(session: Session, facts: ResultFile, say=print):
 
 def _announce(session, changed, say):
     p = session.protocol
+    _say_notes(session, say)
     say(f"protocol {p.name}: profile {p.profile.name} ({p.profile.about})")
     if p.workload.why:
         say(f"  {p.profile.name}: {p.workload.why}")
@@ -249,7 +257,13 @@ def _announce(session, changed, say):
         say(f"  {line}")
 
 
+def _say_notes(session, say):
+    while session.notes:
+        say(f"note: {session.notes.pop(0)}")
+
+
 def _announce_cells(session, cells, left, say):
+    _say_notes(session, say)
     reused = [cell.title for cell in cells if cell not in left]
     if reused:
         say(f"  reused {len(reused)} of {len(cells)} cells (one arm at one seed each), because their runs are complete "

@@ -11,11 +11,11 @@ avg_tok_per_sec is not made from duration_sec. It counts training steps only, so
 from dataclasses import replace
 from pathlib import Path
 
-from nanochat.common import read_json, write_json
+from nanochat.common import write_json
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.commands import RESULTS_DIR
 from nanochat.lab.csv_file import append_row, check_header, read_schema
-from nanochat.lab.report.result_file import read_results
+from nanochat.lab.report.result_file import ResultFile, read_results
 from nanochat.lab.runs import RunSummary, rounded
 from nanochat.machine import usable_cores
 from nanochat.record import read_metrics, record_dir
@@ -34,16 +34,22 @@ class Results:
         self.schema = read_schema("history")
         check_header(self.history, self.schema)
 
-    def read_latest(self) -> dict:
-        """The result file of the last protocol of this name; {} where no such file can be read."""
+    def read_latest(self) -> ResultFile | None:
+        """The result file of the last protocol of this name. Raises ValueError, which names it, where it is damaged."""
         try:
-            return read_json(self.latest)
-        except (OSError, ValueError):
-            return {}
+            return read_results(self.latest)
+        except FileNotFoundError:
+            return None
 
     def read_runs(self) -> list[RunSummary]:
-        """The runs of the last protocol of this name. Raises ValueError for a value that does not fit its field."""
-        return [RunSummary.from_json(run, self.latest) for run in self.read_latest().get("runs", [])]
+        """The runs of the last protocol of this name."""
+        found = self.read_latest()
+        return found.runs if found else []
+
+    def set_aside(self) -> Path:
+        """Rename the result file; returns its new path."""
+        names = (self.latest.with_name(f"{self.latest.name}.damaged.{i}") for i in range(1, 10 ** 6))
+        return self.latest.rename(next(path for path in names if not path.exists()))
 
     def append(self, run: RunSummary):
         append_row(self.history, self.schema, run.to_json())

@@ -14,9 +14,10 @@ from nanochat.lab.ledger.bank import banked_target, measure, with_target
 from nanochat.lab.ledger.banked import banked_runs, borrower
 from nanochat.lab.ledger.workload import why_other_profile
 from nanochat.lab.profiles import threads_of_cell
+from nanochat.lab.protocol.books import Books
 from nanochat.lab.protocol.earlier import Earlier
 from nanochat.lab.protocol.results import curve, delta_rows, means, summary_of
-from nanochat.lab.protocol.runner import Outcome, Runner
+from nanochat.lab.protocol.runner import COMPLETE, Outcome, Runner
 from nanochat.lab.report.result_file import Delta, Means, ResultFile, Settings
 from nanochat.lab.runs import RunSummary
 from nanochat.lab.trees.tree_arms import provenance
@@ -34,12 +35,34 @@ class Session:
         self.runner = Runner(protocol.home, self.results.logs, protocol.trainer, protocol.timeout_sec, protocol.fresh,
                              threads_of_cell(protocol.jobs))
         self.executor = protocol.executor(self.runner)
-        self.earlier = Earlier(protocol, self.results.read_latest(), self.results.read_runs())
+        self.books = Books(protocol)
+        self.notes: list[str] = []  # sentences that are to be said
+        self.earlier = self._read_earlier()
         self.runs: dict[tuple, RunSummary] = {}
         inputs = protocol.inputs
         self.provenance = {**git_state(), "tree_hash": inputs.tree_hash, "patch_hash": None, "upstream_commit": None,
                            "dataset_id": inputs.dataset_id, "tokenizer_id": inputs.tokenizer_id,
                            **provenance(protocol.arms)}
+
+    def _read_earlier(self) -> Earlier:
+        """What was declared and run before. A damaged result file is set aside and named.
+
+        Raises ValueError where that file may have held the label's only declaration.
+        """
+        protocol = self.protocol
+        try:
+            last = self.results.read_latest()
+            return Earlier(protocol, last and last.declaration, last.runs if last else [])
+        except ValueError as e:
+            damage = str(e)
+        earlier = Earlier(protocol, None, [])
+        if protocol.arms[1:] and not earlier.mine:
+            raise ValueError(f"{damage}. It may hold the declaration of label {protocol.name}, which is in no other "
+                             "file: restore it, or move it away to begin the label anew")
+        from_ledger = f"; the declaration is read from {earlier.path}" if earlier.mine else ""
+        self.notes.append(f"{damage}. It is kept as {self.results.set_aside()}{from_ledger}, and complete runs are "
+                          "taken over from their records")
+        return earlier
 
     # -------------------------------------------------------------------------
     # Declaration
@@ -108,40 +131,48 @@ class Session:
     # Runs
 
     def reuse(self, cells: list[Cell]) -> list[Cell]:
-        """Take over every cell whose run is complete. Returns the cells that are left to run, in order."""
-        earlier = {(run.run_tag, run.config_hash): run for run in self.earlier.runs}
+        """Take over every cell whose run is complete. Returns the cells that are left to run, in order.
+
+        A run that ended while no protocol watched it gets its rows here, also a failed one.
+        """
         left = []
         for cell in cells:
-            outcome = self.runner.reusable(cell)
-            if outcome is None:
-                left.append(cell)
+            if not self.runner.is_running(cell) and (damage := self.runner.set_damaged_aside(cell)):
+                self.notes.append(damage)
+            ended = self.runner.ended(cell)
+            if ended:
+                run = self._run_that_ended(cell, ended)
+                self.books.complete(run, ended.record, self._target())
+            if self.runner.reusable(cell):
+                self.runs[cell.arm.name, cell.seed] = run
             else:
-                run = earlier.get((cell.tag, cell.config_hash), RunSummary())
-                declared_at = self.earlier.declared_at(cell, outcome.record.get("started_at"))
-                self._keep(cell, outcome, declared_at, run.timestamp)
+                left.append(cell)
         return left
+
+    def _run_that_ended(self, cell: Cell, ended: Outcome) -> RunSummary:
+        known = (run for run in self.earlier.runs if (run.run_tag, run.config_hash) == (cell.tag, cell.config_hash))
+        at = next(known, RunSummary()).timestamp if ended.status in COMPLETE else None
+        at = at or self.books.timestamp(cell.tag, ended.record) or self.books.ended_at(cell.tag, ended.record)
+        return self._run(cell, ended, self.earlier.declared_at(cell, ended.record.get("started_at")), at)
 
     def finish(self, cell: Cell, outcome: Outcome) -> RunSummary:
         """The run of a cell that has ended, after it was written to the history, the ledger and the results."""
-        run = self._keep(cell, outcome, self.declaration.declared_at, now())
-        self.results.append(run)
-        if self.protocol.ledger and outcome.record:
-            metrics = read_metrics(record_dir(self.protocol.home, cell.tag) / "metrics.jsonl")
-            target = self.declaration.target and self.declaration.target.to_json()
-            experiments.append(self.protocol.ledger, experiments.row_of_run(run, outcome.record, metrics, target))
+        run = self.runs[cell.arm.name, cell.seed] = self._run(cell, outcome, self.declaration.declared_at, now())
+        self.books.write(run, outcome.record, self._target())
         self.write()
         return run
 
-    def _keep(self, cell, outcome, declared_at, timestamp) -> RunSummary:
-        """Keep the run in memory. declared_at: date of the declaration under which it ran. timestamp: when it ended."""
+    def _target(self) -> dict | None:
+        return self.declaration.target and self.declaration.target.to_json()
+
+    def _run(self, cell, outcome, declared_at, timestamp) -> RunSummary:
+        """declared_at: date of the declaration under which it ran. timestamp: when it ended."""
         p, goal = self.protocol, self.declaration.target
         points = curve(p.home, cell.tag) if goal else []
-        run = summary_of(
+        return summary_of(
             cell, outcome, label=p.label, recipe=p.profile.name, declared_at=declared_at, timestamp=timestamp,
             time_to_target_sec=crossing(points, goal.threshold) if points else None,
             steps_to_target=crossing_step(points, goal.threshold) if points else None)
-        self.runs[cell.arm.name, cell.seed] = run
-        return run
 
     def ordered_runs(self) -> list[RunSummary]:
         cells = [(arm.name, seed) for seed in self.protocol.seeds for arm in self.protocol.arms]
@@ -164,7 +195,6 @@ class Session:
             {name: Means.from_json(mean) for name, mean in means(names, deltas)["by_candidate"].items()},
             gates.judge(self.declaration, runs) if runs else [],
             self.declaration.noise or Noise(self.declaration.noise_source), self.provenance, self.declaration)
-
 
     def write(self) -> ResultFile:
         facts = self.facts()

@@ -96,5 +96,7 @@ def read_results(path: str | os.PathLike) -> ResultFile:
     facts = read_json(path)
     try:
         return ResultFile.from_json(facts)
-    except (AttributeError, TypeError, ValueError) as e:  # a value of another type
+    except ValueError as e:  # a value of another type
+        raise ValueError(f"{path}: {str(e).removeprefix('runs[]: ')}") from e
+    except (AttributeError, TypeError) as e:
         raise ValueError(f"{path} is no result file ({e}); run its protocol again") from e

@@ -29,6 +29,11 @@ def reader_hash(arms) -> str | None:
     return hash_json([tree_hash(start=start) for start in (READER, SCORER, SERVER)])
 
 
+def order_lock(home, tag: str) -> Path:
+    """The file that the process of a cell holds locked while it carries out the order."""
+    return Path(home) / "tree_cells" / f".{tag}.lock"
+
+
 def tree_command(arm, cell: Cell, runner) -> list[str]:
     """Write the order of `cell` and return the command that carries it out.
 
@@ -41,7 +46,10 @@ def tree_command(arm, cell: Cell, runner) -> list[str]:
     order = make_order(arm, cell, runner.home)
     try:
         same = read_json(path)["facts"]["config_hash"] == cell.config_hash
-    except (OSError, ValueError, KeyError):
+    except FileNotFoundError:
+        same = False
+    except (ValueError, KeyError, TypeError) as e:
+        print(f"{e if isinstance(e, ValueError) else f'{path} is no order'}; {cell.title} starts anew")
         same = False
     write_json(path, {**order, "resume": same and not runner.fresh})
     return [sys.executable, "-m", "nanochat.lab.trees.run", str(path)]

@@ -21,8 +21,11 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from nanochat.code_identity import tree_hash, tree_hash_of_0_1
 from nanochat.common import read_json, write_json
+from nanochat.lab.commands import EXIT_BAD_INPUT
 from nanochat.lab.trees.flags import trainer_environment
 from nanochat.lab.trees.metas import (
     Meta,
@@ -35,6 +38,7 @@ from nanochat.lab.trees.metas import (
     read_meta,
     set_aside,
 )
+from nanochat.lab.trees.orders import order_lock
 from nanochat.lab.trees.score import add_score, is_scored
 from nanochat.record import (
     EXIT_CODES,
@@ -86,11 +90,19 @@ def train(order: dict, more, each_poll, stop: Stop) -> int:
 def main(argv=None) -> int:
     path, = sys.argv[1:] if argv is None else argv
     order, stop = {**read_json(path), "path": os.path.abspath(path)}, Stop()
+    try:
+        with FileLock(order_lock(order["home"], order["tag"]), timeout=1):  # a protocol holds it, to ask who runs
+            return EXIT_CODES.get(carry_out(order, stop), 1)
+    except Timeout:
+        print(f"error: another process carries out {path}; wait for it", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def carry_out(order: dict, stop: Stop) -> str:
+    """Returns the status of the run."""
     if order["resume"] and _waits_for_score(order):
-        status = score_again(order, stop)
-    else:
-        status = (adopt_record if order["keeps_record"] else make_record)(order, stop)
-    return EXIT_CODES.get(status, 1)
+        return score_again(order, stop)
+    return (adopt_record if order["keeps_record"] else make_record)(order, stop)
 
 
 def _waits_for_score(order) -> bool:
@@ -269,7 +281,7 @@ def _machine() -> dict:
     """Facts of this machine that are known without torch. The trainer runs in this same interpreter."""
     threads = os.environ.get("OMP_NUM_THREADS", "")
     return {"versions": versions(), "threads": int(threads) if threads.isdigit() else None,
-            "load_start": _load(), "load_end": None,
+            "load_start": _load(), "load_end": None, "pid": os.getpid(),
             "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
 
