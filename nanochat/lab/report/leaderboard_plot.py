@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.report.entries import BPB, SPEED, TIME, Entry
-from nanochat.lab.report.plots import COLORS, STYLE, plt, save
+from nanochat.lab.report.plots import COLORS, STYLE, _save, plt
 from nanochat.lab.report.sections import Section, distances
 
 MOST_ENTRIES = 10  # of a section, best first
@@ -37,7 +37,7 @@ def draw_leaderboard(path, sections: list[Section]) -> bool:
             title = section.title + (f" (best {MOST_ENTRIES} of {len(shown)})" if len(shown) > MOST_ENTRIES else "")
             row.suptitle("\n".join(textwrap.wrap(title, TITLE_LETTERS)), x=0.01, ha="left", weight="bold", size=12)
             _panels(*row.subplots(1, 2, width_ratios=(1.3, 1)), section, shown[:MOST_ENTRIES])
-        save(fig, path)
+        _save(fig, path)
         plt.close(fig)
     return True
 

@@ -53,12 +53,12 @@ def draw_protocol(path, name: str, arms: list[str], curves: dict, deltas: list[D
         if paired:
             _paired(paired[0], arms[1:], deltas)
         fig.suptitle(f"protocol {name}, {n} seed{'s' * (n > 1)}", x=0.01, ha="left", fontsize=14)
-        save(fig, path)
+        _save(fig, path)
         plt.close(fig)
     return True
 
 
-def save(fig, path):
+def _save(fig, path):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_writer(path) as f:
         fig.savefig(f, dpi=DPI, format="png")
