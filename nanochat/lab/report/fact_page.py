@@ -16,7 +16,8 @@ from nanochat.lab.table import plain
 
 DEEPEST = 4  # levels of objects in objects that get a heading; further ones are shown as text
 MOST_ROWS, MOST_LETTERS = 200, 2000  # of a table; of a cell
-LONG_CELLS = "td.t{white-space:normal;max-width:32em}"
+STYLE_HERE = """td.t{white-space:normal;max-width:32em}\
+@media (max-width:600px){dl{grid-template-columns:1fr}dt{margin-top:6px}}"""
 
 
 def document(title: str, *parts, style: str = "") -> str:
@@ -36,7 +37,7 @@ def write_fact_page(path: Path, title: str, sentence: str, facts: dict):
     shown = el("figure", image) if picture.exists() else None
     back = el("p", el("a", "all results", href="./index.html"), cls="soft")
     atomic_write(path, document(title, el("header", back, el("h1", title)), el("p", sentence, cls="answer"), shown,
-                                *_parts(facts), style=LONG_CELLS))
+                                *_parts(facts), style=STYLE_HERE))
 
 
 def _parts(facts: dict, level: int = 0) -> list[Markup]:
@@ -46,7 +47,10 @@ def _parts(facts: dict, level: int = 0) -> list[Markup]:
     parts = [el("dl", *pairs)] if pairs else []
     for key, value in nested.items():
         parts.append(el("h2" if level == 0 else "h3", key))
-        if isinstance(value, dict):
+        if isinstance(value, dict) and all(isinstance(item, dict) and not any(map(_is_nested, item.values()))
+                                           for item in value.values()):
+            parts.append(_table([{"": name} | item for name, item in value.items()]))
+        elif isinstance(value, dict):
             parts += _parts(value, level + 1)
         elif any(_is_nested(cell) for row in value if isinstance(row, dict) for cell in row.values()):
             parts += [part for row in value[:MOST_ROWS] for part in _parts(_as_dict(row), level + 1)]
@@ -75,7 +79,7 @@ def _table(rows: list) -> Markup:
 def _text(value) -> str:
     if value is None:
         return ""
-    if isinstance(value, list) and value and isinstance(value[0], dict):
+    if isinstance(value, list) and value and isinstance(value[0], (dict, str)):
         return "; ".join(map(_text, value))
     text = f"{value:.6g}" if isinstance(value, float) else plain(value)
     return text if len(text) <= MOST_LETTERS else text[:MOST_LETTERS] + " ..."
