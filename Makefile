@@ -75,7 +75,7 @@ simulate-gates: setup ## how often a verdict is wrong, measured on made-up runs
 .PHONY: ledger leaderboard
 ledger: setup ## the newest rows of the table of all runs
 	$(PY) -m scripts.ledger --last=$(call quote,$(or $(LAST),20)) $(call option,--where,WHERE)
-leaderboard: setup ## rewrite dev/LEADERBOARD.md and its picture from that table
+leaderboard: setup ## write results/leaderboard.md and its picture from that table
 	$(PY) -m scripts.leaderboard $(call option,--ledger,LEDGER)
 
 ##@ Other trees

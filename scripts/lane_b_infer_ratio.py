@@ -31,6 +31,7 @@ from nanochat.lab.horizon.stats import SCHEMA_VERSION as STATS_VERSION
 from nanochat.lab.ledger import experiments
 from nanochat.lab.ledger.imports import find_run
 from nanochat.lab.protocol.results import tags_of
+from nanochat.lab.report.index import index_for
 from nanochat.lab.table import number, table
 
 SCHEMA_VERSION = 1
@@ -258,6 +259,7 @@ def run(args) -> int:
     if args.plot:
         from nanochat.lab.horizon.plot import draw_inference  # matplotlib takes a second
         draw_inference(args.plot, facts)
+    index_for(args.output_json)
     print(describe(facts))
     if (facts["error"] or {}).get("code") == infer.NO_CONTROL:
         return EXIT_BAD_INPUT

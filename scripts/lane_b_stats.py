@@ -31,6 +31,7 @@ from nanochat.lab.horizon.gamma import fit_gamma
 from nanochat.lab.horizon.ngram import ngram_curve
 from nanochat.lab.horizon.repeats import Repeats
 from nanochat.lab.horizon.source import Refusal, TokenSource
+from nanochat.lab.report.index import index_for
 from nanochat.lab.table import number, table
 from nanochat.options import hyphenate
 
@@ -284,6 +285,7 @@ def run(args) -> int:
     if args.plot and facts["curve"]:
         from nanochat.lab.horizon.plot import draw_stats  # matplotlib takes a second
         draw_stats(args.plot, facts)
+    index_for(args.output_json)
     print(describe(facts))
     if facts["error"]:
         print(f"error: {facts['error']['message']}", file=sys.stderr)

@@ -1,35 +1,49 @@
 """
-Rewrite the tables of dev/LEADERBOARD.md, and their picture, from the ledger:
+Write the tables of all arms, and their picture, from the ledger:
 
-    python -m scripts.leaderboard
+    python -m scripts.leaderboard                       results/leaderboard.md and .png
+    python -m scripts.leaderboard --ledger=dev/ledger/reference.csv --page=dev/LEADERBOARD.md
 
-Reads dev/ledger/experiments.csv; verdicts are those that the runs in results/*_latest.json give.
-A file or a row that no run can have left is not taken, and it is named. Text outside the markers stays as it is.
-Exit code: 0 done, 2 bad input.
+The first line reads your rows (dev/ledger/experiments.csv) and those that came with the project, and says which are
+which. It writes to no tracked file. The second line makes the page of the project anew. Verdicts are those that the
+runs in results/*_latest.json give. A file or a row that no run can have left is not taken, and it is named. In a page
+that exists only the text between the markers is rewritten. Exit code: 0 done, 2 bad input.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from nanochat.common import REPO_ROOT, atomic_write
-from nanochat.lab.ledger.experiments import LEDGER, read
+from nanochat.common import atomic_write
+from nanochat.lab.commands import RESULTS_DIR
+from nanochat.lab.ledger.experiments import LEDGER, from_reference, read_all
 from nanochat.lab.ledger.row_check import kept_rows
-from nanochat.lab.report.leaderboard import markdown, profiles, replaced, verdicts_of, with_rivals
-from nanochat.lab.report.plots import draw_leaderboard
+from nanochat.lab.report.entries import verdicts_of
+from nanochat.lab.report.leaderboard import BEGIN, END, markdown, replaced, with_rivals
+from nanochat.lab.report.leaderboard_plot import draw_leaderboard
 from nanochat.lab.report.result_check import changed_verdicts, read_judged
 from nanochat.lab.report.result_file import ResultFile
+from nanochat.lab.report.sections import sections
 
-PAGE = REPO_ROOT / "dev" / "LEADERBOARD.md"
+PAGE = RESULTS_DIR / "leaderboard.md"
+NEW_PAGE = f"""# Leaderboard
+Made by `make leaderboard` from your rows and those that came with the project. The order is an overview, not a test:
+a test is a verdict of `make protocol`.
+
+![The tables as a picture]({PAGE.stem}.png)
+
+{BEGIN}
+{END}
+"""
 
 
 def build_parser():
     parser = argparse.ArgumentParser(prog="python -m scripts.leaderboard", allow_abbrev=False,
-                                     description="Rewrite the leaderboard from the ledger.")
+                                     description="Write the leaderboard from the ledger.")
     parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH",
-                        help="table of all runs (default: dev/ledger/experiments.csv)")
+                        help="table of all runs (default: dev/ledger/experiments.csv and the project's reference.csv)")
     parser.add_argument("--page", type=Path, default=PAGE, metavar="PATH",
-                        help="page to rewrite (default: dev/LEADERBOARD.md)")
+                        help="page to write, with its picture beside it (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER",
                         help="folder of the verdicts (default: results)")
     return parser
@@ -51,22 +65,29 @@ def all_results(folder) -> list[ResultFile]:
     return found
 
 
+def page_text(path: Path) -> str:
+    """The page as it is. The default page is begun where it is missing; any other has to be there."""
+    return NEW_PAGE if path == PAGE and not path.exists() else path.read_text(encoding="utf-8")
+
+
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     try:
         files = all_results(args.results)
-        rows, left_out = kept_rows(read(args.ledger), [run for results in files for run in results.runs])
+        rows, left_out = kept_rows(read_all(args.ledger), [run for results in files for run in results.runs])
         verdicts = verdicts_of(files)
         print(*left_out, sep="\n", end="\n" if left_out else "")
-        page = args.page.read_text(encoding="utf-8")
+        page = page_text(args.page)
         atomic_write(args.page, replaced(page, markdown(rows, verdicts), str(args.page)))
         picture = args.page.with_name(args.page.stem.lower() + ".png")
-        drawn = draw_leaderboard(picture, with_rivals(profiles(rows, verdicts)))
+        drawn = draw_leaderboard(picture, with_rivals(sections(rows, verdicts)))
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     said = f", {picture}" if drawn else "; nothing to draw yet"
-    print(f"{len(rows)} rows of {args.ledger}; written: {args.page}{said}")
+    shipped = sum(map(from_reference, rows))
+    also = f" and {shipped} that came with the project" if shipped else ""
+    print(f"{len(rows) - shipped} rows of {args.ledger}{also}; written: {args.page}{said}")
     return 0
 
 

@@ -18,6 +18,7 @@ from nanochat.lab.arms import NAME, parse_seeds
 from nanochat.lab.commands import EXIT_FAILED_CELL, RESULTS_DIR, call, module_command, now, paste
 from nanochat.lab.cycle import miniseries
 from nanochat.lab.protocol.runner import stop_on_signals
+from nanochat.lab.report.index import index_for
 
 # Flags of scripts.protocol that go there as they are
 PASSED_ON = ("--candidate", "--seeds", "--until", "--max-seeds", "--noise", "--primary", "--target-bpb", "--fallback",
@@ -104,7 +105,7 @@ def judge(args, depths) -> int:
                       "verdicts": miniseries.summary(verdicts)})
     alpha = max(found.declaration.alpha for found in results.values())
     print(miniseries.results_table(verdicts, alpha))
-    print(f"written: {path}")
+    print(f"written: {', '.join(map(str, filter(None, [path, index_for(path)])))}")
     return 0
 
 

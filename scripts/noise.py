@@ -18,16 +18,18 @@ import sys
 from pathlib import Path
 
 from nanochat import dataset, tokenizer
-from nanochat.common import get_base_dir
+from nanochat.common import get_base_dir, write_json
 from nanochat.lab import profiles
 from nanochat.lab.arms import CONTROL, make_arms, split_flags
-from nanochat.lab.commands import EXIT_INTERRUPTED, complete, exit_code, extra_words
+from nanochat.lab.commands import EXIT_INTERRUPTED, RESULTS_DIR, complete, exit_code, extra_words, now
 from nanochat.lab.ledger import bank, experiments
 from nanochat.lab.ledger.banked import banked_runs
 from nanochat.lab.ledger.rerun import home_of
 from nanochat.lab.protocol.build import build_protocol, check_arms, choose_workload, make_data
 from nanochat.lab.protocol.protocol import Protocol, run
 from nanochat.lab.protocol.runner import stop_on_signals
+from nanochat.lab.report.index import index_for
+from nanochat.lab.report.sections import workload_words
 from nanochat.lab.runs import RunSummary
 from nanochat.lab.simulation.real_runs import describe_rates
 from nanochat.record import read_metrics, read_record, record_dir
@@ -155,6 +157,15 @@ def show(rows, profile_hash, say=print):
         say("\n" + others)
 
 
+def write_page(rows, profile_hash):
+    """results/<profile>_<hash>_bank.json, and its page: the spread of this bank, for the index of the results."""
+    newest = [row for row in rows if row["profile_hash"] == profile_hash][-1]
+    path = RESULTS_DIR / f"{newest['profile'] or 'profile'}_{profile_hash[:8]}_bank.json"
+    write_json(path, {"timestamp": now(), "workload": workload_words(newest), "command": newest["command"],
+                      "noise": bank.measure(rows, profile_hash)})
+    print(f"written: {', '.join(map(str, filter(None, [path, index_for(path)])))}")
+
+
 def stored_curves(rows, profile_hash) -> dict:
     """{run id: metrics} of the banked runs whose records are still in their base dir, and still those of the row."""
     curves = {}
@@ -172,6 +183,8 @@ def bank_and_show(args) -> int:
         profile_hash = profile_hash or choose_profile(rows, args)
         given = [f"--{name}={value}" for name in ("profile", "data", "flags") if (value := getattr(args, name))]
         show(rows, profile_hash, lambda text: print(complete(text, given)))
+        if args.run:
+            write_page(rows, profile_hash)
         if args.aa_rate:
             print("\n" + describe_rates(rows, profile_hash))
     return code

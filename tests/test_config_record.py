@@ -43,7 +43,7 @@ def test_lists_that_were_kept_by_hand_are_what_they_were():
     from nanochat.lab.cycle import miniseries
     from nanochat.lab.horizon import calibration
     from nanochat.lab.ledger import rerun, workload
-    from nanochat.lab.report import leaderboard
+    from nanochat.lab.report import entries
     from nanochat.lab.trees import flags
     run = set(with_role(FIELDS, "run"))
     steps = {"num_iterations", "target_flops", "target_param_data_ratio"}
@@ -59,7 +59,7 @@ def test_lists_that_were_kept_by_hand_are_what_they_were():
             (tagged(FIELDS, "machine"), {"device_type", "dtype", "compile", "device_batch_size"}),
             (tagged(FIELDS, "environment"), {"dtype", "compile"}), (calibration.OF_A_RUN, {"seed", *steps, *run}),
             (miniseries.MAY_DIFFER, {"depth", "device_batch_size", "model_tag", "run"}),
-            (leaderboard.OF_ONE_RUN, {"--seed", "--model-tag", "--run"})):
+            (entries.OF_ONE_RUN, {"--seed", "--model-tag", "--run"})):
         assert set(found) == expected
 
 

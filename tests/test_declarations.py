@@ -18,7 +18,7 @@ from nanochat.lab.csv_file import read_rows
 from nanochat.lab.ledger import declarations, experiments
 from nanochat.lab.protocol import session
 from nanochat.lab.protocol.protocol import run
-from nanochat.lab.report.leaderboard import verdicts_of
+from nanochat.lab.report.entries import verdicts_of
 from nanochat.lab.report.result_file import read_results
 from tests.lab_case import GATE, enter, make
 

@@ -12,7 +12,7 @@ from nanochat.lab.report.leaderboard import markdown
 from nanochat.lab.report.text import remarks
 from nanochat.lab.runs import RunSummary
 from nanochat.lab.trees.marks import marks_of_row, versions_of_tree
-from tests.test_leaderboard import make_row, table
+from tests.leaderboard_case import make_row, table
 
 PATCHES = [{"name": "seed of mine.patch", "sha256": "1a2b3c4d5e6f"}, {"name": "idea.patch", "sha256": "99aa88bb77cc"}]
 
@@ -36,7 +36,7 @@ def test_row_of_a_foreign_patched_tree_carries_patches_and_commit(tmp_path):
     assert marks_of_row(row) == "nanochat 92d63d4, seed_of_mine.patch 1a2b3c4d, idea.patch 99aa88bb"
     assert row["versions"].startswith("torch=2.13.0 ") and row["val_bpb"] == 2.5
     cells, = table(markdown([row]))
-    assert cells[-1] == "92d63d4, nanochat 92d63d4, seed_of_mine.patch 1a2b3c4d, idea.patch 99aa88bb"
+    assert cells["commits"] == "92d63d4, nanochat 92d63d4, seed_of_mine.patch 1a2b3c4d, idea.patch 99aa88bb"
 
 
 def test_row_of_this_repository_carries_no_mark_and_with_a_patch_its_name(tmp_path):
@@ -54,8 +54,8 @@ def test_row_of_this_repository_carries_no_mark_and_with_a_patch_its_name(tmp_pa
 def test_a_run_that_was_not_scored_or_has_a_fault_never_ranks(tmp_path, results, mark):
     row = row_of(tmp_path, results=results)
     assert row["val_bpb"] is None and marks_of_row(row).endswith(mark)
-    text = markdown([row, make_row("b", bpb=2.9, profile_hash="p")])
-    assert [cells[1] for cells in table(text)] == ["b", "a"]
+    text = markdown([row, make_row("b", bpb=2.9, profile_hash="p", device=row["device"])])
+    assert [cells["arm"] for cells in table(text)] == ["b", "a"]
 
 
 def test_table_of_a_protocol_marks_its_runs():

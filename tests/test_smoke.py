@@ -44,7 +44,8 @@ def test_smoke_compares_prints_and_leaves_its_three_files(stand_in, monkeypatch,
     assert out.strip().splitlines()[-1].startswith("total 0:")
     assert sorted(os.listdir("results")) == sorted([
         "smoke", "smoke.png", "smoke_history.csv", "smoke_latest.json", ".smoke.lock", ".smoke_history.csv.lock",
-        "smoke_experiments.csv", ".smoke_experiments.csv.lock", "declarations.csv", ".declarations.csv.lock"])
+        "smoke_experiments.csv", ".smoke_experiments.csv.lock", "declarations.csv", ".declarations.csv.lock",
+        "index.html"])
     facts = read_json("results/smoke_latest.json")
     assert [row["seed"] for row in facts["runs"]] == [1337, 1337, 2026, 2026]
     assert facts["settings"]["profile"] == "smoke-cpu"

@@ -35,6 +35,7 @@ from nanochat.lab.cycle.rules import (
 )
 from nanochat.lab.ledger import experiments
 from nanochat.lab.profiles import Profile
+from nanochat.lab.report.index import write_index
 from nanochat.lab.report.result_check import read_judged
 from nanochat.lab.report.result_file import ResultFile, path_of
 
@@ -115,6 +116,7 @@ def walk(cycle: Cycle, call, say=print) -> CycleRecord:
                          decided and not cycle.dry_run, cycle.improvement, cycle.promoted)
     if not cycle.dry_run:
         write_json(cycle.results_dir / f"{cycle.label}_cycle.json", record.to_json())
+        write_index(cycle.results_dir)
     return record
 
 

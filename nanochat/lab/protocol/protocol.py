@@ -30,6 +30,7 @@ from nanochat.lab.protocol.runner import TRAINER, Runner
 from nanochat.lab.protocol.session import Session
 from nanochat.lab.protocol.watch import Watch
 from nanochat.lab.report.html import write_report
+from nanochat.lab.report.index import write_index
 from nanochat.lab.report.plots import draw_protocol
 from nanochat.lab.report.result_file import ResultFile
 from nanochat.lab.report.text import label_lines, results_table
@@ -222,7 +223,7 @@ def report_results(session: Session, facts: ResultFile, say=print):
         say(f"to settle it without a bank, reusing these cells:\n  {protocol.again(more)}")
     page = session.results.logs / "report.html"
     write_report(page, facts, curves)
-    written.append(page)
+    written += filter(None, [page, write_index(page.parent.parent)])
     written = [path for path in written if path.exists()]
     say(f"written: {', '.join(map(str, written))}; logs in {session.results.logs}")
 

@@ -1,9 +1,9 @@
 """
-Two pictures. A protocol's shows validation curves over step and over training time, and the paired differences; its
-title is the verdict. A leaderboard's shows val_bpb against training time.
+The picture of a protocol: validation curves over step and over training time, and the paired differences.
 
-Differences are drawn as gains: up is better. The bar of a mean is the interval of the verdict, as in every table. Thin lines and dots are single runs; thick lines and bars are means. So the spread from seed to seed is seen beside the
-mean. The functions take numbers and write a file. No other module imports matplotlib.
+The verdict is the title. Differences are drawn as gains: up is better. The bar of a mean is the interval of the verdict,
+as in every table. Thin lines and dots are single runs; thick lines and bars are means. So the spread from seed to seed
+is seen beside the mean. The functions take numbers and write a file. Other pictures of the lab take pyplot from here.
 """
 
 import textwrap
@@ -19,7 +19,6 @@ import numpy as np  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 from nanochat.common import atomic_writer  # noqa: E402
-from nanochat.lab.arms import CONTROL  # noqa: E402
 from nanochat.lab.metrics import METRICS  # noqa: E402
 from nanochat.lab.report.curves import as_arrays, axis_of_changes, from_first_timed, limits, mean_curve  # noqa: E402
 from nanochat.lab.report.gains import pair_gains, primary_gate, shown  # noqa: E402
@@ -177,54 +176,3 @@ def _name_sides(ax, values, unit: float, has_bar: bool):
     bar = "bar: interval of the verdict" if has_bar else "no bar: the noise is not known"
     ax.text(0.98, 0.025, bar, va="bottom", ha="right", **grey)
 
-
-# -----------------------------------------------------------------------------
-# Leaderboard
-
-MOST_ENTRIES = len(COLORS) - 1  # of a profile, best first: more are not told apart
-
-
-def draw_leaderboard(path, profiles) -> bool:
-    """Write the picture, a panel a profile; False, and no file, when no run ended with a val_bpb and a training time.
-
-    profiles: [(title, target, ranked entries)], see leaderboard.profiles. Small: a run; large: the mean of an entry.
-    """
-    drawable = [(title, target, [entry for entry in entries if len(_dots(entry))])
-                for title, target, entries in profiles]
-    drawable = [item for item in drawable if item[2]]
-    if not drawable:
-        return False
-    with plt.rc_context(STYLE):
-        columns = min(2, len(drawable))
-        rows = -(-len(drawable) // columns)
-        fig, axes = plt.subplots(rows, columns, figsize=(7.5 * columns, 5 * rows), layout="constrained", squeeze=False)
-        for ax, (title, target, entries) in zip(axes.flat, drawable):
-            _leaderboard_panel(ax, title, target, entries)
-        for ax in axes.flat[len(drawable):]:
-            ax.set_axis_off()
-        _save(fig, path)
-        plt.close(fig)
-    return True
-
-
-def _dots(entry) -> np.ndarray:
-    """(training seconds, val_bpb) of the runs that ended ok and have both."""
-    dots = [(run.get("training_sec"), run.get("val_bpb")) for run in entry.ok]
-    dots = np.array([dot for dot in dots if not set(dot) & {None, ""}], dtype=float).reshape(-1, 2)
-    return dots[dots[:, 0] > 0]  # a run that ended before its clock began has no place on it
-
-
-def _leaderboard_panel(ax, title, target, entries):
-    colors = iter(COLORS[1:])
-    for entry in entries[:MOST_ENTRIES]:
-        dots, color = _dots(entry), COLORS[0] if entry.arm == CONTROL else next(colors)
-        ax.plot(*dots.T, "o", color=color, ms=5, alpha=0.5, mew=0)
-        ax.plot(*dots.mean(axis=0), "D", color=color, ms=10, mec="white", label=f"{entry.arm} (n {len(dots)})")
-    if target and target[0] == "val_bpb":
-        ax.axhline(target[1], color="black", lw=1, ls=(0, (4, 3)), label=f"target {target[1]:g}")
-    left_out = len(entries) - MOST_ENTRIES
-    ax.set(title=title + (f", best {MOST_ENTRIES} of {len(entries)}" if left_out > 0 else ""),
-           xlabel="training time (s), without start-up and validation", ylabel="val_bpb at the end (bits per byte)")
-    ax.margins(0.12)
-    ax.ticklabel_format(style="plain", useOffset=False)
-    ax.legend(frameon=False, fontsize=10, loc="upper left", bbox_to_anchor=(1, 1))

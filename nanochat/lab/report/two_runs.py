@@ -10,11 +10,11 @@ the comparison that would answer.
 import bisect
 import textwrap
 
+from nanochat.git import run_git
 from nanochat.lab.ledger.any_run import AnyRun, differences
 from nanochat.lab.report.conclusions import conclusions, next_lines
 from nanochat.lab.table import format_time, number, table
 from nanochat.lab.trees.marks import marks_of_row
-from nanochat.lab.trees.patches import run_git
 from nanochat.options import flag
 
 WIDTH = 110  # of sentences; a command stays on one line
@@ -116,9 +116,9 @@ def code_text(a: AnyRun, b: AnyRun, repo) -> str:
 
 def _stat(repo, old: str, new: str) -> list[str]:
     for commit in (old, new):
-        if run_git(repo, "cat-file", "-e", f"{commit}^{{commit}}").returncode:
+        if run_git(repo, "cat-file", "-e", f"{commit}^{{commit}}")[0]:
             return [f"commit {commit[:HASH_LETTERS]} is not in this repository, so git cannot compare them"]
-    shown = run_git(repo, "diff", "--stat", old, new, "--", *CODE).stdout.splitlines()
+    shown = run_git(repo, "diff", "--stat", old, new, "--", *CODE)[1].decode("utf-8", "replace").splitlines()
     cut = [f" ... {len(shown) - STAT_LINES} more files"] if len(shown) > STAT_LINES else []
     command = f"git diff {old[:HASH_LETTERS]} {new[:HASH_LETTERS]} -- {' '.join(CODE)}"
     return [f"$ {command}", *shown[:STAT_LINES - 1], *cut, *shown[-1:]] if shown else \
