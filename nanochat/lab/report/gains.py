@@ -76,7 +76,7 @@ class Shown(NamedTuple):
 
 
 def shown(verdict: Verdict, gate: GateRow, declaration: Declaration) -> Shown:
-    """The change of a gate for people. Two digits of half the interval are shown, or of the change where it has none."""
+    """The change of a gate for people, with two digits of half the interval, or of the change where it has none."""
     m = METRICS[gate.metric]
     mean, lo, hi = (None if x is None else m.change(x) for x in (gate.mean, *interval(verdict, gate, declaration)))
     size = (hi - lo) / 2 if None not in (lo, hi) else abs(mean or 0.0)
