@@ -27,7 +27,7 @@ from nanochat.lab.protocol.runner import stop_on_signals
 
 def build_parser():
     parser = argparse.ArgumentParser(prog="python -m scripts.cycle", allow_abbrev=False,
-                                     description="Run the phases 0 to 5 of ideas/plan.md, as far as the verdicts allow.")
+                                     description="Run phases 0 to 5 of ideas/plan.md, as far as the verdicts allow.")
     parser.add_argument("--label", default="cycle1",
                         help="name of the cycle; each step adds _<template> (default: %(default)s)")
     parser.add_argument("--profile", choices=list(PROFILES), help="the workload (default: as scripts.protocol)")

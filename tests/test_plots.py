@@ -98,7 +98,8 @@ def test_interval_of_the_mean_is_that_of_the_verdict(figure):
     d = gains_of(results, "gate")
     half = 2.131847 * d.std(ddof=1) / np.sqrt(5)  # t table: one-sided 5 %, 4 degrees of freedom
     assert np.allclose(bar_of(figure(results, curves).axes[2]), [d.mean() - half, d.mean() + half], rtol=1e-6)
-    results, curves = make(["control", "gate"], [1, 2, 3], 60, 10, noise=Noise("bank", metrics={"val_bpb": MetricNoise(0.01, 9)}))
+    bank = Noise("bank", metrics={"val_bpb": MetricNoise(0.01, 9)})
+    results, curves = make(["control", "gate"], [1, 2, 3], 60, 10, noise=bank)
     verdict, = results.verdicts
     assert verdict.noise_source == "bank"
     found = shown(verdict, verdict.gates[0], results.declaration)

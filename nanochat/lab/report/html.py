@@ -174,7 +174,8 @@ def _gain_figure(results: ResultFile, key: tuple, gates: list[tuple[Verdict, Gat
     rows = []
     for verdict, gate in gates:
         found, name = shown(verdict, gate, results.declaration), verdict.candidate
-        ends = " (noise not known)" if None in (found.lo, found.hi) else f" ({found.text(found.lo)} to {found.text(found.hi)})"
+        ends = f" ({found.text(found.lo)} to {found.text(found.hi)})"
+        ends = " (noise not known)" if None in (found.lo, found.hi) else ends
         rows.append({"name": name, "color": arms.index(name) if name in arms else 1,
                      "gains": [(seed, m.change(d)) for seed, d in pair_gains(metric, results.runs, name)[:gate.n]],
                      "mean": found.mean, "lo": found.lo, "hi": found.hi,
@@ -202,8 +203,8 @@ def _details(results: ResultFile) -> Markup | None:
             rows = detail_rows(verdict)
             parts += [el("h3", f"{verdict.candidate}, K = {verdict.K}")]
             parts += [_table(DETAIL_HEADER, rows, 2) if rows else None, *[el("p", line, cls="soft") for line in lines]]
-    note = ("sd: standard deviation of one control run of the noise bank. level: p has to be below it. Last column: the "
-            "heading of ideas/plan.md that asks for the gate.")
+    note = ("sd: standard deviation of one control run of the noise bank. level: p has to be below it. Last column: "
+            "the heading of ideas/plan.md that asks for the gate.")
     return _section("Details", *([el("p", note, cls="soft"), *parts] if parts else []))
 
 
@@ -237,7 +238,8 @@ def _noise(results: ResultFile) -> Markup | None:
     if gains:
         parts += [el("p", f"The smallest true gain in {declaration.primary} that n seeds show four times out of five, "
                           f"{declaration.K} candidate{'s' * (declaration.K != 1)} declared:"),
-                  _table(["seeds", *[n for n, _ in gains]], [["gain", *[gain_size(declaration.primary, gain) for _, gain in gains]]])]
+                  _table(["seeds", *[n for n, _ in gains]],
+                         [["gain", *[gain_size(declaration.primary, gain) for _, gain in gains]]])]
     return _section("Noise", *parts, *[el("p", line) for line in [*bank_lines(noise), *promise_lines(declaration)]])
 
 

@@ -129,9 +129,9 @@ def tested_line(verdict: Verdict) -> str:
     """n, p against its level, and the source of the noise; empty where no test was made."""
     if verdict.p is None or verdict.se is None:
         return ""
-    return (f"{primary_gate(verdict).metric}: n {verdict.n}, p {verdict.p:.3g} against level {verdict.level:.3g}, noise "
-            f"{verdict.noise_source} (df {verdict.df}); lower bounds are at this level, the upper bounds of a reject at "
-            "that of the whole label")
+    return (f"{primary_gate(verdict).metric}: n {verdict.n}, p {verdict.p:.3g} against level {verdict.level:.3g}, "
+            f"noise {verdict.noise_source} (df {verdict.df}); lower bounds are at this level, the upper bounds of a "
+            "reject at that of the whole label")
 
 
 def checks(verdict: Verdict) -> list[str]:
