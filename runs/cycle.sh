@@ -1,6 +1,6 @@
 #!/bin/bash
-# A cycle of the plan, phase by phase as far as the verdicts allow: noise, theory slice, sweeps, shape, miniseries,
-# promotion.
+# A cycle (ideas/plan.md, section 9), phase by phase as far as the verdicts allow: noise, theory slice, sweeps, shape,
+# miniseries, promotion.
 #
 # Hardware: what the profile asks for: one NVIDIA card of 16 GB. On a CPU: PROFILE=smoke-cpu, DEPTHS="2 4" and what its
 #           templates ask for.

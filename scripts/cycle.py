@@ -1,5 +1,5 @@
 """
-Walk a cycle of the plan, phases 0 to 5, as far as the gates allow:
+Walk a cycle, phases 0 to 5 of ideas/plan.md, as far as the gates allow:
 
     python -m scripts.cycle --label=cycle1 --dry-run
     python -m scripts.cycle --label=cycle1 --profile=smoke-cpu --depths 2 4
@@ -27,7 +27,7 @@ from nanochat.lab.protocol.runner import stop_on_signals
 
 def build_parser():
     parser = argparse.ArgumentParser(prog="python -m scripts.cycle", allow_abbrev=False,
-                                     description="Run the phases 0 to 5 of the plan, as far as the verdicts allow.")
+                                     description="Run phases 0 to 5 of ideas/plan.md, as far as the verdicts allow.")
     parser.add_argument("--label", default="cycle1",
                         help="name of the cycle; each step adds _<template> (default: %(default)s)")
     parser.add_argument("--profile", choices=list(PROFILES), help="the workload (default: as scripts.protocol)")

@@ -12,10 +12,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from nanochat.lab.metrics import METRICS
 from nanochat.lab.report import svg
-from nanochat.lab.report.gains import gain_text, pair_gains
+from nanochat.lab.report.gains import gain_text, pair_gains, shown
 from nanochat.lab.report.html import page, write_report
+from nanochat.lab.report.html_style import STYLE
 from nanochat.lab.report.result_file import ResultFile
+from nanochat.lab.report.sentence import sentence
+from nanochat.lab.report.verdict_table import SHOWN
 from nanochat.lab.runs import RunSummary
 from tests.report_case import five_candidates, make_curves, peeking, unbanked
 
@@ -77,13 +81,18 @@ def test_verdicts_come_first_and_every_number_is_there(make):
     text = "".join(reader.text)
     assert html.index('class="verdict ') < html.index("<svg ")
     for entry in results.verdicts:
-        assert (entry.verdict or "no verdict") in text and entry.reason in text
+        said = sentence(entry, results.declaration, results.noise)
+        assert f"{entry.verdict or 'no verdict'} {entry.candidate}: {said}" in text
         for gate in entry.gates:
-            assert gate.result in text and gate.section in text
+            assert SHOWN[gate.result] in text and gate.section in text
             if gate.mean is not None:
-                cells = [f"{gate.mean:+.5f} ({gate.mean_in_sd:+.1f})", f"[{gate.lo:.5f}, {gate.hi:.5f}]",
-                         f"{gate.level:.3g}", f"{gate.p:.3g}"]
+                found = shown(entry, gate, results.declaration)
+                m = METRICS[gate.metric]
+                cells = [found.text(found.mean, m.unit), f"{found.text(found.lo)} and {found.text(found.hi, m.unit)}"]
                 assert "".join(cells) in text, "neighbouring cells"
+                ends = f"{found.text(found.mean, m.unit)} ({found.text(found.lo)} to {found.text(found.hi)})"
+                assert ends in text, "the picture has the interval of the table"
+                assert f"{gate.level:.3g}{gate.p:.3g}{gate.mean_in_sd:+.1f}".replace("-0.0", "+0.0") in text
     for run in results.runs:
         assert run.command in text and (run.val_bpb is None or f"{run.val_bpb:.5f}" in text)
         assert run.error is None or run.error in text
@@ -95,9 +104,10 @@ def test_headline_of_a_promotion_quotes_the_lower_bound():
     results, reader, _ = read_case(five_candidates)
     gate = results.verdicts[0].gates[0]
     text = "".join(reader.text)
-    lo, mean = gain_text("val_bpb", gate.lo), gain_text("val_bpb", gate.mean)
-    assert f"promote lr003: at least {lo} (measured: {mean}, 5 seeds)" in text
-    assert "reject gate015: worse by 0.006 bpb (at least 0.0048)" in text
+    said = f"lr003 makes val_bpb at least {gate.lo:.4f} better (measured: {gate.mean:.4f}, at most {gate.hi:.4f})"
+    assert f"promote lr003: Better: {said}" in text
+    worse = results.verdicts[2].gates[0]
+    assert f"reject gate015: Worse: gate015 makes val_bpb {-worse.mean:.4f} worse" in text
 
 
 def test_noise_and_its_smallest_gains_are_shown_and_no_noise_is_said():
@@ -146,11 +156,45 @@ def test_gain_chart_puts_seeds_mean_bounds_and_floor_on_one_scale():
     assert all(at - zero == pytest.approx(value * per_bpb, abs=0.05) for at, value in wanted.items())
 
 
-def test_unbounded_interval_and_no_pairs_are_drawn():
-    rows = [{"name": "a", "color": 1, "gains": [], "mean": 0.1, "lo": None, "hi": None, "value": ""}]
-    html = svg.gain_chart("x", rows, None)
+def test_open_interval_and_no_pairs_are_drawn():
+    row = {"name": "a", "color": 1, "gains": [], "mean": 0.1, "lo": None, "hi": 0.3, "value": ""}
+    html = svg.gain_chart("x", [row], None)
     read(html)
-    assert re.search(rf'class="bar c1" x1="{svg.LEFT}" y1="\d+" x2="{svg.WIDTH - svg.RIGHT}"', html)
+    assert re.search(rf'class="bar c1" x1="{svg.SIDE}" y1="\d+" x2="[\d.]+"', html)
+    html = svg.gain_chart("x", [row | {"lo": 0.05, "hi": None}], None)
+    assert re.search(rf'class="bar c1" x1="[\d.]+" y1="\d+" x2="{svg.WIDTH - svg.SIDE}"', html)
+    html = svg.gain_chart("x", [row | {"hi": None}], None)  # the noise is not known: no bar, as in the other picture
+    assert 'class="bar' not in html and 'class="mean c1"' in html
+
+
+def test_text_is_large_enough_to_read_on_a_phone():
+    """A screen 390 px wide shows a chart at its natural size or larger, so its 15 px stay 15."""
+    screen = STYLE.split("@media print")[0]
+    sizes = [float(size) for size in re.findall(r"font(?:-size)?:([\d.]+)px", screen)]
+    assert min(sizes) >= 15 and len(sizes) > 5
+    padding = int(re.search(r"max-width:600px\)\{main\{padding:\d+px (\d+)px", screen).group(1))
+    assert svg.WIDTH <= 390 - 2 * padding
+    assert ".wide{overflow-x:auto}" in screen
+    assert page(five_candidates(), {}).count('class="wide"') == page(five_candidates(), {}).count("<table>")
+
+
+@pytest.mark.parametrize("size", [0.3, 0.03, 0.002, 1.5e-4, 1.5e-5, 3e-7])
+def test_ticks_of_small_changes_have_few_digits_and_a_unit(size):
+    row = {"name": "a", "color": 1, "gains": [(1, size)], "mean": 0.0, "lo": -size, "hi": size, "value": ""}
+    html = svg.gain_chart("x", [row], None, "bits per byte")
+    ticks = re.findall(r'class="tick"[^>]*>([^<]*)<', html)
+    label = re.findall(r'class="label"[^>]*>([^<]*)<', html)[1]
+    power = {"": 0, "10\u207b\u00b3 ": -3, "10\u207b\u2076 ": -6}[label.removesuffix("bits per byte")]
+    assert all(len(name.lstrip("-")) <= 5 for name in ticks)
+    assert 0.3 * size < max(map(float, ticks)) * 10 ** power < 1.2 * size
+
+
+def test_ticks_of_close_losses_are_shown_after_an_offset():
+    points = np.array([(0, 0.0, 2.641231), (10, 1.0, 2.641269), (20, 2.0, 2.641233)])
+    html = svg.curve_chart(["control"], {("control", 1): points}, 0, "step", {})
+    label = re.findall(r'class="label"[^>]*>([^<]*)<', html)[0]
+    assert label == "2.6412 + 10^-5 x bits per byte"
+    assert all(len(name) <= 4 for name in re.findall(r'class="tick"[^>]*>([^<]*)<', html))
 
 
 @pytest.mark.parametrize("lo, hi", [

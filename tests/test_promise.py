@@ -38,5 +38,5 @@ def test_every_setting_that_bends_far_with_one_candidate_is_named():
 
 def test_paragraph_stands_where_a_bank_decides():
     line, = promise_lines(declared(2, noise=BANK))
-    assert "at most 5% of such labels" in line and "spread twice as much as the banked ones: 9 % and 6 %" in line
+    assert "at most 5 % of such labels" in line and "spread twice as much as the banked ones: 9 % and 6 %" in line
     assert promise_lines(declared(5)) == [] == promise_lines(replace(declared(2, noise=BANK), K=0))

@@ -170,7 +170,7 @@ def test_equal_arms_other_workloads_and_overload_are_said(monkeypatch, capsys):
     assert "copy has the options of control: an A/A comparison" in out
     assert "deep changes the workload (--depth 4 -> 5)" in out
     assert "verdict copy: reject" in out and "verdict deep: no verdict" in out
-    assert "in 6 of 6 cells: their times, and so speed_ratio, are not to be trusted" in out
+    assert "in 6 of 6 cells: their times, and so their speed, are not to be trusted" in out
     assert read_json(LATEST)["runs"][0]["overloaded"]
 
 

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field
 
 from nanochat.config import FIELDS
 from nanochat.lab.arms import CONTROL, parse_arm
+from nanochat.lab.metrics import METRICS
 from nanochat.lab.report.result_check import read_judged
 from nanochat.lab.report.result_file import ResultFile, path_of
-from nanochat.lab.table import number, table
+from nanochat.lab.table import table
 from nanochat.lab.verdict.facts import GateRow, Verdict
 from nanochat.options import tagged
 
@@ -188,10 +189,16 @@ def results_table(verdicts: list[Robustness], alpha: float) -> str:
     def gate_cell(d, metric):
         gate = d.gate(metric)
         return gate.result if gate else ""
-    rows = [[v.candidate, str(d.depth), d.says, str(d.found.n), number(d.found.mean_gain, "+.5f"),
-             number(d.found.lo, "+.5f"), number(d.found.hi, "+.5f"), *(gate_cell(d, metric) for metric in GATES)]
-            for v in verdicts for d in v.depths]
-    header = ["candidate", "depth", "says", "n", "gain", "at least", "at most", *(f"gate {n}" for n in GATES.values())]
+    def gain_cell(found, x):
+        m = METRICS[found.metric or "val_bpb"]
+        return "" if x is None else f"{m.change(x):{'+.2f' if m.log else '+.5f'}}{m.unit}"
+    def gain_cells(found):
+        hi = found.hi_at_alpha if found.verdict == "reject" else found.hi  # as in every report: report/gains.py
+        return [gain_cell(found, x) for x in (found.mean_gain, found.lo, hi)]
+    rows = [[v.candidate, str(d.depth), d.says, str(d.found.n), *gain_cells(d.found),
+             *(gate_cell(d, metric) for metric in GATES)] for v in verdicts for d in v.depths]
+    header = ["candidate", "depth", "says", "n", "change (+ is better)", "at least", "at most",
+              *(f"gate {n}" for n in GATES.values())]
     lines = ["", table(header, rows), ""]
     for v in verdicts:
         lines.append(f"miniseries {v.candidate}: {v.verdict}\n  {v.reason}")

@@ -64,7 +64,7 @@ def axis_of_changes(lo: float, hi: float) -> Axis:
     ('', '10\u207b\u00b3 ', '10\u207b\u2076 ')
     """
     size = max(abs(lo), abs(hi))
-    if size >= 0.01 or size == 0:
+    if size >= 0.02 or size == 0:
         return Axis(0.0, 1.0, "")
     return Axis(0.0, 1e-3, "10\u207b\u00b3 ") if size >= 1e-4 else Axis(0.0, 1e-6, "10\u207b\u2076 ")
 

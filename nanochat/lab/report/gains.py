@@ -76,11 +76,16 @@ class Shown(NamedTuple):
 
 
 def shown(verdict: Verdict, gate: GateRow, declaration: Declaration) -> Shown:
-    """The change of a gate for people. Two digits of half the interval are shown, or of the change where it has none."""
+    """The change of a gate for people, with two digits of half the interval, or of the change where it has none.
+
+    Of a percentage no number has more than three digits: 20.0 % (19.6 to 20.5).
+    """
     m = METRICS[gate.metric]
     mean, lo, hi = (None if x is None else m.change(x) for x in (gate.mean, *interval(verdict, gate, declaration)))
     size = (hi - lo) / 2 if None not in (lo, hi) else abs(mean or 0.0)
-    return Shown(mean, lo, hi, digits_of(size))
+    largest = max((abs(x) for x in (mean, lo, hi) if x is not None), default=0.0)
+    digits = digits_of(size)
+    return Shown(mean, lo, hi, min(digits, 1 + digits_of(largest)) if m.log and largest else digits)
 
 
 def digits_of(size: float) -> int:

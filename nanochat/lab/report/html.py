@@ -143,8 +143,8 @@ def _curves(results: ResultFile, curves: dict) -> Markup | None:
     if not any(charts):
         return None
     legend = el("p", *[el("span", Markup(svg.swatch(k)), " ", arm) for k, arm in enumerate(arms)], cls="legend")
-    note = ("Validation loss in bits per byte, lower is better. Thin: one seed. Thick: the mean over the seeds. Training "
-            "time is without start-up and validation.")
+    note = ("Validation loss in bits per byte, lower is better. Thin: one seed. Thick: the mean over the seeds. "
+            "Training time is without start-up and validation.")
     figures = el("div", *[el("figure", Markup(chart)) for chart in charts if chart], cls="charts")
     return _section("Curves", el("p", note, cls="soft"), legend, figures)
 
@@ -161,9 +161,9 @@ def _gains(results: ResultFile) -> Markup | None:
             if gate.metric in METRICS and gate.mean is not None:
                 charts.setdefault((gate.role, gate.metric, gate.threshold), []).append((verdict, gate))
     figures = [_gain_figure(results, key, rows) for key, rows in charts.items()]
-    note = ("Change of a candidate against the control of the same seed: right of the line at 0 is better. Dots: seeds. "
-            "Diamond: mean. Bar: the interval of the verdict, as in the table. Dashed: the limit that the bar must not "
-            "reach below.")
+    note = ("Change of a candidate against the control of the same seed: right of the line at 0 is better. "
+            "Dots: seeds. Diamond: mean. Bar: the interval of the verdict, as in the table. Dashed: the limit that the "
+            "bar must not reach below.")
     return _section("Gains", el("p", note, cls="soft") if figures else None,
                     el("div", *figures, cls="charts") if figures else None)
 
@@ -174,7 +174,8 @@ def _gain_figure(results: ResultFile, key: tuple, gates: list[tuple[Verdict, Gat
     rows = []
     for verdict, gate in gates:
         found, name = shown(verdict, gate, results.declaration), verdict.candidate
-        ends = "" if None in (found.lo, found.hi) else f" ({found.text(found.lo)} to {found.text(found.hi)})"
+        ends = f" ({found.text(found.lo)} to {found.text(found.hi)})"
+        ends = " (noise not known)" if None in (found.lo, found.hi) else ends
         rows.append({"name": name, "color": arms.index(name) if name in arms else 1,
                      "gains": [(seed, m.change(d)) for seed, d in pair_gains(metric, results.runs, name)[:gate.n]],
                      "mean": found.mean, "lo": found.lo, "hi": found.hi,
@@ -202,8 +203,8 @@ def _details(results: ResultFile) -> Markup | None:
             rows = detail_rows(verdict)
             parts += [el("h3", f"{verdict.candidate}, K = {verdict.K}")]
             parts += [_table(DETAIL_HEADER, rows, 2) if rows else None, *[el("p", line, cls="soft") for line in lines]]
-    note = ("sd: standard deviation of one control run of the noise bank. level: p has to be below it. Last column: the "
-            "heading of ideas/plan.md that asks for the gate.")
+    note = ("sd: standard deviation of one control run of the noise bank. level: p has to be below it. Last column: "
+            "the heading of ideas/plan.md that asks for the gate.")
     return _section("Details", *([el("p", note, cls="soft"), *parts] if parts else []))
 
 
@@ -236,8 +237,9 @@ def _noise(results: ResultFile) -> Markup | None:
     parts += [_table(["metric", "sd of one control run"], sigmas, 2)] if sigmas else []
     if gains:
         parts += [el("p", f"The smallest true gain in {declaration.primary} that n seeds show four times out of five, "
-                          f"{declaration.K} candidates declared:"),
-                  _table(["seeds", *[n for n, _ in gains]], [["gain", *[gain_size(declaration.primary, gain) for _, gain in gains]]])]
+                          f"{declaration.K} candidate{'s' * (declaration.K != 1)} declared:"),
+                  _table(["seeds", *[n for n, _ in gains]],
+                         [["gain", *[gain_size(declaration.primary, gain) for _, gain in gains]]])]
     return _section("Noise", *parts, *[el("p", line) for line in [*bank_lines(noise), *promise_lines(declaration)]])
 
 

@@ -57,6 +57,8 @@ polyline{{fill:none;stroke:var(--c);stroke-linejoin:round}}.thin{{stroke-width:1
 .mean{{fill:var(--c);stroke:var(--bg);stroke-width:1.2}}
 .c0{{--c:var(--c0)}}.c1{{--c:var(--c1)}}.c2{{--c:var(--c2)}}.c3{{--c:var(--c3)}}\
 .c4{{--c:var(--c4)}}.c5{{--c:var(--c5)}}.c6{{--c:var(--c6)}}
+@media (max-width:600px){{main{{padding:14px 12px 40px}}th,td{{padding:3px 5px}}.verdict{{padding:8px 10px}}\
+.verdict td{{white-space:normal}}dl{{grid-template-columns:1fr}}dd{{margin-bottom:6px}}}}
 @media print{{:root{{color-scheme:light;{LIGHT}}}article,figure,tr{{break-inside:avoid}}h2,h3{{break-after:avoid}}
 main{{max-width:none;padding:0}}.charts{{grid-template-columns:1fr 1fr}}
 .verdict,.badge,.swatch{{print-color-adjust:exact}}table{{font-size:9px}}th,td{{padding:2px 4px}}pre{{font-size:9px}}}}

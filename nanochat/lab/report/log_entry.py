@@ -37,7 +37,8 @@ def log_entry(results: ResultFile) -> str:
 
 
 def _entry(results: ResultFile, verdict: Verdict) -> str:
-    sections = [f"{_change(results, verdict)} TODO: why (source).", f"**Did it help?** {_did_it_help(results, verdict)}",
+    sections = [f"{_change(results, verdict)} TODO: why (source).",
+                f"**Did it help?** {_did_it_help(results, verdict)}",
                 f"**How sure?**{_how_sure(results, verdict)}", f"**Caveat**{_caveat(results.runs, verdict)}",
                 f"**How to repeat** {_how_to_repeat(results)}", *_tables(results, verdict)]
     return f"## {results.timestamp[:10]}: {_title(results.settings.label, verdict)}\n" + "\n\n".join(sections)

@@ -60,7 +60,8 @@ def draw_protocol(path, name: str, results: ResultFile, curves: dict) -> bool:
         if paired:
             _paired(paired[0], arms[1:], results)
         handles, labels = over_step.get_legend_handles_labels()  # below the panels, where no curve runs
-        fig.legend(handles, labels, frameon=False, loc="outside lower left", ncols=max(1, LEGEND_WIDTH // _longest(arms)))
+        columns = max(1, LEGEND_WIDTH // (max(map(len, arms)) + 8))
+        fig.legend(handles, labels, frameon=False, loc="outside lower left", ncols=columns)
         fig.suptitle(textwrap.fill(_title(name, results), TITLE_WIDTH), x=0.01, ha="left", fontsize=13)
         _save(fig, path)
         plt.close(fig)
@@ -74,11 +75,6 @@ def _title(name: str, results: ResultFile) -> str:
         return f"{name}, {verdict_title(verdicts[0], results.declaration)}"
     said = ", ".join(f"{verdict.candidate} {verdict.verdict or 'no verdict'}" for verdict in verdicts)
     return f"{name}: {said or 'runs of the control'}"
-
-
-def _longest(names) -> int:
-    """Characters of the longest name and of the line before it."""
-    return max(map(len, names)) + 8
 
 
 def _save(fig, path):

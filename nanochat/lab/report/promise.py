@@ -32,6 +32,6 @@ def promise_lines(declaration: Declaration) -> list[str]:
         return []
     bends = "; ".join(f"{one.words}: {one.percent[0]} % and {one.percent[1]} %" for one in BENDS)
     holds = "; ".join(one.words for one in HOLDS)
-    return [f"The promise that at most {100 * declaration.alpha:.3g} % of such labels promote a useless change was simulated. "
-            f"It bends, with 2 and with 5 seeds, where {bends}. It holds where {holds}. "
+    return [f"The promise that at most {100 * declaration.alpha:.3g} % of such labels promote a useless change was "
+            f"simulated. It bends, with 2 and with 5 seeds, where {bends}. It holds where {holds}. "
             "All settings: python -m scripts.simulate_gates --table=9.2"]

@@ -89,8 +89,9 @@ def _clauses(case: Case) -> list[str]:
     if verdict.noise_source == "identical" or case.primary.noise_source == "identical":
         return _identical(case)
     if case.primary.mean is None or case.primary.metric not in METRICS:
-        return ["Cannot tell", _end((verdict.reason or "").replace("candidate missed", f"{case.subject} missed")),
-                "So its time to the target is not known: under a new label, set an easier target, or train longer."]
+        why = (verdict.reason or "").replace("candidate missed", f"{case.subject} missed")
+        return ["Cannot tell", f"{why}, so its time to the target is not known.",
+                "Under a new label, set an easier target, or train longer."]
     if verdict.verdict == "reject":
         return _rejected(case)
     found = _promoted(case) if verdict.verdict in ("promote", "optional") else _undecided(case)
@@ -105,8 +106,8 @@ def _diverged(case: Case) -> list[str]:
     if case.verdict.verdict == "reject":
         return ["Diverged", f"a run of {case.subject} diverged where the control did not: try a lower learning rate, "
                             "or leave the change out."]
-    return ["Cannot tell", "a run of the control itself diverged, so there is nothing to compare with: fix the baseline "
-                           "first."]
+    return ["Cannot tell", "a run of the control itself diverged, so there is nothing to compare with: fix the "
+                           "baseline first."]
 
 
 def _identical(case: Case) -> list[str]:

@@ -132,7 +132,8 @@ def gain_chart(label: str, rows: list[dict], margin: float | None, unit: str = "
     """A strip for each candidate: dots are seeds, the diamond is their mean, the bar is the interval of the mean.
 
     Right of 0 the candidate is better. rows: {"name", "color" (index of the arm), "gains" [(seed, d), ...], "mean",
-    "lo", "hi", "value" (in words)}; a mean of None was not measured, a bound of None is open. margin: the loss that a
+    "lo", "hi", "value" (in words)}; a mean of None was not measured, a bound of None is open, and without both bounds
+    there is no bar. margin: the loss that a
     floor allows, drawn as a line at -margin; with None or 0 only the line at zero is drawn. unit: of all numbers.
     """
     height = ROW_HEIGHT * len(rows) + BOTTOM
@@ -159,19 +160,19 @@ def _gain_range(rows, margin) -> tuple[float, float]:
 def _lines_of(top, to_x, margin) -> list[str]:
     """The lines at zero and at the limit of a strip, below its text."""
     y0, y1 = top + 42, top + ROW_HEIGHT
-    parts = [line(to_x(0), y0, to_x(0), y1, "zero")]
+    parts = []
     if margin:
         edge = to_x(-margin)
-        parts += [f'<rect class="beyond" x="{SIDE}" y="{y0}" width="{round(edge - SIDE, 2)}" height="{y1 - y0}"/>',
-                  line(edge, y0, edge, y1, "margin")]
-    return parts
+        parts = [f'<rect class="beyond" x="{SIDE}" y="{y0}" width="{round(edge - SIDE, 2)}" height="{y1 - y0}"/>',
+                 line(edge, y0, edge, y1, "margin")]
+    return [*parts, line(to_x(0), y0, to_x(0), y1, "zero")]
 
 
 def _strip(row, top, to_x) -> list[str]:
     color, y = f"c{row['color'] % N_COLORS}", top + 57
     name = row["name"] if len(row["name"]) <= 36 else row["name"][:35] + "\u2026"
     parts = [text(SIDE, top + 15, name, cls="name"), text(SIDE, top + 36, row["value"], cls="value")]
-    if row["mean"] is not None:
+    if row["mean"] is not None and (row["lo"], row["hi"]) != (None, None):
         x0, x1 = (to_x(row["lo"]), WIDTH - SIDE if row["hi"] is None else to_x(row["hi"]))
         parts.append(line(x0, y, x1, y, f"bar {color}"))
         parts += [line(x, y - 6, x, y + 6, f"bar {color}") for x, bound in ((x0, row["lo"]), (x1, row["hi"]))

@@ -4,6 +4,7 @@ details: the tests, the declaration of the label and its noise.
 """
 
 import itertools
+import math
 import os
 import textwrap
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from nanochat.lab.ledger.bank import reference_lines
 from nanochat.lab.metrics import METRICS
-from nanochat.lab.report.gains import decimal, primary_gate
+from nanochat.lab.report.gains import decimal, pair_gains, primary_gate
 from nanochat.lab.report.promise import promise_lines
 from nanochat.lab.report.result_file import ResultFile
 from nanochat.lab.report.sentence import sentence
@@ -29,10 +30,15 @@ WIDTH = 100  # of a printed paragraph
 def run_line(run: RunSummary, elapsed_sec: float) -> str:
     facts = [f"{run.arm} s{run.seed}: {run.run_status}"]
     facts += [f"val_bpb {run.val_bpb:.5f}"] if run.val_bpb is not None else []
-    facts += [f"{run.avg_tok_per_sec:,.0f} tok/s"] if run.avg_tok_per_sec is not None else []
+    facts += [f"{speed(run):,.0f} tok/s"] if speed(run) is not None else []
     facts += [f"resumed from step {run.resumed_from_step}"] if run.resumed_from_step is not None else []
     facts += [f"overloaded ({run.load:.1f} on {usable_cores()} cores)"] if run.overloaded else []
     return ", ".join([*facts, format_time(elapsed_sec)])
+
+
+def speed(run: RunSummary) -> float | None:
+    """Tokens a second: the median over steps, which gates compare. Older files have the average alone."""
+    return run.avg_tok_per_sec if run.tok_per_sec_median is None else run.tok_per_sec_median
 
 
 def failure(run: RunSummary, log, lines: int = 5) -> str:
@@ -49,25 +55,35 @@ def failure(run: RunSummary, log, lines: int = 5) -> str:
 
 def results_table(results: ResultFile) -> str:
     runs = [[run.arm, str(run.seed), number(run.val_bpb, ".5f"), number(run.min_val_bpb, ".5f"),
-             number(run.avg_tok_per_sec, ",.0f"), _status(run)]
+             number(speed(run), ",.0f"), _status(run)]
             for run in results.runs]
     parts = ["", table(["arm", "seed", "val_bpb", "min_val_bpb", "tok/s", "status"], runs)]
-    pairs = [[delta.candidate, str(delta.seed), *_changes(delta.candidate_minus_control_bpb,
-                                                          delta.candidate_speed_ratio)] for delta in results.deltas]
-    pairs += [[name, "mean", *_changes(mean.mean_candidate_minus_control_bpb, mean.mean_candidate_speed_ratio)]
-              for name, mean in results.by_candidate.items() if mean.pairs]
-    if pairs:
-        parts += ["", "candidate against control on the same seed (+ is better)",
-                  table(["candidate", "seed", "val_bpb", "speed"], pairs)]
+    if pairs := _pairs_table(results):
+        parts += ["", "candidate against control on the same seed (+ is better)", pairs]
     parts += ["", *_notes(results), verdicts(results), ""]
     return "\n".join(parts)
 
 
-def _changes(candidate_minus_control_bpb, speed_ratio) -> list[str]:
-    """What a result file holds of a pair, in the sign and the unit of the other tables."""
-    speed = None if speed_ratio is None else 100 * (speed_ratio - 1)
-    bpb = None if candidate_minus_control_bpb is None else 0.0 - candidate_minus_control_bpb
-    return [number(bpb, "+.5f"), number(speed, "+.1f") + (" %" if speed is not None else "")]
+def _pairs_table(results: ResultFile) -> str:
+    """Each pair in the sign and the unit of the gates. A speed that a result file holds no ratio of is not compared."""
+    names = list(results.by_candidate)
+    faster = {name: dict(pair_gains("tok_per_sec", results.runs, name)) for name in names}
+    rows, of_mean = [], {name: ([], []) for name in names}
+    for delta in results.deltas:
+        bpb, ratio = delta.candidate_minus_control_bpb, delta.candidate_speed_ratio
+        gains = (None if bpb is None else 0.0 - bpb,
+                 None if ratio is None else faster[delta.candidate].get(delta.seed, math.log(ratio)))
+        for found, gain in zip(of_mean[delta.candidate], gains):
+            found += [] if gain is None else [gain]
+        rows.append([delta.candidate, str(delta.seed), *_changes(*gains)])
+    rows += [[name, "mean", *_changes(*(sum(found) / len(found) if found else None for found in of_mean[name]))]
+             for name in names if any(of_mean[name])]
+    return table(["candidate", "seed", "val_bpb", "speed"], rows) if rows else ""
+
+
+def _changes(bpb: float | None, log_speed: float | None) -> list[str]:
+    faster = None if log_speed is None else METRICS["tok_per_sec"].change(log_speed)
+    return [number(bpb, "+.5f"), number(faster, "+.1f") + (" %" if faster is not None else "")]
 
 
 def _status(run: RunSummary) -> str:
@@ -98,7 +114,8 @@ def _notes(results: ResultFile) -> list[str]:
 def verdicts(results: ResultFile) -> str:
     """The verdict on every candidate, then the details: their tests, and the declaration and the noise of the label."""
     parts = [verdict_text(verdict, results) for verdict in results.verdicts]
-    parts += ["Details", *(found for verdict in results.verdicts if (found := details_text(verdict)))]
+    parts += ["Details"] if parts else []
+    parts += [found for verdict in results.verdicts if (found := details_text(verdict))]
     return "\n\n".join([*parts, "\n".join(map(_wrapped, basis_lines(results)))])
 
 
@@ -131,9 +148,9 @@ def tested_line(verdict: Verdict) -> str:
     """n, p against its level, and the source of the noise; empty where no test was made."""
     if verdict.p is None or verdict.se is None:
         return ""
-    return (f"{primary_gate(verdict).metric}: n {verdict.n}, p {verdict.p:.3g} against level {verdict.level:.3g}, noise "
-            f"{verdict.noise_source} (df {verdict.df}); lower bounds are at this level, the upper bounds of a reject at "
-            "that of the whole label")
+    return (f"{primary_gate(verdict).metric}: n {verdict.n}, p {verdict.p:.3g} against level {verdict.level:.3g}, "
+            f"noise {verdict.noise_source} (df {verdict.df}); lower bounds are at this level, the upper bounds of a "
+            "reject at that of the whole label")
 
 
 def checks(verdict: Verdict) -> list[str]:
@@ -169,7 +186,8 @@ def basis_lines(results: ResultFile) -> list[str]:
     declaration = results.declaration
     lines = [f"{declaration.K} candidate{'s' * (declaration.K != 1)}; a verdict may be given at "
              f"{looks_text(declaration.looks)} seeds (looks); at most {percent(declaration.alpha)} of such "
-             f"comparisons promote a useless change; noise from {NOISE_FROM[declaration.noise_source]}",
+             f"comparisons promote a useless change; noise from {NOISE_FROM[declaration.noise_source]}"
+             if declaration.K else "the control alone: there is nothing to judge",
              *label_lines(declaration),
              *(f"sigma of {name}: {sigma_text(name, values)}" for name, values in results.noise.metrics.items()),
              *bank_lines(results.noise)]

@@ -4,7 +4,7 @@ The declaration of a label: everything that its verdicts depend on, fixed and on
     plan = Proposal("mix005", "smoke-cpu", arms, seeds=[1337, 2026])
     declaration = declare(plan, changes={}, noise=None, declared_at=now())
 
-Floors and margins are those of the plan, section 7.1. After the runs of a label were seen, the declaration stands:
+Floors and margins are those of ideas/plan.md, section 7.1. After the runs of a label were seen, the declaration stands:
 `declaration_changes` lists the differences of another one. A declaration that could decide nothing may be extended
 (`extends`), at half of its level.
 

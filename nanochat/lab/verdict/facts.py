@@ -203,7 +203,7 @@ class GateRow(Stored):
     unit: str | None = None
     threshold: float | None = None  # the margin: lo has to lie above -threshold
     threshold_in_sd: float | None = None
-    section: str | None = None  # of the plan
+    section: str | None = None  # a heading of ideas/plan.md
     note: str | None = None
     n: int | None = None  # pairs
     noise_source: str | None = None

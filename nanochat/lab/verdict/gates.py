@@ -9,7 +9,8 @@ verdict depends on: metrics, margins, looks, noise. It is on disk before the fir
 looks over the finished runs and holds no state.
 
 Sources: one-sided moderated t (Smyth 2004), intersection-union over gates (Berger 1982), Holm over candidates (1979),
-rising levels over looks (Pocock 1977, Kim & DeMets 1987). Gate 4 of the plan, checkpoint and resume, is `make test`'s.
+rising levels over looks (Pocock 1977, Kim & DeMets 1987). Gate 4 of ideas/plan.md, checkpoint and resume, is
+`make test`'s.
 """
 
 import math
