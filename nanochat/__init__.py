@@ -1,5 +1,6 @@
 """
-Two things that every command does before it imports anything: --version, and a message where packages are missing.
+Three things that every command does before it imports anything: --version, a message where packages are missing, and
+streams that survive a full disk, a closed pipe and a character that they cannot encode (nanochat/streams.py).
 
 `python -m scripts.arch --version` prints the version and ends. It is answered here, so that it is written once for all
 commands and needs no package.
@@ -12,7 +13,12 @@ import re
 import sys
 
 
-def _say_which_python(kind, error, trace):
+def _explain(kind, error, trace):
+    if issubclass(kind, KeyboardInterrupt):  # Ctrl-C, or nobody reads on: both are wanted, and need no traceback
+        sys.exit(130)
+    if issubclass(kind, OSError) and error.filename == "<stdout>":  # the disk of the log file is full
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     from nanochat.common import REPO_ROOT, VENV_PYTHON, quote_word
     package = (getattr(error, "name", None) or "").partition(".")[0]
     pins = (REPO_ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -34,7 +40,9 @@ def _print_version():
 
 
 if sys.argv[:1] == ["-m"]:  # as `python -m` sets it while it imports the package of its module
+    from nanochat.streams import take_over
+    take_over()
     if sys.argv[1:] == ["--version"]:
         _print_version()
         sys.exit()
-    sys.excepthook = _say_which_python
+    sys.excepthook = _explain

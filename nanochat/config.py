@@ -200,10 +200,10 @@ class TrainConfig:
                           tags="cell")
     save_every: int = option(-1, "checkpoint every N steps (-1 = at the end only)", role="run",
                              check=every_steps, tags="tree_cell")
-    save_minutes: float = option(-1.0, "also checkpoint when this many minutes have passed since the last one (-1 = "
+    save_minutes: float = option(15.0, "also checkpoint when this many minutes have passed since the last one (-1 = "
                                  "off)", role="run", check=time_or_minus_one)
-    keep_last: int = option(-1, "keep only the newest N checkpoints (-1 = all)", role="run",
-                            check=every_steps)
+    keep_last: int = option(-1, "keep only the newest N checkpoints (-1 = all; but one that --save-minutes made, only "
+                            "until the next)", role="run", check=every_steps)
 
     def __post_init__(self):
         settle_spellings(self)

@@ -144,6 +144,11 @@ class DataLoader:
         self._add(refs[self.offset:self.offset + self.chunk])
         self.offset = min(self.offset + self.chunk, len(refs))
 
+    def fill(self):
+        """Read documents until rows can be made. Changes no row, whenever it is called."""
+        while len(self.buffer) < self.low_water:
+            self._refill()
+
     # -- rows
 
     def _take(self, room: int) -> list[int]:
@@ -151,8 +156,7 @@ class DataLoader:
 
         Among documents of equal length, the document that entered the buffer first is taken.
         """
-        while len(self.buffer) < self.low_water:
-            self._refill()
+        self.fill()
         i = bisect.bisect_right(self.buffer, (room, float("inf")))
         if i == 0:
             return self.buffer.pop(0)[3][:room]
@@ -175,6 +179,15 @@ class DataLoader:
         return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
 
     # -- state
+
+    def mark(self) -> tuple:
+        """Where the stream stands now, for go_back: cheap, so that it is taken before every step."""
+        return self.epoch, self.block, self.offset, list(self.buffer)
+
+    def go_back(self, mark: tuple):
+        """Stand where the stream stood at that mark(), with the same batches to come."""
+        self.epoch, self.block, self.offset, buffer = mark
+        self.buffer = list(buffer)
 
     @property
     def position(self) -> dict:

@@ -1,5 +1,6 @@
 """Device, dtype, seeding, determinism, peak figures: everything that depends on torch's device."""
 
+import getpass
 import os
 import shutil
 import sys
@@ -50,7 +51,10 @@ def select_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
 
 
 def can_compile(device: torch.device) -> tuple[bool, str]:
-    """(whether torch.compile works here, why not)."""
+    """(whether torch.compile works here, why not). The answer comes from compiling a line of code and running it.
+
+    A compiler alone is not enough: the headers of Python or of C++ may be missing, or the cache may not be writable.
+    """
     if device.type == "cuda":
         try:
             import triton  # noqa: F401
@@ -58,7 +62,30 @@ def can_compile(device: torch.device) -> tuple[bool, str]:
             return False, "Triton is not installed"
     elif not any(map(shutil.which, (os.environ.get("CXX") or "g++", "g++", "clang++", "cl"))):
         return False, "no C++ compiler found"
+    name_the_user()
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
+    except Exception as e:
+        return False, f"a first line of code could not be built ({reason_of(e)})"
     return True, ""
+
+
+def name_the_user():
+    """Give the user a name where the system has none (docker run --user 4242): torch names its cache by it."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        os.environ["USER"] = f"uid{os.getuid()}" if hasattr(os, "getuid") else "user"
+
+
+def reason_of(error: Exception) -> str:
+    """The line of a compiler's page that names an error, else its first line.
+
+    >>> reason_of(RuntimeError("C++ compile error\\n\\nCommand:\\ng++ x.cpp\\nx.cpp:1: fatal error: no Python.h"))
+    'x.cpp:1: fatal error: no Python.h'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if "error: " in line.lower()), lines[0])[:200]
 
 
 def set_determinism(device: torch.device, compiled: bool, asked: bool):

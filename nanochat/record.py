@@ -10,6 +10,7 @@ run sets it to a word of STATUSES. metrics.jsonl gets a line for each training s
 Keys are upstream's wandb keys. The validation line of step s measures the weights before step s is taken.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import NoneType
 
-from nanochat.common import atomic_write, read_json, write_json
+from nanochat.common import atomic_write, read_json, to_paste, write_json
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "diverged", "oom", "crash", "timeout", "interrupted")
@@ -129,14 +130,26 @@ def _metrics_row(line: bytes) -> dict | None:
 
 
 class RunRecord:
-    """Writer of one run's record; also feeds the sinks (wandb, TensorBoard), which are off unless asked for."""
+    """Writer of one run's record; also feeds the sinks (wandb, TensorBoard), which are off unless asked for.
 
-    def __init__(self, base_dir, run_id: str, facts: dict, sinks=()):
+    held: nothing is written, and lines of metrics wait, until release() is called.
+    """
+
+    def __init__(self, base_dir, run_id: str, facts: dict, sinks=(), held=False):
         self.dir = record_dir(base_dir, run_id)
-        self.dir.mkdir(parents=True, exist_ok=True)
         self.metrics_path = self.dir / "metrics.jsonl"
         self.sinks = list(sinks)
         self.facts = {"schema_version": SCHEMA_VERSION, "run_id": run_id, "status": "running", **facts}
+        self.held, self.waiting = held, b""  # lines of metrics that are not written yet
+        if not held:
+            self.dir.mkdir(parents=True, exist_ok=True)
+
+    def release(self, step: int):
+        """Begin to write. The lines from `step` on are dropped, because a run resumed there writes them again."""
+        self.held = False
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self.cut_back(step)
+        self.update()
 
     def cut_back(self, step: int):
         """Drop metrics from `step` on: a run resumed there writes them again."""
@@ -144,29 +157,90 @@ class RunRecord:
         atomic_write(self.metrics_path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept))
 
     def log(self, row: dict):
-        with open(self.metrics_path, "a", encoding="utf-8") as f:
-            f.write(json.dumps(row, allow_nan=False) + "\n")
-        for sink in self.sinks:
-            sink.log(row)
+        """Append a line of metrics. Where the disk is full it waits for a later call, and for update(), which raises
+        the OSError. A sink that fails is told once and left out from then on."""
+        self.waiting += (json.dumps(row, allow_nan=False) + "\n").encode("utf-8")
+        with contextlib.suppress(OSError):
+            self._write_waiting()
+        for sink in list(self.sinks):
+            try:
+                sink.log(row)
+            except Exception as e:
+                self.sinks.remove(sink)
+                print(f"Warning: {type(sink).__name__} failed and is left out from here on: {type(e).__name__}: {e}")
+
+    def _write_waiting(self):
+        if self.held or not self.waiting:
+            return
+        with open(self.metrics_path, "ab", buffering=0) as f:
+            end, left = f.tell(), self.waiting
+            try:
+                while left:
+                    left = left[f.write(left):]
+                self.waiting = b""
+            finally:
+                if left:  # never half a line in the middle of the file
+                    f.truncate(end)
 
     def update(self, **facts):
+        """Write run.json anew. Raises OSError where it, or a line of metrics, cannot be written."""
         self.facts.update(facts)
+        if self.held:
+            return
+        self._write_waiting()
         if self.metrics_path.exists():  # a resumed run needs these lines: they are on disk before a checkpoint is
             with open(self.metrics_path, "ab") as f:
                 os.fsync(f.fileno())
         write_json(self.dir / "run.json", self.facts)
 
     def finish(self, status: str, **facts):
+        """The last update. On a full disk run.json is overwritten in its place, so that it never says "running" for
+        ever; then OSError is raised."""
         assert status in STATUSES, status
-        self.update(status=status, **facts)
+        try:
+            self.update(status=status, **facts)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._overwrite(status, facts.get("error"))
+            raise
+        finally:
+            self._finish_sinks()
+
+    def _overwrite(self, status: str, error: str | None):
+        """Put the status into the run.json that is there. The file keeps its blocks: a full disk has no new ones."""
+        with open(self.dir / "run.json", "r+b", buffering=0) as f:
+            old = f.read()
+            told = json.loads(old) | {"status": "crash" if status == "ok" else status, "error": (error or "")[:200]}
+            new = json.dumps(told, allow_nan=False).encode("utf-8")  # shorter than the old text, which is indented
+            f.seek(0)
+            f.write(new.ljust(len(old)))
+
+    def _finish_sinks(self):
         for sink in self.sinks:
-            sink.finish()
+            try:
+                sink.finish()
+            except (Exception, KeyboardInterrupt) as e:  # an upload that hangs is stopped by Ctrl-C
+                print(f"Warning: {type(sink).__name__} did not finish: {type(e).__name__}: {e}")
 
 
 class WandbSink:
     def __init__(self, name: str, config: dict):
-        import wandb  # costs a second and writes to disk: only when a run name asks for it
-        self.run = wandb.init(project="nanochat", name=name, config=config)
+        """Raises ValueError where wandb is missing, nobody is logged in, or the run cannot be made."""
+        try:
+            import wandb  # costs a second and writes to disk: only when a run name asks for it
+        except ImportError:
+            raise _missing("wandb", "--run") from None
+        local = os.environ.get("WANDB_MODE", "online") in ("offline", "disabled", "dryrun")
+        try:
+            if known := local or wandb.login(prompt=False):
+                self.run = wandb.init(project="nanochat", name=name, config=config)
+        except Exception as e:  # wandb's own kinds: a wrong key, no network
+            reason = (str(e) or repr(e)).splitlines()[0]
+            raise ValueError(f"--run={name}: wandb cannot begin a run ({reason}); set WANDB_MODE=offline, or leave the "
+                             "option out") from None
+        if not known:
+            raise ValueError(f"--run={name}: nobody is logged in to wandb; run `wandb login`, set WANDB_MODE=offline, "
+                             "or leave the option out")
 
     def log(self, row):
         self.run.log(row)
@@ -177,13 +251,26 @@ class WandbSink:
 
 class TensorBoardSink:
     def __init__(self, folder):
-        from torch.utils.tensorboard import SummaryWriter
-        self.writer = SummaryWriter(str(folder))
+        """Raises ValueError where tensorboard is missing. The folder is made with the first line."""
+        try:
+            import tensorboard  # noqa: F401
+        except ImportError:
+            raise _missing("tensorboard", "--tensorboard") from None
+        self.folder, self.writer = folder, None
 
     def log(self, row):
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+            self.writer = SummaryWriter(str(self.folder))
         for key, value in row.items():
             if key != "step" and isinstance(value, (int, float)):
                 self.writer.add_scalar(key, value, row["step"])
 
     def finish(self):
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _missing(package: str, flag: str) -> ValueError:
+    return ValueError(to_paste(f"{flag} needs the package {package}: install it with python -m pip install {package}, "
+                               "or leave the option out"))

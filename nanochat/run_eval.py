@@ -33,31 +33,30 @@ def eval_due(run: Run, last: bool) -> bool:
     return near and state.min_val_bpb > config.target_bpb and due(config.eval_near_target, run.step, False)
 
 
-def validate(run: Run, last: bool):
-    """Measure val_bpb at this step, and write it to the state and the record.
+def validate(run: Run, last: bool) -> bool:
+    """Measure val_bpb at this step, and write it to the state and the record. False where a signal cut it short.
 
-    A signal cuts the validation short: it is left out, the step is saved, and the resumed run validates it again.
-    Only the last validation is finished first, because it is the result of the run. Each rank validates its own part
-    of the split and stops at its own batch, but all take the same val_bpb and the same decision from it.
+    Such a validation is left out, and the resumed run takes it again. That holds for the last one too: its step is
+    saved before it begins. Each rank validates its own part of the split and stops at its own batch, but all take the
+    same val_bpb and the same decision from it.
     """
     t0 = time.perf_counter()
-    state, batches = run.state, val_batches(run)
-    if not last:
-        batches = itertools.takewhile(lambda _: run.stop_signal is None, batches)
+    state, batches = run.state, itertools.takewhile(lambda _: run.stop_signal is None, val_batches(run))
     run.compiled.eval()
     val_bpb = evaluate_bpb(run.compiled, batches, run.token_bytes, run.ranks)
     run.compiled.train()
-    if stop_asked(run) and not last:
-        return
+    if stop_asked(run):
+        return False
+    if not math.isfinite(val_bpb):
+        raise Diverged(f"step {run.step}: validation bpb {val_bpb}")
     state.val_bpb = val_bpb
-    if not math.isfinite(state.val_bpb):
-        raise Diverged(f"step {run.step}: validation bpb {state.val_bpb}")
     print0(f"Step {run.step:05d} | Validation bpb: {state.val_bpb:.6f}")
     state.last_eval_step = run.step
     state.min_val_bpb = min(state.val_bpb, state.min_val_bpb if state.min_val_bpb is not None else state.val_bpb)
     run.record.log({"step": run.step, "val/bpb": state.val_bpb, "total_training_time": state.total_training_time,
                     "total_training_flops": run.resolved.flops_per_token * run.resolved.total_batch_size * run.step})
     state.clocks["eval_sec"] += time.perf_counter() - t0
+    return True
 
 
 def val_batches(run: Run):
@@ -71,19 +70,30 @@ def val_batches(run: Run):
     loader = DataLoader(run.tokenizer, config.device_batch_size, config.max_seq_len, "val", run.device, ranks=run.ranks)
     batches = (batch for _, batch in zip(range(steps), loader))
     if config.eval_tokens <= CACHED_EVAL_TOKENS:
-        batches = run.val_batches = list(batches)
+        batches = list(itertools.takewhile(lambda _: run.stop_signal is None, batches))
+        run.val_batches = batches if run.stop_signal is None else None
     return batches
 
 
 def sample(run: Run):
-    """Print a greedy completion of every prompt."""
+    """Print a greedy completion of every prompt, until a signal asks to stop. A failure is told; the run goes on."""
     from nanochat.engine import Engine
     t0 = time.perf_counter()
     run.model.eval()
-    engine = Engine(run.model, run.tokenizer)
-    for prompt in SAMPLE_PROMPTS:
-        tokens = run.tokenizer(prompt, prepend="<|bos|>")
-        rows, _ = engine.generate_batch(tokens, num_samples=1, max_tokens=16, temperature=0)
-        print0(run.tokenizer.decode(rows[0]))
+    try:
+        engine = Engine(run.model, run.tokenizer)
+        for prompt in SAMPLE_PROMPTS:
+            tokens = run.tokenizer(prompt, prepend="<|bos|>")
+            for (token,), _ in engine.generate(tokens[:], max_tokens=16, temperature=0):
+                if token in engine.end_ids or run.stop_signal is not None:
+                    break
+                tokens.append(token)
+            if run.stop_signal is not None:
+                break
+            print0(run.tokenizer.decode(tokens))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # a tokenizer written in Rust panics with a BaseException
+        print0(f"Warning: no samples at step {run.step}: {type(e).__name__}: {e}")
     run.model.train()
     run.state.clocks["eval_sec"] += time.perf_counter() - t0

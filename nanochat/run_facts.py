@@ -18,8 +18,9 @@ from nanochat.record import RunRecord, TensorBoardSink, WandbSink, read_metrics,
 from nanochat.schedule import TIMED_FROM_STEP
 
 
-def open_record(run, argv: list[str], tokenizer_id: str, resumed_from: int | None) -> RunRecord:
-    """A started record: run.json is written, and metrics are cut back to the step from which the run continues."""
+def make_record(run, argv: list[str], tokenizer_id: str, resumed_from: int | None) -> RunRecord:
+    """The record of a run that is about to start. It is held: nothing is on disk yet. Raises ValueError where wandb or
+    TensorBoard is asked for and cannot begin."""
     config, device = run.config, run.device
     dataset_id, tree = get_dataset_id(run.base_dir), tree_hash()
     facts = dict(
@@ -36,16 +37,13 @@ def open_record(run, argv: list[str], tokenizer_id: str, resumed_from: int | Non
         sinks.append(WandbSink(config.run, asdict(config)))
     if config.tensorboard:
         sinks.append(TensorBoardSink(record_dir(run.base_dir, run.tag) / "tensorboard"))
-    record = RunRecord(run.base_dir, run.tag, facts, sinks)
-    record.cut_back(resumed_from or 0)
-    record.update()
-    return record
+    return RunRecord(run.base_dir, run.tag, facts, sinks, held=True)
 
 
 def summarize(run) -> dict:
     """Clocks and results so far. A value that was not measured is None."""
     state, tokens_per_step = run.state, run.resolved.total_batch_size
-    rows = [row for row in read_metrics(run.record.metrics_path) if "train/loss" in row]
+    rows = [row for row in ([] if run.record.held else read_metrics(run.record.metrics_path)) if "train/loss" in row]
     timed = [row["train/dt"] for row in rows if row["step"] >= TIMED_FROM_STEP]
     dt = statistics.median(timed) if timed else None
     results = dict(

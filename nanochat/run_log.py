@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from nanochat import device as dev
 from nanochat import schedule
-from nanochat.common import print0
 from nanochat.record import EMA_BETA
 from nanochat.run_setup import Run
 
@@ -26,7 +25,8 @@ class StepResult:
 
 
 def log_step(run: Run, result: StepResult):
-    """Bring the clocks and the smoothed loss up to date, then record and print the step."""
+    """Bring the clocks and the smoothed loss up to date, then record the step. Its lines wait in run.lines, because a
+    print may block, as on a terminal that was halted with Ctrl-S, and the step is not whole yet."""
     state = run.state
     _count_time(run, result)
     _count_spike(run, result.grad_norm)
@@ -40,7 +40,7 @@ def log_step(run: Run, result: StepResult):
            "train/tok_per_sec": tok_per_sec, "train/mfu": mfu, "train/epoch": run.loader.position["epoch"],
            "total_training_time": state.total_training_time}
     run.record.log(row)
-    _print_step(run, row)
+    _tell_step(run, row)
 
 
 def _count_time(run: Run, result: StepResult):
@@ -63,12 +63,13 @@ def _count_spike(run: Run, norm: float):
     if len(state.grad_norms) >= SPIKE_AFTER and norm > SPIKE * (median := statistics.median(state.grad_norms)):
         state.grad_spikes += 1
         if state.grad_spikes <= SPIKES_TOLD:
-            print0(f"Warning: gradient norm {norm:.4g} at step {run.step} is {norm / median:.0f} times its running "
-                   f"median" + ("; further ones are only counted" if state.grad_spikes == SPIKES_TOLD else ""))
+            run.lines.append(f"Warning: gradient norm {norm:.4g} at step {run.step} is {norm / median:.0f} times its "
+                             "running median" + ("; further ones are only counted" if state.grad_spikes == SPIKES_TOLD
+                                                 else ""))
     state.grad_norms = [*state.grad_norms, norm][-SPIKE_WINDOW:]
 
 
-def _print_step(run: Run, row: dict):
+def _tell_step(run: Run, row: dict):
     """Upstream's line, and the time that is left."""
     state, step, n, position = run.state, run.step, run.resolved.num_iterations, run.loader.position
     eta = ""
@@ -77,8 +78,9 @@ def _print_step(run: Run, row: dict):
         if run.config.wall_budget_sec > 0:
             left = min(left, run.config.wall_budget_sec - run.spent_sec)
         eta = f" | eta: {left / 60:.1f}m"
-    print0(f"step {step:05d}/{n:05d} ({100 * step / n:.2f}%) | loss: {row['train/smooth_loss']:.6f} | "
-           f"lrm: {row['train/lrm']:.2f} | dt: {row['train/dt'] * 1000:.2f}ms | "
-           f"tok/sec: {int(row['train/tok_per_sec']):,} | bf16_mfu: {row['train/mfu']:.2f} | "
-           f"epoch: {position['epoch']} pq: {position['pq_idx']} rg: {position['rg_idx']} | "
-           f"total time: {state.total_training_time / 60:.2f}m{eta}")
+    run.lines.append(
+        f"step {step:05d}/{n:05d} ({100 * step / n:.2f}%) | loss: {row['train/smooth_loss']:.6f} | "
+        f"lrm: {row['train/lrm']:.2f} | dt: {row['train/dt'] * 1000:.2f}ms | "
+        f"tok/sec: {int(row['train/tok_per_sec']):,} | bf16_mfu: {row['train/mfu']:.2f} | "
+        f"epoch: {position['epoch']} pq: {position['pq_idx']} rg: {position['rg_idx']} | "
+        f"total time: {state.total_training_time / 60:.2f}m{eta}")

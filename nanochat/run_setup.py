@@ -1,5 +1,8 @@
 """
 Everything before the first step: choose the device, check the options, build or load the model. The result is a Run.
+
+A start that fails changes nothing that was there. So the earlier run of the tag is moved aside, and its record makes
+place, only when everything else has been done: `begin` is called between the first gradient and the first update.
 """
 
 import os
@@ -11,7 +14,7 @@ from pathlib import Path
 import torch
 
 from nanochat import device as dev
-from nanochat.checkpoint_manager import find_last_step, load_checkpoint
+from nanochat.checkpoint_manager import find_last_step, load_checkpoint, sweep_remains
 from nanochat.common import print0
 from nanochat.config import TrainConfig, changed_options
 from nanochat.cost import Resolved, count_params, gpt_config, meta_model, resolve
@@ -20,7 +23,7 @@ from nanochat.gpt import GPT, build_model
 from nanochat.optim import SMEAR_LR, MuonAdamW, setup_optimizer
 from nanochat.ranks import Ranks
 from nanochat.record import RunRecord
-from nanochat.run_facts import open_record
+from nanochat.run_facts import make_record
 from nanochat.schedule import B_REF, BOUNDS, training_clock
 from nanochat.stage import Stage
 from nanochat.tokenizer import get_token_bytes, get_tokenizer, get_tokenizer_id
@@ -63,10 +66,17 @@ class Run:
     state: LoopState
     step: int
     started: float
-    record: RunRecord | None = None  # None until it is opened, as the last act of set_up
+    record: RunRecord | None = None  # None only while set_up makes it
     val_batches: list | None = None
     last_save: float = field(default_factory=time.monotonic)
-    stop_signal: int | None = None
+    saved_step: int | None = None  # the newest step that this run has on disk, the step that it resumed from included
+    gives_way: bool = False  # the next save takes the place of that step
+    before_step: tuple | None = None  # where the loader stood before the step that is being taken
+    lines: list[str] = field(default_factory=list)  # that wait to be printed until a step is whole
+    stop_signal: int | None = None  # the first signal that asked the run to stop
+    signals: int = 0  # how many did
+    uncut: bool = False  # while a step is applied or saved. Left True by an error: then the state is of no whole step
+    ending: bool = False  # the loop is left, and the end is being recorded
     bound: str | None = None  # the bound that ended the run: iterations, flops, ratio or wall
 
     @property
@@ -84,6 +94,12 @@ class Run:
     def checkpoint_dir(self) -> Path:
         return self.stage.folder(self.base_dir, self.tag)
 
+    def cut_again(self):
+        """The end of what a second signal may not cut short. One that came meanwhile counts now."""
+        self.uncut = False
+        if self.signals > 1 and not self.ending:
+            raise KeyboardInterrupt
+
 
 def set_up(config: TrainConfig, argv: list[str], stage: Stage, base_dir: Path, tag: str, started: float) -> Run:
     """started: time.monotonic() at the start of the process's work. Raises ValueError or OSError for bad input."""
@@ -92,7 +108,7 @@ def set_up(config: TrainConfig, argv: list[str], stage: Stage, base_dir: Path, t
     print0(f"COMPUTE_DTYPE: {dtype} ({why})")
     compiling = config.compile
     if compiling and not (able := dev.can_compile(device))[0]:
-        print0(f"Not compiling: {able[1]}")
+        print0(f"Not compiling: {able[1]}. The run goes on as with --no-compile, slower")
         compiling = False
     dev.set_determinism(device, compiling, config.deterministic)
 
@@ -101,11 +117,13 @@ def set_up(config: TrainConfig, argv: list[str], stage: Stage, base_dir: Path, t
     _announce(config, resolved)
     ranks = Ranks.from_environment()
     folder = stage.folder(base_dir, tag)
+    sweep_remains(folder)  # of saves that were killed: the lock of the tag is held
     _check_space(folder, resolved.num_params)
     step, checkpoint = _find_start(config, folder, device, tokenizer_id, ranks)
     loader = DataLoader(tokenizer, config.device_batch_size, config.max_seq_len, "train", device, config.data_order,
                         config.seed, state=checkpoint[2]["dataloader_state_dict"] if checkpoint else None,
                         ranks=ranks)
+    loader.fill()  # data that cannot be read are found here, before anything is moved
 
     model = build_model(gpt_config(config, resolved.vocab_size), device, dtype, config.seed)
     perturb_embedding(model, config.perturb, config.seed)
@@ -127,9 +145,36 @@ def set_up(config: TrainConfig, argv: list[str], stage: Stage, base_dir: Path, t
         model.loss.leave_graphs()
     compiled = torch.compile(model, dynamic=False) if compiling else model
     run = Run(config, resolved, stage, tag, ranks, device, base_dir, tokenizer, get_token_bytes(device, base_dir),
-              model, compiled, optimizer, loader, state, step, started)
-    run.record = open_record(run, argv, tokenizer_id, resumed_from=step if checkpoint else None)
+              model, compiled, optimizer, loader, state, step, started, saved_step=step if checkpoint else None)
+    run.record = make_record(run, argv, tokenizer_id, resumed_from=run.saved_step)
+    if checkpoint or not _earlier(run):
+        begin(run)
     return run
+
+
+def begin(run: Run):
+    """Move the earlier run of the tag aside, so that nothing of it is lost, and begin to write the record.
+
+    A resumed run continues the earlier one. A second call does nothing.
+    """
+    if not run.record.held:
+        return
+    earlier = [] if run.saved_step is not None else _earlier(run)
+    if earlier:
+        names = (f"{run.tag}.{i}" for i in range(1, 10 ** 6))
+        aside = next(name for name in names if not any(path.with_name(name).exists() for path in _folders(run)))
+        for path in earlier:
+            path.rename(path.with_name(aside))
+            print0(f"Moved the earlier {path} to {aside} (delete it to free the disk)")
+    run.record.release(run.saved_step or 0)
+
+
+def _folders(run: Run) -> tuple[Path, Path]:
+    return run.checkpoint_dir, run.record.dir
+
+
+def _earlier(run: Run) -> list[Path]:
+    return [path for path in _folders(run) if path.is_dir() and any(path.iterdir())]
 
 
 @torch.no_grad()
@@ -190,7 +235,7 @@ def _check_space(folder: Path, num_params: int):
 
 
 def _find_start(config, folder, device, tokenizer_id, ranks):
-    """(step to start from, checkpoint or None). A fresh start renames the tag's earlier run, so nothing is lost."""
+    """(step to start from, checkpoint or None)."""
     step = config.resume_from_step
     if config.resume and step == -1:
         step = find_last_step(folder) or -1
@@ -204,9 +249,4 @@ def _find_start(config, folder, device, tokenizer_id, ranks):
                              "a run cannot change them half-way: resume with the same command, "
                              "or choose another --model-tag")
         return step, checkpoint
-    for path in (folder, folder.parent.parent / "records" / folder.name):
-        if path.is_dir() and any(path.iterdir()):
-            aside = next(p for i in range(1, 10 ** 6) if not (p := path.with_name(f"{path.name}.{i}")).exists())
-            path.rename(aside)
-            print0(f"Moved the earlier {path} to {aside.name} (delete it to free the disk)")
     return 0, None

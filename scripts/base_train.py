@@ -22,14 +22,19 @@ from nanochat.record import EXIT_CODES  # noqa: E402
 def main() -> int:
     config = parse(prog="base_train")
     from nanochat.run_facts import print_summary  # after parsing: --help and a mistyped flag need not wait for torch
+    from nanochat.streams import undisturbed
     from nanochat.trainer import train
     try:
         facts = train(config, sys.argv[1:])
     except (ValueError, OSError) as e:
         print(f"base_train: error: {e}", file=sys.stderr)
         return 2
-    if facts["status"] == "ok":  # else the reason is the last line
-        print_summary(facts)
+    except MemoryError as e:
+        print(f"base_train: error: {e}", file=sys.stderr)
+        return EXIT_CODES["oom"]
+    with undisturbed():
+        if facts["status"] == "ok":  # else the reason is the last line
+            print_summary(facts)
     return EXIT_CODES[facts["status"]]
 
 
