@@ -69,9 +69,10 @@ class Progress:
 
 def _is_parquet(path: Path) -> bool:
     try:
-        pq.ParquetFile(path).close()  # reads the end of the file
         with open(path, "rb") as f:
-            return f.read(4) == b"PAR1"
+            start = f.read(4)
+            pq.ParquetFile(f)  # reads the end of the file
+            return start == b"PAR1"
     except (pa.ArrowException, OSError):
         return False
 
@@ -170,7 +171,7 @@ def _is_complete(url: str, path: Path, known: dict | None) -> bool:
 
 def _describe(path: Path) -> dict:
     """Row of the manifest. Characters are not counted: that would decompress every shard."""
-    with pq.ParquetFile(path) as f:
+    with open(path, "rb") as raw, pq.ParquetFile(raw) as f:
         groups, documents = f.num_row_groups, f.metadata.num_rows
     return dict(name=path.name, bytes=path.stat().st_size, sha256=sha256_file(path), row_groups=groups,
                 documents=documents, chars=None)

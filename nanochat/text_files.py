@@ -30,8 +30,8 @@ DAMAGE = (EOFError, zlib.error, OSError, pa.ArrowException, MemoryError, Overflo
 
 def _damaged(path: Path, error: BaseException, after="") -> ValueError:
     why = str(error).partition("\n")[0] or type(error).__name__
-    return ValueError(f"{shown(path)} cannot be read as {suffix_of(path)}{after}: {why}; write or download it again, or "
-                      "leave it out")
+    return ValueError(f"{shown(path)} cannot be read as {suffix_of(path)}{after}: {why}; write or download it again, "
+                      "or leave it out")
 
 
 def _read_text(path, raw, whole: bool):
