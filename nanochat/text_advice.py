@@ -102,7 +102,7 @@ def _advice(path: Path, suffix: str, s: Survey) -> str:
                 f"in line {s.line}: mend those lines, or leave it out")
     if _is_cut(s):
         return f"It ends inside a character, in line {s.line}, so it may have been cut: get it again, or leave it out"
-    if s.good:
+    if s.good and not (s.foreign and s.bad > s.good):  # in other encodings a few bytes look like UTF-8 by chance
         return (f"Its other {s.good:,} characters beyond ASCII are UTF-8, and converting the file would spoil them: "
                 f"mend line {s.line} ({s.bad:,} bad bytes in all), or leave it out")
     if s.control:
