@@ -4,6 +4,8 @@ python -m pytest tests/test_manifest.py
 A folder of shards, with and without a manifest: its splits, the reading of its documents, its identity.
 """
 
+import os
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -88,6 +90,14 @@ def test_unlisted_shards_are_left_out_and_said(folder, capsys):
         assert [p.name for p in split_paths("train")] == ["shard_00000.parquet"]
     said = "1 shards that the manifest does not list are left out (shard_00001.parquet"
     assert capsys.readouterr().out.count(said) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes in folders")
+@pytest.mark.parametrize("make", (os.mkdir, getattr(os, "mkfifo", None), lambda path: os.symlink("nowhere", path)))
+def test_what_is_no_regular_file_is_named_and_not_waited_for(folder, make):
+    make(folder / "shard_00009.parquet")
+    with pytest.raises(ValueError, match=r"shard_00009\.parquet is no regular file; move it out"):
+        split_paths("train")
 
 
 def test_one_shard_is_an_error(tmp_path):

@@ -64,8 +64,8 @@ def test_offset_line_and_counts_are_those_of_a_naive_reader(tmp_path, monkeypatc
     monkeypatch.setattr(text_advice, "BLOCK_BYTES", 7)  # a block ends inside of most characters
     rng = random.Random(0)
     for _ in range(200):
-        content = b"".join(rng.choice((b"a", b"\n", "é".encode(), "天".encode(), "🌊".encode(), b"\xe9", b"\xed\xa0\x80"))
-                           for _ in range(rng.randrange(1, 40)))
+        parts = [*(c.encode() for c in "a\né天🌊"), b"\xe9", b"\xed\xa0\x80"]
+        content = b"".join(rng.choices(parts, k=rng.randrange(1, 40)))
         (tmp_path / "a.txt").write_bytes(content)
         found = survey(tmp_path / "a.txt", ".txt")
         decoded = content.decode("utf-8", "surrogateescape")
@@ -83,7 +83,7 @@ def test_offset_line_and_counts_are_those_of_a_naive_reader(tmp_path, monkeypatc
 def test_a_printed_command_spoils_no_character(tmp_path):
     """Texts in UTF-8, WINDOWS-1252 and both: whatever is printed is run, and no good character may be lost."""
     rng, ran = random.Random(1), 0
-    for i in range(60):
+    for _ in range(60):
         parts = [rng.choice(("plain words", "café", "süß", "x" * 30)) for _ in range(12)]
         encodings = rng.choice((("cp1252",), ("utf-8",), ("utf-8", "cp1252")))
         content = b"\n".join(part.encode(rng.choice(encodings)) for part in parts)

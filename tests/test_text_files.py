@@ -88,8 +88,9 @@ PACKED = gzip.compress(lines_of(dict(text=t) for t in TEXTS * 9).encode())
 
 
 @pytest.mark.parametrize("content, message", [
-    (PACKED + b"garbage", r"after line 360: Not a gzipped file"), (PACKED[:-9], r"after line \d+: Compressed file ended"),
-    (PACKED[:-8] + b"\0" * 8, r"after line 360: CRC check failed"), (b"\x85\x02 encrypted", r"after line 0: Not a gz"),
+    (PACKED + b"garbage", r"after line 360: Not a gzipped file"),
+    (PACKED[:-9], r"after line \d+: Compressed file ended"), (b"\x85\x02 encrypted", "after line 0: Not a gzipped"),
+    (PACKED[:-8] + b"\0" * 8, r"after line 360: CRC check failed"),
     (PACKED[:20] + b"\xff" * 9 + PACKED[29:], r"after line \d+: ")], ids=range(5))
 def test_a_damaged_archive_is_named_with_the_last_good_line(tmp_path, content, message):
     with pytest.raises(ValueError, match=r"a\.jsonl\.gz cannot be read as \.jsonl\.gz " + message):
@@ -170,8 +171,8 @@ def test_empty_row_groups_are_passed_over(tmp_path):
 
 @pytest.mark.parametrize("text", [[b"x"], [{"body": "x"}], pa.nulls(1), [["x"]], [7]], ids=range(5))
 def test_a_column_of_another_type_is_named_with_its_type(tmp_path, text):
-    with pytest.raises(ValueError, match=r"a\.parquet: expected a column text of strings, got \['id', 'text', 'meta'\] "
-                                         r"with text as .*; write it again with strings"):
+    message = r"expected a column text of strings, got \['id', 'text', 'meta'\] with text as .*; write it again with"
+    with pytest.raises(ValueError, match=r"a\.parquet: " + message):
         read(put(tmp_path, "a.parquet", parquet(text)))
 
 
@@ -188,7 +189,7 @@ def test_a_corrupt_page_names_the_file_and_the_last_good_row(tmp_path, compressi
     place = pq.ParquetFile(io.BytesIO(bytes(content))).metadata.row_group(2).column(1)
     start = place.data_page_offset + place.total_compressed_size - 90  # behind the header, which holds min and max
     content[start:start + 60] = b"\0" * 60
-    with pytest.raises(ValueError, match=r"a\.parquet cannot be read as \.parquet after row \d+: .*; write or download"):
+    with pytest.raises(ValueError, match=r"a\.parquet cannot be read as \.parquet after row \d+: .*; write or "):
         read(put(tmp_path, "a.parquet", bytes(content)))
 
 
