@@ -15,15 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nanochat.common import fsync_dir, get_base_dir, print0
-from nanochat.manifest import (
-    MANIFEST,
-    VERIFIED,
-    changed_shards,
-    dataset_lock,
-    read_manifest,
-    write_manifest,
-    writing,
-)
+from nanochat.manifest import MANIFEST, changed_shards, dataset_lock, read_manifest, write_manifest, writing
 from nanochat.shards import MAX_DOC_CHARS, PACKING, SPLIT_RULE, ShardWriter, packing_share, split_sources
 from nanochat.text_files import file_texts
 from nanochat.text_walk import LeftOut, find_files, name_hash, shown
@@ -150,8 +142,8 @@ def _check_replaceable(data_dir: Path, source: dict) -> dict | None:
         return None
     if [manifest["source"].get(k) for k in ("kind", "paths")] != [source["kind"], source.get("paths")]:
         raise ValueError(f"{data_dir} holds a dataset made from {manifest['source']}; {other_place}")
-    ours = {MANIFEST, VERIFIED, *(s["name"] for s in manifest["shards"])}
-    if others := sorted(shown(p.name) for p in data_dir.iterdir() if p.name not in ours and p.suffix != ".tmp"):
+    ours = {MANIFEST, *(s["name"] for s in manifest["shards"])}
+    if others := sorted(shown(p.name) for p in data_dir.iterdir() if p.name not in ours and p.name[0] != "."):
         raise ValueError(f"{data_dir} holds {len(others)} files that its manifest does not list ({others[0]}), and "
                          "they would be lost; move them to another folder")
     return manifest

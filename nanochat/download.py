@@ -9,11 +9,8 @@ missing. Never imports torch.
 
 import concurrent.futures
 import os
-import re
-import socket
 import threading
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,24 +19,19 @@ import urllib3
 from tqdm import tqdm
 
 from nanochat.common import fsync_dir, print0, sha256_file, to_paste
-from nanochat.manifest import SOURCES, dataset_lock, read_manifest, shard_name, write_manifest, writing
+from nanochat.manifest import (
+    SOURCES,
+    changed_shards,
+    dataset_lock,
+    read_manifest,
+    shard_name,
+    write_manifest,
+    writing,
+)
+from nanochat.transfer import MOST_BYTES, TIMEOUT_SEC, Missing, Refused, Retry, Unreachable, blocks, cause, get, stated
 
 ATTEMPTS = 5
-TIMEOUT_SEC = (10, 60)  # to connect; between two packets
-BLOCK_BYTES = 1 << 16  # a dropped connection loses at most these bytes
 SPLIT_RULE = "the last shard of the dataset is validation"
-
-
-class Retry(Exception):
-    """An attempt failed, and another attempt may succeed."""
-
-
-class Unreachable(Retry):
-    """The host did not answer, so nothing is known of the shard itself."""
-
-
-class Missing(Exception):
-    """The shard cannot be downloaded: all attempts failed, or the server refused it."""
 
 
 class Progress:
@@ -75,39 +67,22 @@ class Progress:
 # -----------------------------------------------------------------------------
 # One shard
 
-def _expected(response) -> tuple[int | None, str | None]:
-    """(bytes, sha256) of the whole file as the server states them; None for a value that it does not state.
-
-    Hugging Face answers with a redirect whose X-Linked-* headers describe the file; the ETag of a plain
-    server is only trusted when it looks like a sha256.
-    """
-    size = etag = None
-    for headers in [r.headers for r in (*response.history, response)]:
-        size = size or headers.get("X-Linked-Size")
-        for key in ("X-Linked-Etag", "ETag"):
-            found = re.fullmatch(r'(?:W/)?"?([0-9a-fA-F]{64})"?', headers.get(key, ""))
-            etag = etag or (found and found[1].lower())
-    if size is None and response.status_code in (206, 416):
-        size = response.headers.get("Content-Range", "").rpartition("/")[2]
-    if size is None and response.status_code == 200:
-        size = response.headers.get("Content-Length")
-    return int(size) if size and size.isdigit() else None, etag
-
-
 def _is_parquet(path: Path) -> bool:
     try:
-        pq.ParquetFile(path).close()  # reads the end of the file
         with open(path, "rb") as f:
-            return f.read(4) == b"PAR1"
+            start = f.read(4)
+            pq.ParquetFile(f)  # reads the end of the file
+            return start == b"PAR1"
     except (pa.ArrowException, OSError):
         return False
 
 
-def _receive(response, part: Path, append: bool, progress: Progress, stop: threading.Event):
+def _receive(response, part: Path, append: bool, progress: Progress, stop: threading.Event, most: int = MOST_BYTES):
+    """Write the body to `part`. A body of more than `most` bytes raises Refused."""
     with writing(part):
         f = open(part, "ab" if append else "wb")
     with f:
-        for block in response.iter_content(BLOCK_BYTES):
+        for block in blocks(response, most):
             if stop.is_set():
                 raise Missing("stopped")
             with writing(part):
@@ -118,39 +93,18 @@ def _receive(response, part: Path, append: bool, progress: Progress, stop: threa
             os.fsync(f.fileno())
 
 
-def _cause(error: BaseException) -> str:
-    """The cause of a failed request in a few words. urllib3 and requests wrap errors; the innermost is the cause."""
-    through = "through the proxy: " if isinstance(error, requests.exceptions.ProxyError) else ""
-    while inner := error.__cause__ or error.__context__:
-        error = inner
-    if isinstance(error, socket.gaierror):
-        return through + "its name cannot be looked up; is there a network?"
-    if isinstance(error, TimeoutError):
-        return through + "no answer in time"
-    return through + str(getattr(error, "strerror", None) or error).partition("\n")[0]
-
-
-def _get(url: str, headers: dict, progress: Progress):
-    try:
-        response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SEC)
-    except (requests.ConnectionError, requests.Timeout) as e:
-        host = urlsplit(e.request.url if e.request else url).netloc  # a redirect leads to another
-        raise Unreachable(f"{host} cannot be reached ({_cause(e)})") from e
-    progress.answered = True
-    return response
-
-
 def _attempt(url: str, part: Path, progress: Progress, stop: threading.Event):
     """Bring `part` to its full, checked content, or raise Retry or Missing. Bytes that a retry can use are kept."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
-    with _get(url, headers, progress) as response:
-        status = response.status_code
-        size, sha256 = _expected(response)
+    with get(url, headers) as response:
+        progress.answered, status = True, response.status_code
+        size, sha256 = stated(response)
         resumed = status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         if status in (200, 206) and (resumed or status == 200):
             progress.size(part.name, size, have if resumed else 0)
-            _receive(response, part, resumed, progress, stop)
+            most = (MOST_BYTES if size is None else size) - (have if resumed else 0)
+            _receive(response, part, resumed, progress, stop, most)
         elif status in (206, 416):
             if size != have:  # a part of something else; equal: it was whole already, only the check is left
                 part.unlink(missing_ok=True)
@@ -158,7 +112,7 @@ def _attempt(url: str, part: Path, progress: Progress, stop: threading.Event):
         elif status in (408, 429) or status >= 500:
             raise Retry(f"HTTP {status} {response.reason}")
         else:
-            raise Missing(f"HTTP {status} {response.reason} for {url}")
+            raise Refused(f"HTTP {status} {response.reason} for {url}")
     got = part.stat().st_size
     if size is not None and got < size:
         raise Retry(f"the connection ended at byte {got} of {size}")
@@ -174,8 +128,11 @@ def fetch(url: str, path: Path, progress: Progress, stop: threading.Event, sleep
         try:
             _attempt(url, part, progress, stop)
             break
+        except Refused:
+            part.unlink(missing_ok=True)
+            raise
         except (Retry, requests.RequestException, urllib3.exceptions.HTTPError) as e:
-            why, wait = str(e) if isinstance(e, Retry) else _cause(e), sleep_base * 2 ** attempt
+            why, wait = str(e) if isinstance(e, Retry) else cause(e), sleep_base * 2 ** attempt
             if attempt == ATTEMPTS:
                 if isinstance(e, Unreachable) and not progress.answered:  # the other shards are there too
                     stop.set()
@@ -194,25 +151,27 @@ def fetch(url: str, path: Path, progress: Progress, stop: threading.Event, sleep
 def _is_complete(url: str, path: Path, known: dict | None) -> bool:
     """Whether the file at `path` is the whole shard.
 
-    Its size is compared with the manifest's, else with the server's. Where neither is known, its footer must be
-    readable.
+    Its content is compared with its row of the manifest, else with what the server states. Where neither states
+    anything, its footer must be readable.
     """
     if not path.exists():
         return False
     if known:
-        return path.stat().st_size == known["bytes"]
+        return path.stat().st_size == known["bytes"] and not changed_shards(path.parent, [known])
     try:
         with requests.head(url, allow_redirects=True, timeout=TIMEOUT_SEC,
                            headers={"Accept-Encoding": "identity"}) as response:
-            size = _expected(response)[0] if response.status_code == 200 else None
+            size, sha256 = stated(response) if response.status_code == 200 else (None, None)
     except requests.RequestException:
-        size = None
-    return path.stat().st_size == size if size is not None else _is_parquet(path)
+        size = sha256 = None
+    if size is not None and path.stat().st_size != size:
+        return False
+    return sha256_file(path) == sha256 if sha256 else size is not None or _is_parquet(path)
 
 
 def _describe(path: Path) -> dict:
     """Row of the manifest. Characters are not counted: that would decompress every shard."""
-    with pq.ParquetFile(path) as f:
+    with open(path, "rb") as raw, pq.ParquetFile(raw) as f:
         groups, documents = f.num_row_groups, f.metadata.num_rows
     return dict(name=path.name, bytes=path.stat().st_size, sha256=sha256_file(path), row_groups=groups,
                 documents=documents, chars=None)

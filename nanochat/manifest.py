@@ -65,6 +65,8 @@ def list_parquet_files(data_dir=None) -> list[Path]:
     the folder has none."""
     data_dir = get_data_dir() if data_dir is None else Path(data_dir)
     paths = sorted(p for p in data_dir.glob("*.parquet") if not p.name.startswith("."))
+    if odd := next((p for p in paths if not p.is_file()), None):  # a pipe would be waited for
+        raise ValueError(f"{odd} is no regular file; move it out of the folder of the data")
     if not paths:
         raise FileNotFoundError(f"no shards (*.parquet) in {data_dir}; {HOW_TO_MAKE}")
     return paths

@@ -214,6 +214,13 @@ def _blaming(path):
                          "delete it, then build or download the dataset again") from e
 
 
+@contextlib.contextmanager
+def _parquet(path, **options):
+    """The shard, opened. Python opens the file: pyarrow takes no path that is not UTF-8, and some paths for URLs."""
+    with _blaming(path), open(path, "rb") as raw, pq.ParquetFile(raw, **options) as f:
+        yield f
+
+
 def text_type(schema) -> pa.DataType | None:
     """Type of the column text where it holds strings, in one of the ways in which Parquet holds them. Else None."""
     kind = schema.field("text").type if schema.names.count("text") == 1 else None
@@ -240,7 +247,7 @@ def row_groups(paths) -> list[tuple[Path, int, int]]:
     """
     groups = []
     for path in paths:
-        with _blaming(path), pq.ParquetFile(path) as f:
+        with _parquet(path) as f:
             _require_text(f)
             metadata = [f.metadata.row_group(i) for i in range(f.num_row_groups)]
             groups += [(path, i, group.num_rows) for i, group in enumerate(metadata)]
@@ -255,7 +262,7 @@ def read_row_group(path, index: int) -> list[str | None]:
 
     Shards written by this file carry checksums of their pages, so even one flipped bit in them is found.
     """
-    with _blaming(path), pq.ParquetFile(path, page_checksum_verification=True) as f:
+    with _parquet(path, page_checksum_verification=True) as f:
         _require_text(f)
         column = f.read_row_group(index, columns=["text"]).column("text")
         texts = column.to_pylist()

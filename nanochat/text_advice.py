@@ -1,9 +1,9 @@
 """
 What a file that is not UTF-8 may be, and what its owner may do. The advice never makes a file worse.
 
-Example: one line of a file in UTF-8 holds a byte 0xE9. `iconv -f WINDOWS-1252` would mend that byte, and spoil each é of
-the other lines. So a command to convert the whole file is printed only where no other character would be spoiled. Bad
-bytes are never replaced in silence, because the replacements would be trained on. Never imports torch.
+Example: one line of a file in UTF-8 holds a byte 0xE9. `iconv -f WINDOWS-1252` would mend that byte, and spoil each é
+of the other lines. So a command to convert the whole file is printed only where no other character would be spoiled.
+Bad bytes are never replaced in silence, because the replacements would be trained on. Never imports torch.
 """
 
 import codecs
@@ -98,11 +98,11 @@ def _advice(path: Path, suffix: str, s: Survey) -> str:
     if mark := next((MARKS[mark] for mark in MARKS if s.offset == 0 and s.start.startswith(mark)), ""):
         return f"Convert it (it begins as {mark} does): {_convert(path, suffix, mark)}; or leave it out"
     if s.halves:
-        return (f"It holds {s.halves} halves of surrogate pairs as bytes (CESU-8, as of an emoji that was cut), first in "
-                f"line {s.line}: mend those lines, or leave it out")
+        return (f"It holds {s.halves} halves of surrogate pairs as bytes (CESU-8, as of an emoji that was cut), first "
+                f"in line {s.line}: mend those lines, or leave it out")
     if _is_cut(s):
         return f"It ends inside a character, in line {s.line}, so it may have been cut: get it again, or leave it out"
-    if s.good:
+    if s.good and not (s.foreign and s.bad > s.good):  # in other encodings a few bytes look like UTF-8 by chance
         return (f"Its other {s.good:,} characters beyond ASCII are UTF-8, and converting the file would spoil them: "
                 f"mend line {s.line} ({s.bad:,} bad bytes in all), or leave it out")
     if s.control:

@@ -2,8 +2,8 @@
 A user's own text files, read one text at a time: .txt .md .jsonl .jsonl.gz .parquet (READERS).
 
 A text that cannot be read raises a ValueError that names the file, the place in it, and the next step. Texts that are
-null or empty are left out and counted. text_walk.py chooses the files; text_advice.py explains bytes that are not
-UTF-8. Never imports torch.
+null or empty are left out and counted; of blank texts cutting leaves nothing. text_walk.py chooses the files, and
+text_advice.py explains bytes that are not UTF-8. Never imports torch.
 """
 
 import gzip
@@ -30,8 +30,8 @@ DAMAGE = (EOFError, zlib.error, OSError, pa.ArrowException, MemoryError, Overflo
 
 def _damaged(path: Path, error: BaseException, after="") -> ValueError:
     why = str(error).partition("\n")[0] or type(error).__name__
-    return ValueError(f"{shown(path)} cannot be read as {suffix_of(path)}{after}: {why}; write or download it again, or "
-                      "leave it out")
+    return ValueError(f"{shown(path)} cannot be read as {suffix_of(path)}{after}: {why}; write or download it again, "
+                      "or leave it out")
 
 
 def _read_text(path, raw, whole: bool):
@@ -49,7 +49,8 @@ def _read_text(path, raw, whole: bool):
         yield checked(block[:end])
         lines += block.count("\n", 0, end)
         block = block[end:] + more
-    yield checked(block)
+    if block:
+        yield checked(block)
     f.detach()  # or it would close the file
 
 
@@ -137,7 +138,7 @@ def _one_file(path: Path, whole: bool):
 
 
 def file_texts(files, whole: bool, progress: bool, left_out: LeftOut | None = None):
-    """Yield the texts of files (READERS has the suffixes). left_out counts those that are null or empty.
+    """Yield the texts of files (READERS has the suffixes). left_out counts those that are null, empty or blank.
 
     With `whole` a .txt or .md file is one text. Without it, a long file is several texts.
     """
@@ -145,10 +146,14 @@ def file_texts(files, whole: bool, progress: bool, left_out: LeftOut | None = No
     sizes = [path.stat().st_size if path.exists() else 0 for path in files]
     with tqdm(total=sum(sizes), unit="B", unit_scale=True, desc="reading", disable=None if progress else True) as bar:
         for path, before in zip(files, itertools.accumulate(sizes, initial=0)):
+            found = False
             for text, position in _one_file(path, whole):
                 bar.update(max(0, before + position - bar.n))
+                if not text or text.isspace():
+                    left_out.add("null, empty or blank texts", path.name)
                 if text:
+                    found = True
                     yield text
-                else:
-                    left_out.add("null or empty texts", path.name)
+            if not found:
+                left_out.add("files without a text", path.name)
         bar.update(max(0, sum(sizes) - bar.n))

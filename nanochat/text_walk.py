@@ -62,7 +62,8 @@ class LeftOut:
         kinds = [f"left out, {kind}: {n:,} ({', '.join(self.names[kind])})" for kind, n in self.counts.most_common()]
         rest = sum(n for _, n in self.counts.most_common()[MOST_KINDS:])
         self.counts, self.names = Counter(), defaultdict(list)
-        return kinds[:MOST_KINDS] + ([f"left out, of {len(kinds) - MOST_KINDS} further kinds: {rest:,}"] if rest else [])
+        further = [f"left out, of {len(kinds) - MOST_KINDS} further kinds: {rest:,}"] if rest else []
+        return kinds[:MOST_KINDS] + further
 
 
 def _folder_kind(path: Path, outputs: set[str]) -> str:

@@ -156,7 +156,10 @@ def main(argv=None):
     our_counts = count_tokens(ours, texts)
     for label, tokenizer in published.items():
         print(f"\nComparison with {label}:")
-        print(format_table(texts, our_counts, label, count_tokens(tokenizer, texts), color=sys.stdout.isatty()))
+        try:
+            print(format_table(texts, our_counts, label, count_tokens(tokenizer, texts), color=sys.stdout.isatty()))
+        except ValueError as e:  # a run of blanks that only our split pattern can take in
+            print(f"Left out: {e}")
     if not published:
         print("\n" + format_table(texts, our_counts))
 
