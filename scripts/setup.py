@@ -57,10 +57,10 @@ def has_nvidia_card():
     if not shutil.which("nvidia-smi"):
         return False
     try:
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return listing.returncode == 0 and "GPU" in listing.stdout
+    return listing.returncode == 0 and b"GPU" in listing.stdout
 
 
 def choose_build(platform=sys.platform, card=None):
