@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from nanochat.common import read_json, write_json
+from nanochat.common import child_environment, read_json, write_json
 from nanochat.dataloader import DataLoader
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.manifest import get_data_dir
@@ -40,7 +40,7 @@ class TreeModel:
 
     def __init__(self, tree, folder, step: int, device: str, dtype: str):
         self.child = subprocess.Popen([sys.executable, str(SERVER), str(folder), str(step), device, dtype], cwd=tree,
-                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment())
         self.dtype = json.loads(self._whole(self.child.stdout.readline()))["dtype"]
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:

@@ -86,9 +86,12 @@ compare() {
 
 # product A B : their product, for settings that are made of settings.
 product() {
-    case "$1$2" in
-        "" | *[!0-9.eE+-]*) refuse "$1 x $2: expected two numbers" ;;
-    esac
+    local number
+    for number in "$1" "$2"; do
+        case "$number" in
+            "" | *[!0-9.eE+-]*) refuse "$1 x $2: expected two numbers" ;;
+        esac
+    done
     awk -v a="$1" -v b="$2" 'BEGIN { printf "%g", a * b }'
 }
 

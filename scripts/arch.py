@@ -17,7 +17,7 @@ import sys
 from bisect import bisect_left, bisect_right
 from functools import cache
 
-from nanochat.common import to_paste
+from nanochat.common import paste_command
 from nanochat.config import TrainConfig, validate
 from nanochat.options import flag, hyphenate, parse_options, to_argv
 
@@ -169,8 +169,8 @@ def main(argv=None):
     print(format_table(shapes, ratio, ratio_text))
     print(f"\n* wte : matrices : lm_head = {ratio_text}. plain = wte + matrices + lm_head; "
           "embeddings = share of wte and lm_head in it.")
-    print(to_paste("Flags are for scripts.base_train; the tokenizer: "
-                   f"python -m scripts.tok_train --vocab-size={args.vocab_size}"))
+    print("Flags are for scripts.base_train; the tokenizer: "
+          + paste_command(["python", "-m", "scripts.tok_train", f"--vocab-size={args.vocab_size}"]))
 
 
 if __name__ == "__main__":

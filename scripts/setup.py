@@ -14,6 +14,7 @@ this repository is installed: its commands are run from the root of the reposito
 import argparse
 import ast
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -35,6 +36,8 @@ STAMP = VENV / "nanochat_setup.json"
 TORCH_INDEX = "https://download.pytorch.org/whl/"  # + cpu, cu130, ...: one folder a build
 PROBE_TIMEOUT_SEC = 5
 STILL_SEC = 30  # pip unpacks gigabytes without a word
+# Free gigabytes that a first installation needs. Measured: 1.5 without CUDA. Not measured: several times that with it.
+NEEDS_GB, NEEDS_GB_CUDA = 2, 8
 
 
 def read_pins(key, text=None):
@@ -57,10 +60,10 @@ def has_nvidia_card():
     if not shutil.which("nvidia-smi"):
         return False
     try:
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return listing.returncode == 0 and "GPU" in listing.stdout
+    return listing.returncode == 0 and b"GPU" in listing.stdout
 
 
 def choose_build(platform=sys.platform, card=None):
@@ -113,11 +116,18 @@ def run(args, failed):
 def ensure_venv():
     """Make .venv, or reuse the one there. Returns its Python version, like "3.11.7"."""
     if not VENV_PYTHON.exists():
+        if importlib.util.find_spec("ensurepip") is None:
+            sys.exit(f"{sys.executable} cannot make virtual environments: it lacks the module ensurepip. On Debian and "
+                     "Ubuntu: sudo apt install python3-venv; elsewhere take another Python, as in "
+                     "`make setup PYTHON=python3.12`. Then run this again.")
         print(f"making {VENV} with Python {sys.version.split()[0]}")
         run([sys.executable, "-m", "venv", *(["--clear"] if VENV.exists() else []), VENV],
-            "The virtual environment could not be made. On Debian and Ubuntu: sudo apt install python3-venv; "
-            "then run this again.")
-    text = (VENV / "pyvenv.cfg").read_text(encoding="utf-8")
+            "The virtual environment could not be made; the message is above. If it lacks a module, on Debian and "
+            f"Ubuntu: sudo apt install python3-venv. If it lacks space, free some. Delete {VENV} and run this again.")
+    try:
+        text = (VENV / "pyvenv.cfg").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        sys.exit(f"{VENV} is no virtual environment: it has no pyvenv.cfg. Delete that folder and run this again.")
     found = re.search(r"^version(?:_info)? = (\d+)\.(\d+)\S*", text, re.MULTILINE)
     if not found or (int(found.group(1)), int(found.group(2))) < (3, 10):
         sys.exit(f"{VENV} has a Python older than 3.10. Delete that folder and run this again with a newer one.")
@@ -129,8 +139,21 @@ def pip(*args):
     are shown on a terminal only."""
     bars = [] if sys.stdout.isatty() or args[0] != "install" else ["--progress-bar=off"]
     run([VENV_PYTHON, "-m", "pip", "--disable-pip-version-check", *args, *bars],
-        "pip failed; its message is above. Without a network, point pip at a folder of wheels (PIP_FIND_LINKS) "
-        "or a mirror (PIP_INDEX_URL). Then run this again: what is installed stays.")
+        "pip failed; its message is above. No network: point pip at a folder of wheels (PIP_FIND_LINKS) or a mirror "
+        "(PIP_INDEX_URL). No space: free some, or set TMPDIR to a folder of another disk. No matching torch: take "
+        "another Python, as in PYTHON=python3.12. Then run this again: what is installed stays.")
+
+
+def require_space(build, free=None):
+    """Stop where the disk cannot hold a first installation, before pip fills it up for minutes.
+
+    >>> require_space("cpu", free=3e9)
+    """
+    needs = NEEDS_GB_CUDA if build.startswith(("cu", "rocm")) or build == "" and has_nvidia_card() else NEEDS_GB
+    free = shutil.disk_usage(VENV).free if free is None else free
+    if free < needs * 1e9:
+        sys.exit(f"{VENV} has {free / 1e9:.1f} GB of disk left, and the packages need about {needs} GB: free some, or "
+                 "move the repository to another disk. Then run this again.")
 
 
 def install(pins, build, installed_build):
@@ -155,9 +178,10 @@ def install(pins, build, installed_build):
 
 def read_stamp():
     try:
-        return json.loads(STAMP.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        stamp = json.loads(STAMP.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return {}
+    return stamp if isinstance(stamp, dict) else {}
 
 
 def fingerprint(*parts):
@@ -181,6 +205,8 @@ def main(argv=None):
     if all(done.get(name) == value for name, value in wanted.items()):
         print(f"{VENV.name} is up to date")
         return
+    if not done:
+        require_space(build)
     stamp = {"asked": asked, "build": build}
     STAMP.write_text(json.dumps({**stamp, "build": done.get("build")}), encoding="utf-8")  # nothing is done until it is
     install(sum(lists.values(), []), build, done.get("build"))
@@ -192,3 +218,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit("interrupted; run it again to go on")
+    except OSError as e:  # a full disk, a folder that may not be written to, a Python of another machine in .venv
+        sys.exit(f"error: {e}; free space, or make {ROOT} writable, or delete {VENV}. Then run this again.")

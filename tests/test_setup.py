@@ -7,6 +7,7 @@ python -m pytest tests/test_setup.py -q
 import http.server
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -175,3 +176,46 @@ def test_old_python_reads_why(tmp_path):
             f"runpy.run_path({str(setup.ROOT / 'scripts' / 'setup.py')!r}, run_name='__main__')")
     run = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
     assert run.returncode == 1 and "needs Python 3.10 or newer, and this is 3.8.18" in run.stderr
+
+
+# -----------------------------------------------------------------------------
+# What stands in the way gets one line with the next step
+
+def said_by_exit(work, *args):
+    with pytest.raises(SystemExit) as caught:
+        work(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_python_without_ensurepip_is_told_how_to_get_it(venv, monkeypatch):
+    monkeypatch.setattr(setup, "VENV_PYTHON", setup.VENV / "bin" / "python")
+    monkeypatch.setattr(setup.importlib.util, "find_spec", lambda name: None)
+    assert "sudo apt install python3-venv" in said_by_exit(setup.main, [])
+    assert venv == []
+
+
+@pytest.mark.parametrize("build, free, enough", [("cpu", 1.9e9, False), ("cpu", 2.1e9, True), ("cu130", 7e9, False),
+                                                 ("rocm6.4", 7e9, False), ("", 2.1e9, True)])
+def test_disk_that_cannot_hold_the_packages_stops_before_pip(venv, monkeypatch, build, free, enough):
+    monkeypatch.setattr(setup.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, int(free)))
+    argv = [f"--torch-build={build}"]
+    if enough:
+        setup.main(argv)
+        monkeypatch.setattr(setup.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+        setup.main([*argv, "--dev"])  # what is added to an installation is small
+    else:
+        assert f"has {free / 1e9:.1f} GB of disk left" in said_by_exit(setup.main, argv)
+        assert pip_calls(venv) == []
+
+
+def test_folder_that_is_no_environment_is_named(venv):
+    (setup.VENV / "pyvenv.cfg").unlink()
+    assert "has no pyvenv.cfg. Delete that folder" in said_by_exit(setup.main, [])
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"{", b"[]"])
+def test_damaged_stamp_installs_again(venv, content):
+    setup.STAMP.write_bytes(content)
+    setup.main([])
+    assert len(pip_calls(venv)) == 1

@@ -78,7 +78,7 @@ def test_a_part_of_the_model_that_the_trees_trainer_lacks():
 
 
 @pytest.mark.parametrize("text, message", [
-    ("x: tree=nowhere", "arm x: tree=nowhere: no scripts/base_train.py"),
+    ("x: tree=nowhere", "arm x: tree=nowhere: no such folder"),
     ("x: tree=tree patch=no.patch", "arm x: patch .*cannot be read"),
     ("x: tree=tree tree=tree", "arm x: .* one tree"), ("x: tree=tree plus=1", "arm x: .*'plus=1' is not understood"),
     ("x: tree=tree patch=seed.patch patch=seed.patch", "arm x: .*applied once"),

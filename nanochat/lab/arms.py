@@ -9,11 +9,13 @@ import re
 import shlex
 from dataclasses import asdict, dataclass, replace
 
+from nanochat.common import WINDOWS
 from nanochat.config import FIELDS, TrainConfig, config_hash, hashed_options, read_config
 from nanochat.options import flag, hyphenate, tagged, to_argv, with_role
 
 CONTROL = "control"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+WINDOWS_PATH = re.compile(r"(?:^|[\s='\"])[A-Za-z]:\\")
 LENGTH = tagged(FIELDS, "horizon", "batch_law")
 HOW_RESOLVED = ("horizon", "batch_multiplier", "ref_tokens")  # the way to a value, not the value that is run
 
@@ -75,8 +77,17 @@ def split_candidate(text: str, default_name: str) -> tuple[str, str]:
 
 
 def split_flags(what: str, text: str) -> list[str]:
+    r"""The words of `text`, with quotes as in a shell. The backslashes of a Windows path are no escapes.
+
+    >>> split_flags("arm", r"tree=C:\Users\me\nanochat --run='a b'")
+    ['tree=C:\\Users\\me\\nanochat', '--run=a b']
+    """
+    words = shlex.shlex(text, posix=True, punctuation_chars=False)
+    words.whitespace_split, words.commenters = True, ""
+    if WINDOWS or WINDOWS_PATH.search(text):
+        words.escape = ""
     try:
-        return shlex.split(text)
+        return list(words)
     except ValueError as e:
         raise ValueError(f"{what}: cannot read {text!r}: {e}") from e
 

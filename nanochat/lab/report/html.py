@@ -7,6 +7,7 @@ on a light screen, a dark screen and paper. It depends only on the facts (result
 """
 
 import math
+import shlex
 from html import escape
 
 from nanochat.common import atomic_write
@@ -271,7 +272,8 @@ def _provenance(results: ResultFile) -> Markup:
 
 def _commands(results: ResultFile) -> Markup:
     label = results.settings.label
-    again = [results.settings.command, f"python -m scripts.gates --label={label}" if label else None]
+    gates = shlex.join(["python", "-m", "scripts.gates", f"--label={label}"]) if label else None
+    again = [results.settings.command, gates]
     runs = [f"# {run.arm} s{run.seed}\n{run.command}" for run in results.runs if run.command]
     note = "The protocol again (complete cells are reused), and its gates from the result file:"
     return _section("Commands", el("p", note), el("pre", "\n".join(filter(None, again))),

@@ -28,7 +28,7 @@ def git(tree, *words) -> str:
 
 def open_tree(path) -> Path:
     """The absolute path of a git checkout. Raises ValueError unless `path` is the top of a checkout with a commit."""
-    tree = Path(path).expanduser().resolve()
+    tree = Path(os.path.expanduser(path)).resolve()
     if not tree.is_dir():
         raise ValueError(f"tree {path}: no such folder; `make upstream` makes a checkout and prints its path")
     code, top, said = run_git(tree, "rev-parse", "--show-toplevel")
@@ -58,7 +58,7 @@ def upstream(folder, remote=None, commit=None) -> dict:
     any other. It is checked out detached, so that no later fetch moves it. Raises ValueError for a checkout with
     changes, which is left as it is.
     """
-    folder = Path(folder).expanduser().resolve()
+    folder = Path(os.path.expanduser(folder)).resolve()
     if folder == REPO_ROOT or REPO_ROOT in folder.parents:
         raise ValueError(f"{folder} is inside this repository; keep other checkouts outside it")
     if not folder.exists():
@@ -80,7 +80,7 @@ def upstream(folder, remote=None, commit=None) -> dict:
 
 def _absolute(remote: str) -> str:
     """A local path becomes absolute; a URL stays as it is."""
-    path = Path(remote).expanduser()
+    path = Path(os.path.expanduser(remote))
     return str(path.resolve()) if path.is_dir() else remote
 
 

@@ -19,6 +19,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nanochat.common import child_environment
 from nanochat.config import FIELDS, TrainConfig, read_config
 from nanochat.options import Option, flag, hyphenate, named_in, said_once, said_twice, spellings, tagged, to_argv
 from nanochat.stage import BASE
@@ -61,8 +62,7 @@ def trainer_environment(changes: dict) -> dict:
     PYTHONPATH loses every folder with a `scripts` in it. Upstream's `scripts` has no __init__.py, and Python prefers a
     package that has one, wherever it stands on the path: the run would use that other `scripts`.
     """
-    env = ({k: v for k, v in os.environ.items() if k not in changes}
-           | {k: v for k, v in changes.items() if v is not None})
+    env = child_environment(**changes)
     paths = [p for p in env.pop("PYTHONPATH", "").split(os.pathsep) if p and not (Path(p) / "scripts").is_dir()]
     return env | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})
 
@@ -72,7 +72,8 @@ def ask(tree: Path, argv) -> subprocess.CompletedProcess:
     env = trainer_environment({"COLUMNS": "200", "PYTHON_COLORS": "0"})
     try:
         return subprocess.run([sys.executable, "-m", BASE.command, *argv, "--help"], cwd=tree, env=env,
-                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=HELP_SEC)
+                              stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace",
+                              timeout=HELP_SEC)
     except subprocess.TimeoutExpired:
         raise ValueError(f"{BASE.command} --help of {tree} took longer than {HELP_SEC} s; "
                          "run it by hand and see") from None
@@ -84,10 +85,13 @@ def known_flags(tree: Path, content: str) -> frozenset:
     asked = ask(tree, [])
     flags = parse_help(asked.stdout)
     if asked.returncode or "--depth" not in flags:
-        said = (asked.stderr or asked.stdout).strip().splitlines()[-5:]
-        what = f"{BASE.command} --help of {tree} lists no flags (exit code {asked.returncode}):"
-        raise ValueError("\n".join([what, *said]))
+        raise ValueError(f"{BASE.command} --help of {tree} lists no flags (exit code {asked.returncode}); its last "
+                         f"line: {_last_line(asked)}; run it there by hand, and repair the tree")
     return flags
+
+
+def _last_line(asked) -> str:
+    return next(iter((asked.stderr.strip() or asked.stdout.strip()).splitlines()[-1:]), "none")
 
 
 def parse_help(text: str) -> frozenset:
@@ -104,8 +108,60 @@ def check_values(tree: Path, argv):
     """Raise ValueError where the trainer's own parser refuses a value, with the parser's message."""
     asked = ask(tree, argv)
     if asked.returncode:
-        said = (asked.stderr or asked.stdout).strip().splitlines()[-1:]
-        raise ValueError(f"the trainer of {tree} refuses its flags: {' '.join(said)}")
+        raise ValueError(f"the trainer of {tree} refuses its flags: {_last_line(asked)}")
+
+
+# -----------------------------------------------------------------------------
+# Flags that the tree has under another name
+
+def nearest(name: str, known) -> str | None:
+    """The flag that was probably meant: the same words in another order, or a similar spelling.
+
+    >>> nearest("--matrix-lr", {"--lr-matrix", "--depth"}), nearest("--dept", {"--lr-matrix", "--depth"})
+    ('--lr-matrix', '--depth')
+    """
+    words = sorted(name.strip("-").split("-"))
+    same = [other for other in sorted(known) if sorted(other.strip("-").split("-")) == words]
+    return next(iter(same or difflib.get_close_matches(name, sorted(known), n=1)), None)
+
+
+def _advice(name: str, known) -> str:
+    near = nearest(name, known)
+    if near is None:
+        return "; see its --help"
+    renamed = f" Then add rename={name[2:]}:{near[2:]} to the arm" if name in spellings(TrainConfig) else ""
+    return f"; did you mean {near}?{renamed}"
+
+
+def read_renames(pairs, known) -> dict[str, str]:
+    """{our flag: the tree's flag} of "matrix-lr:lr-matrix" texts. A switch takes its --no- form along.
+
+    Raises ValueError for a flag that we do not have, or that the tree does not have under that name.
+    """
+    found, ours = {}, spellings(TrainConfig)
+    for pair in pairs:
+        old, new = (hyphenate([f"--{word.lstrip('-')}"])[0] for word in pair.partition(":")[::2])
+        if "--" in (old, new):
+            raise ValueError(f"rename={pair}: expected OURS:THEIRS, as in rename=matrix-lr:lr-matrix")
+        for name, names, whose in ((old, ours, "this project"), (new, known, "the tree")):
+            if name not in names:
+                near = nearest(name, names)
+                raise ValueError(f"rename={pair}: the trainer of {whose} has no {name}"
+                                 + (f"; did you mean {near}?" if near else ""))
+        if old in known:
+            raise ValueError(f"rename={pair}: the tree has {old} itself; leave the rename out")
+        found[old] = new
+        if f"--no-{new[2:]}" in known and f"--no-{old[2:]}" in ours:
+            found[f"--no-{old[2:]}"] = f"--no-{new[2:]}"
+    return found
+
+
+def rename_words(argv, renames: dict[str, str]) -> list[str]:
+    """
+    >>> rename_words(["--matrix-lr=0.02", "--depth=4"], {"--matrix-lr": "--lr-matrix"})
+    ['--lr-matrix=0.02', '--depth=4']
+    """
+    return [renames.get(name, name) + equals + value for name, equals, value in (word.partition("=") for word in argv)]
 
 
 # -----------------------------------------------------------------------------
@@ -125,9 +181,7 @@ def settle(config: TrainConfig, common: list[str], groups: list[Group], known) -
         config, common = replace(config, quiet_start=False), [*common, flag("no_quiet_start")]
     for group in groups:
         if group.name not in known and not _in_environment(group.name):
-            near = difflib.get_close_matches(group.name, known, n=1)
-            raise ValueError(f"its trainer has no flag {group.name}"
-                             + (f"; did you mean {near[0]}?" if near else "; see its --help"))
+            raise ValueError(f"its trainer has no flag {group.name}{_advice(group.name, known)}")
     shared = read_config(common)
     # The options that were given, each by the spelling that is passed on where an option has two.
     said = named_in(TrainConfig, [*common, *to_argv(shared)]) - said_twice(TrainConfig, vars(shared))
@@ -168,5 +222,6 @@ def _translate(o: Option, value, known) -> list[str]:
     # A trainer without the switch runs as if it were off. So a switch that is off may be left out, but not --no-smear:
     # smear is on by default, also in a trainer that has no switch for it.
     if not neutral and not (o.type is bool and not value and not o.default):
-        raise ValueError(f"its trainer has no flag {flag(o.name)}, and the arms are to run with {flag(o.name)}={value}")
+        raise ValueError(f"its trainer has no flag {flag(o.name)}, and the arms are to run with {flag(o.name)}={value}"
+                         + _advice(flag(o.name), known))
     return []

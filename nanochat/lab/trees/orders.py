@@ -15,6 +15,7 @@ from nanochat.common import hash_json, read_json, write_json
 from nanochat.config import profile_hash
 from nanochat.lab.arms import Cell
 from nanochat.lab.machine import machine_name
+from nanochat.lab.trees.flags import rename_words
 from nanochat.lab.trees.score import SCORER, SERVER
 from nanochat.options import flag
 from nanochat.stage import BASE
@@ -66,16 +67,18 @@ def make_order(arm, cell: Cell, home) -> dict:
         saves = config.eval_every
     if flag("save_every") in arm.known:
         argv.append(f"{flag('save_every')}={saves}")
-    kind = config.device_type or "cpu"
+    argv, kind = rename_words(argv, arm.renames), config.device_type or "cpu"
     return {
         "home": str(home), "tag": cell.tag, "tree": str(arm.tree.path), "argv": argv, "environment": arm.environment,
         "keeps_record": arm.keeps_record, "can_resume": "--resume" in arm.known,
+        "renames": arm.renames,
         "facts": {
             "model_tag": cell.tag, "config": asdict(replace(config, save_every=saves)), "config_hash": cell.config_hash,
             "dataset_id": cell.dataset_id, "tokenizer_id": cell.tokenizer_id, **arm.tree.facts(),
             "profile_hash": profile_hash(config, kind, cell.dataset_id, cell.tokenizer_id),
             "device": {"kind": kind, "name": machine_name(kind) or None},
             "argv": argv, "command": _command(argv, arm.environment),
+            **({"renames": arm.renames} if arm.renames else {}),
         },
     }
 

@@ -41,7 +41,7 @@ def read_patch(path) -> Patch:
 
     Raises ValueError for a file that cannot be read or holds no diff.
     """
-    path = Path(path).expanduser().resolve()
+    path = Path(os.path.expanduser(path)).resolve()
     try:
         if path.exists() and not path.is_file():
             raise OSError(0, "it is no regular file")

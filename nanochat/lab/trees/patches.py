@@ -7,6 +7,7 @@ together with a copy. So a patch can be reverted even after its own file has cha
 trees/patch_files.py. scripts/patch.py is the command.
 """
 
+import os
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def revert(tree, path) -> dict:
 
     Raises ValueError, with the tree unchanged, for a patch that is not applied or whose lines were edited since.
     """
-    tree, path = open_tree(tree), Path(path).expanduser()
+    tree, path = open_tree(tree), Path(os.path.expanduser(path))
     with _locked(tree):
         patch = read_patch(path) if path.exists() else None
         note = find_note(tree, patch) or find_note(tree, name=path.name)

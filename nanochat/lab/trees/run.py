@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from nanochat.code_identity import tree_hash, tree_hash_of_0_1
 from nanochat.common import read_json, write_json
 from nanochat.lab.commands import EXIT_BAD_INPUT
-from nanochat.lab.trees.flags import trainer_environment
+from nanochat.lab.trees.flags import rename_words, trainer_environment
 from nanochat.lab.trees.metas import (
     Meta,
     drop,
@@ -71,6 +71,7 @@ class Stop:
 
 def train(order: dict, more, each_poll, stop: Stop) -> int:
     """Run the trainer to its end; returns its exit code. each_poll() is called while it runs."""
+    more = rename_words(more, order.get("renames") or {})
     child = subprocess.Popen([sys.executable, "-m", BASE.command, *order["argv"], *more], cwd=order["tree"],
                              env=trainer_environment(order["environment"]), stdin=subprocess.DEVNULL)
     told = False

@@ -4,12 +4,14 @@ Arms that run another tree: any nanochat checkout, or a tree (this one too) with
     --arm "control: tree=../nanochat patch=patches/nanochat_seed.patch"
     --arm "gate: tree=../nanochat patch=patches/nanochat_seed.patch patch=patches/x.patch flags=--symplectic-gate"
     --arm "idea: patch=patches/idea.patch"                                  (this repository with a patch)
+    --arm "other: tree=../other rename=matrix-lr:lr-matrix"   (a trainer that has our --matrix-lr as --lr-matrix)
 
 A patched arm runs in a git worktree of its own. It is made from the tree's HEAD under <base dir>/lab/trees/ and kept
 for the next time; the tree itself is never touched. Every flag is checked against the tree's own --help before any
 cell runs. trees/flags.py turns a profile into flags of that tree; trees/run.py runs one cell and writes its record.
 """
 
+import os
 import re
 import shlex
 import shutil
@@ -23,7 +25,7 @@ from nanochat.common import REPO_ROOT, hash_json, read_json, write_json
 from nanochat.git import git_state, run_git
 from nanochat.lab.arms import CONTROL, Arm, make_arms, parse_arm, split_flags
 from nanochat.lab.trees.checkouts import git, head, open_tree
-from nanochat.lab.trees.flags import check_values, group_words, known_flags, settle
+from nanochat.lab.trees.flags import check_values, group_words, known_flags, read_renames, rename_words, settle
 from nanochat.lab.trees.orders import tree_command
 from nanochat.lab.trees.patch_files import Patch, put, read_patch
 from nanochat.lab.trees.score import is_scored
@@ -33,10 +35,11 @@ SEED_PATCH = "patches/nanochat_seed.patch"
 
 @dataclass(frozen=True)
 class TreeSpec:
-    """An arm's text in its parts: tree, patches, flags."""
+    """An arm's text in its parts: tree, patches, flags, renamed flags."""
     tree: str | None  # None = this repository
     patches: tuple[str, ...]
     flags: str
+    renames: tuple[str, ...] = ()  # "OURS:THEIRS" each
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,14 @@ class TreeArm(Arm):
     tree: Tree | None = None
     argv: tuple[str, ...] = ()  # of the tree's trainer, without the flags that name or seed a cell
     environment: dict = field(default_factory=dict)  # variables in place of flags that the trainer lacks
-    known: frozenset = frozenset()  # flags of the tree's trainer
+    known: frozenset = frozenset()  # flags of the tree's trainer, and ours that it has under another name
+    renames: dict = field(default_factory=dict)  # {our flag: its flag}; argv has ours
 
     @property
     def tree_id(self) -> str:
         return hash_json({"commit": self.tree.commit, "patches": [patch.sha256 for patch in self.tree.patches],
-                          "content": self.tree.content, "argv": self.argv, "environment": self.environment})
+                          "content": self.tree.content, "argv": self.argv, "environment": self.environment,
+                          **({"renames": self.renames} if self.renames else {})})
 
     @property
     def argument(self) -> str:
@@ -88,31 +93,32 @@ class TreeArm(Arm):
 # From text to arms
 
 def names_tree(text: str) -> bool:
-    return bool(re.match(r"\s*(tree|patch)=", text))
+    return bool(re.match(r"\s*(tree|patch|rename)=", text))
 
 
 def split_spec(text: str) -> TreeSpec:
     """
     >>> split_spec("tree=../nanochat patch=a.patch patch=b.patch flags=--symplectic-gate --depth=4")
-    TreeSpec(tree='../nanochat', patches=('a.patch', 'b.patch'), flags='--symplectic-gate --depth=4')
+    TreeSpec(tree='../nanochat', patches=('a.patch', 'b.patch'), flags='--symplectic-gate --depth=4', renames=())
     """
     start = re.search(r"(?:^|\s)(flags=|--)", text)
     heads, flags = (text[:start.start()], text[start.start():].strip().removeprefix("flags=")) if start else (text, "")
-    trees, paths = [], []
+    found = {"tree": [], "patch": [], "rename": []}
     for word in split_flags("arm", heads):
         key, _, value = word.partition("=")
-        if key not in ("tree", "patch") or not value:
-            raise ValueError(f"{word!r} is not understood; expected tree=PATH, patch=FILE... and flags=... last")
-        (trees if key == "tree" else paths).append(value)
-    if len(trees) > 1:
+        if key not in found or not value:
+            raise ValueError(f"{word!r} is not understood; expected tree=PATH, patch=FILE..., rename=OURS:THEIRS... "
+                             "and flags=... last")
+        found[key].append(value)
+    if len(found["tree"]) > 1:
         raise ValueError("an arm runs one tree; the others are arms of their own")
-    if len(set(paths)) < len(paths):
+    if len(set(found["patch"])) < len(found["patch"]):
         raise ValueError(f"{text!r}: a patch is applied once")
-    return TreeSpec(trees[0] if trees else None, tuple(paths), flags)
+    return TreeSpec(next(iter(found["tree"]), None), tuple(found["patch"]), flags, tuple(found["rename"]))
 
 
 def make_all_arms(candidates, arm_texts, common, base_dir) -> list[Arm]:
-    """All arms, the control first. arm_texts: "NAME: [tree=PATH] [patch=FILE]... [flags=...]" each.
+    """All arms, the control first. arm_texts: "NAME: [tree=PATH] [patch=FILE]... [rename=...]... [flags=...]" each.
 
     An arm named control takes the place of the profile's own. Raises ValueError naming the arm.
     """
@@ -142,13 +148,15 @@ def parse_tree_arm(name, text, common, base_dir) -> TreeArm:
         spec = split_spec(text)
         tree = prepare(spec, base_dir)
         known = known_flags(tree.path, tree.content)
+        renames = read_renames(spec.renames, known)
+        known |= renames.keys()
         groups = group_words(split_flags(f"arm {name}", spec.flags))
         own = parse_arm(name, shlex.join(word for group in groups if group.ours for word in group.words), common)
         config, argv, environment = settle(own.config, common, groups, known)
-        check_values(tree.path, argv)
+        check_values(tree.path, rename_words(argv, renames))
     except ValueError as e:
         raise ValueError(str(e) if str(e).startswith(f"arm {name}:") else f"arm {name}: {e}") from e
-    return TreeArm(name, text, config, tree, argv, environment, known)
+    return TreeArm(name, text, config, tree, argv, environment, known, renames)
 
 
 def check_seeds(arms: list[Arm], seeds: list[int]):
@@ -174,10 +182,12 @@ def provenance(arms: list[Arm]) -> dict:
 
 def prepare(spec: TreeSpec, base_dir) -> Tree:
     """The tree that an arm runs: the checkout itself where there is no patch, otherwise a worktree with the patches."""
-    source = REPO_ROOT if spec.tree is None else Path(spec.tree).expanduser().resolve()
+    source = REPO_ROOT if spec.tree is None else Path(os.path.expanduser(spec.tree)).resolve()
+    if not source.is_dir():
+        raise ValueError(f"tree={spec.tree}: no such folder; `make upstream` makes a checkout and prints its path")
     if not (source / "scripts" / "base_train.py").is_file():
-        raise ValueError(f"tree={spec.tree}: no scripts/base_train.py there; "
-                         "`make upstream` makes a checkout and prints its path")
+        raise ValueError(f"tree={spec.tree} is no nanochat: it has no scripts/base_train.py; "
+                         "`make upstream` makes a checkout of one and prints its path")
     if not spec.patches:
         state = git_state(source)
         return Tree(source, source, state["git_commit"], state["dirty"], (), tree_hash(source))
