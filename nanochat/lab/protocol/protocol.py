@@ -18,6 +18,7 @@ from nanochat.config import profile_hash
 from nanochat.lab.arms import NAME, Arm, Cell, Inputs, make_cells, same_options
 from nanochat.lab.commands import EXIT_FAILED_CELL, EXIT_INTERRUPTED, EXIT_OK, RESULTS_DIR, complete, paste
 from nanochat.lab.profiles import Profile, noise_options
+from nanochat.lab.protocol import preflight
 from nanochat.lab.protocol.executor import Executor, LocalExecutor
 from nanochat.lab.protocol.plan import Plan, Workload
 from nanochat.lab.protocol.progress import Progress
@@ -45,6 +46,7 @@ class Protocol:
     plan: Plan = Plan()
     ledger: Path | None = None  # rows go here
     bank: Path | None = None  # the banked runs come from here; None = from the ledger
+    times: Path | None = None  # ledger that tells how long runs take, where there is no other
     machine: str = ""  # name of the device; a bank is of one machine
     fresh: bool = False
     timeout_sec: float | None = None
@@ -53,6 +55,7 @@ class Protocol:
     results_dir: Path = RESULTS_DIR
     trainer: tuple = TRAINER
     executor: Callable[[Runner], Executor] = LocalExecutor  # where the cells are trained
+    cost: Callable | None = field(default=None, init=False)  # config -> what cost.resolve says; made by check_arms
     inputs: Inputs | None = field(default=None, init=False)  # these three are made by identify
     profile_hash: str | None = field(default=None, init=False)
     cells: list[Cell] = field(default_factory=list, init=False)
@@ -127,6 +130,8 @@ def _run(protocol: Protocol, say) -> int:
         session = Session(protocol)
         changed = session.declare()
         _announce(session, changed, say)
+        for line in preflight.lines(session):
+            say(f"  {line}")
         for cells in batches(session):
             left = session.reuse(cells)
             session.write()
@@ -160,7 +165,7 @@ def run_cells(session: Session, cells: list[Cell]) -> bool:
     Raises ValueError when the code is no longer what the cells' hashes say: arms must not run on different code.
     """
     executor, protocol = session.executor, session.protocol
-    progress = Progress(len(session.runs) + len(cells), len(cells))
+    session.progress = progress = Progress(len(session.runs) + len(cells), len(cells), before=session.progress)
     waiting, running = list(cells), []
     try:
         while waiting or running:

@@ -36,6 +36,7 @@ class Session:
         self.executor = protocol.executor(self.runner)
         self.earlier = Earlier(protocol, self.results.read_latest(), self.results.read_runs())
         self.runs: dict[tuple, RunSummary] = {}
+        self.progress = None  # of the cells up to the look before
         inputs = protocol.inputs
         self.provenance = {**git_state(), "tree_hash": inputs.tree_hash, "patch_hash": None, "upstream_commit": None,
                            "dataset_id": inputs.dataset_id, "tokenizer_id": inputs.tokenizer_id,
