@@ -266,8 +266,9 @@ def prepare(profile: Profile, home: Path, dataset, tokenizer, log_dir, say=print
 def _refuse_foreign_tokenizer(home):
     path = home / "tokenizer" / "tokenizer.pkl"
     if path.exists():
+        base, pickle = shlex.quote(str(home)), shlex.quote(str(path))
         raise ValueError(f"{path.parent} holds a tokenizer.pkl that was not written here; take it over once with "
-                         + to_paste(f"NANOCHAT_BASE_DIR={home} python -m scripts.tok_train --import-pkl {path}")
+                         + to_paste(f"NANOCHAT_BASE_DIR={base} python -m scripts.tok_train --import-pkl {pickle}")
                          + ", or use another NANOCHAT_BASE_DIR")
 
 
@@ -281,4 +282,6 @@ def _run_logged(module, argv, home, log_dir, say):
                               stderr=subprocess.STDOUT, env={**os.environ, "NANOCHAT_BASE_DIR": str(home)}).returncode
     if code:
         tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
-        raise ValueError("\n".join([f"python -m {module} failed with exit code {code}; {log} ends:", *tail]))
+        by_hand = f"by hand: NANOCHAT_BASE_DIR={shlex.quote(str(home))} " + to_paste(f"python -m {module} ")
+        raise ValueError("\n".join([f"python -m {module} failed with exit code {code}; {log} ends:", *tail,
+                                    by_hand + shlex.join(argv)]))

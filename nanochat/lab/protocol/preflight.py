@@ -2,7 +2,7 @@
 What a protocol will take, said before its first run: cells, time, disk, and how often the text repeats.
 
     24 cells at most (it may end after 10), 4 of them reused; 2 side by side
-    time: about 12:00, computed from 8 runs of this workload on this machine (1:02 a run)
+    time: about 12:00, computed from 8 runs of this workload on this machine (1:02 a run ...)
     disk: 0.4 GB for the checkpoints of 20 cells, 80.1 GB are free
 
 Time and disk are computed from runs that this machine has done. Where there are none, the line says so: a guess would
@@ -56,7 +56,8 @@ def time_line(session, n_to_run: int, at_most: str) -> str:
         return "time: unknown until the first cell has run"
     share = _mean_share(session.protocol)
     sec = last_end([0.0] * session.protocol.jobs, n_to_run, found.sec * share)
-    return f"time: about {format_time(sec)}{at_most}, computed from {found.source} ({format_time(found.sec)} a run)"
+    return (f"time: about {format_time(sec)}{at_most}, computed from {found.source} ({format_time(found.sec)} a run, "
+            "not counting the seconds in which it starts)")
 
 
 def _mean_share(protocol) -> float:

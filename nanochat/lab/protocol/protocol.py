@@ -215,7 +215,7 @@ def report_results(session: Session, facts: ResultFile, say=print):
     names = [arm.name for arm in protocol.arms]
     if draw_protocol(session.results.picture, protocol.name, names, curves, facts.deltas):
         written.append(session.results.picture)
-    if session.declaration.noise_source == "none":
+    if session.declaration.noise_source == "none" and protocol.arms[1:]:  # a bank has nothing to settle
         more = protocol.seeds + [max(protocol.seeds) + i for i in range(1, 6 - len(protocol.seeds))]
         say(f"to settle it without a bank, reusing these cells:\n  {protocol.again(more)}")
     page = session.results.logs / "report.html"
