@@ -60,6 +60,7 @@ def main(argv=None) -> int:
         cycle = make_cycle(args)
         phases = ", ".join(f"{i} {name}" for i, name in enumerate(PHASES))
         print(f"cycle {cycle.label}: profile {cycle.workload}; {phases}")
+        print("each step says how many cells, how long and how much disk before it begins; --dry-run lists the steps")
         record = walk(cycle, call)
         print(plateau(read_cycles(RESULTS_DIR))[1])
     except (ValueError, OSError) as e:

@@ -15,6 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from nanochat.common import get_base_dir
 from nanochat.lab.commands import RESULTS_DIR, complete
 from nanochat.lab.cycle.rules import plateau
 from nanochat.lab.cycle.walk import read_cycles
@@ -67,6 +68,14 @@ def bank_options(settings) -> list[str]:
     return noise_options(settings.profile, data, settings.common_flags, settings.jobs)
 
 
+def base_of(settings) -> dict:
+    """{"NANOCHAT_BASE_DIR": ...} of a comparison whose base dir is not the one that is set now."""
+    home = Path(settings.base_dir or get_base_dir()).resolve()
+    base = home.parent.parent if home.parent.name == "lab" else home
+    now = get_base_dir().resolve()
+    return {} if now in (base, home) else {"NANOCHAT_BASE_DIR": str(base)}
+
+
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     if args.plateau:
@@ -83,7 +92,7 @@ def main(argv=None) -> int:
     elif args.log_entry:
         print(log_entry(results))
     else:
-        print(complete(verdicts(results), bank_options(results.settings)))
+        print(complete(verdicts(results), bank_options(results.settings), base_of(results.settings)))
     worst = max((EXIT[verdict.verdict] for verdict in results.verdicts), default=EXIT[None])
     return worst if args.exit_code else 0
 

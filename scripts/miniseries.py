@@ -19,6 +19,7 @@ from nanochat.lab.commands import EXIT_FAILED_CELL, RESULTS_DIR, call, module_co
 from nanochat.lab.cycle import miniseries
 from nanochat.lab.protocol.runner import stop_on_signals
 from nanochat.lab.report.index import index_for
+from nanochat.lab.verdict.looks import MAX_SEEDS
 
 # Flags of scripts.protocol that go there as they are
 PASSED_ON = ("--candidate", "--seeds", "--until", "--max-seeds", "--noise", "--primary", "--target-bpb", "--fallback",
@@ -83,11 +84,27 @@ def commands(args, depths, rest) -> list[list[str]]:
     return out
 
 
+def plan_line(args, depths, rest) -> str:
+    """How many cells there are at most; --seeds and --candidate are read by the parser of scripts.protocol alone."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--candidate", action="append")
+    parser.add_argument("--seeds", nargs="+", action="extend")
+    parser.add_argument("--max-seeds", type=int, default=MAX_SEEDS)
+    given = parser.parse_known_args(rest)[0]
+    seeds = len(parse_seeds(given.seeds)) if given.seeds and "--until=decided" not in rest else given.max_seeds
+    arms = 1 + len(given.candidate or [None])
+    bank = args.noise_seeds if "--noise=own" not in rest else 0
+    cells = len(depths) * (bank + arms * seeds)
+    return (f"{cells} cells at most: {len(depths)} depths, at each {bank} control runs for the bank and {arms} arms x "
+            f"{seeds} seeds at most. Each step says its time and its disk before it begins")
+
+
 def run(args, depths, rest) -> int:
     """Every depth in turn; a failed or diverged cell is a fact that the verdict reads.
 
     Returns the exit code that stopped it, or 0.
     """
+    print(plan_line(args, depths, rest))
     for command in commands(args, depths, rest):
         print(f"$ {paste(command)}")
         code = 0 if args.dry_run else call(command)

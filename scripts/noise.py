@@ -80,7 +80,7 @@ def make_protocol(args) -> NoiseProtocol:
     arms = make_arms([], workload.flags)
     side_by_side = profiles.side_by_side(arms * min(profiles.NOISE_SIDE_BY_SIDE, len(seeds)))
     return build_protocol(experiments.NOISE, workload, arms, seeds, kind=NoiseProtocol, fresh=args.fresh,
-                          jobs=side_by_side if args.jobs is None else args.jobs,
+                          times=args.ledger, jobs=side_by_side if args.jobs is None else args.jobs,
                           extra=extra_words(args, experiments.LEDGER))
 
 

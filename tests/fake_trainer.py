@@ -23,7 +23,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from nanochat.common import get_base_dir
+from nanochat.common import cpu_name, get_base_dir
 from nanochat.config import config_hash, parse, profile_hash
 from nanochat.record import RunRecord, read_record
 from nanochat.stage import BASE
@@ -44,6 +44,8 @@ def open_record(config, resumed_from):
         resumed_from_step=resumed_from, error=None,
         config_hash=config_hash(config, *ids, os.environ["FAKE_TREE"]), profile_hash=profile_hash(config, "cpu", *ids),
         threads=int(os.environ.get("OMP_NUM_THREADS", 0)) or None,
+        device={"kind": "cpu", "name": cpu_name()}, tree_hash=os.environ["FAKE_TREE"],
+        dataset_id=ids[0], tokenizer_id=ids[1],
         load_start=0.5, load_end=float(os.environ.get("FAKE_LOAD", 0.5)),
         started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         resolved={"num_iterations": config.num_iterations}, pid=os.getpid())

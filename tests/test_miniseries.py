@@ -253,7 +253,9 @@ def test_noise_is_banked_at_each_depth_with_the_flags_of_its_protocol(capsys):
     argv = ["--label=x", "--depths=2 4", "--profile=smoke-cpu", "--num-iterations=30", "--flags", "--matrix-lr=0.03",
             "--dry-run"]
     assert script.main(argv) == 0
-    lines = [line[line.index(" -m "):] for line in capsys.readouterr().out.splitlines()]
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith("64 cells at most: 2 depths, at each 8 control runs for the bank and 2 arms x 12 seeds")
+    lines = [line[line.index(" -m "):] for line in lines]
     flags = "'--flags=--num-iterations=30 --matrix-lr=0.03 --depth={}'"
     assert lines == [line.format(flags.format(depth)) for depth in (2, 4) for line in (
         " -m scripts.noise --run --seeds=8 --profile=smoke-cpu {}",

@@ -65,7 +65,7 @@ def test_no_time_is_said_of_the_first_steps_which_are_slow():
     for step, now in ((None, 5.0), (0, 10.0), (1, 100.0), (2, 100.5), (5, 102.0)):
         clock.now = now
         progress.update("control s1", step, 1000)
-        assert "left" not in progress.line()
+        assert "left" not in progress.line() and "time to go unknown yet" in progress.line()
 
 
 def test_cells_side_by_side_are_named_with_their_steps():
@@ -86,7 +86,29 @@ def test_arms_of_different_length_have_their_own_totals():
         for name, total in (("control s1", 256), ("half s1", 128)):
             progress.update(name, step, total)
     assert "control s1 step 41/256; half s1 step 41/128" in progress.line()
-    assert progress.eta_sec() == pytest.approx((256 - 41 + 128 - 41) / 2)
+    assert progress.eta_sec() == pytest.approx(256 - 41), "both are running: the longer one ends last"
+
+
+def test_cell_that_waits_takes_the_place_of_the_first_that_ends():
+    """Three cells, two side by side, end after two turns, not after one and a half."""
+    clock = Clock()
+    progress = Progress(n_cells=3, n_to_run=3, out=Terminal(), clock=clock)
+    for name in ("control s1", "gate s1"):
+        progress.begin(name)
+    for step, clock.now in ((0, 0.0), (1, 1.0), (50, 50.0)):
+        for name in ("control s1", "gate s1"):
+            progress.update(name, step, 100)
+    assert progress.eta_sec() == pytest.approx(50 + 100)
+
+
+def test_cells_of_an_earlier_look_tell_the_time_of_the_next():
+    clock = Clock()
+    earlier = Progress(n_cells=1, n_to_run=1, out=Terminal(), clock=clock)
+    train(earlier, clock, 100, (0, 10.0), (1, 11.0), (100, 110.0))
+    earlier.end("control s1")
+    progress = Progress(n_cells=2, n_to_run=1, out=Terminal(), clock=clock, before=earlier)
+    progress.begin("gate s1")
+    assert progress.eta_sec() == pytest.approx(110) and "about 1:50 left" in progress.line()
 
 
 def train(progress, clock, total, *seen):

@@ -88,24 +88,25 @@ def extra_words(args, ledger) -> tuple[str, ...]:
     return (*words, *([f"--ledger={args.ledger}"] if args.ledger != ledger else []))
 
 
-def noise_line(seeds, options: list[str]) -> str:
+def noise_line(seeds, options: list[str], env: dict | None = None) -> str:
     """The command that banks noise for a comparison, to paste; options: "--profile=...", and so on, of scripts.noise.
 
-    It is `make noise` where make and the Makefile are at hand.
+    It is `make noise` where make and the Makefile are at hand. env: further variables that it needs.
     """
     variables = dict(word.removeprefix("--").split("=", 1) for word in options)
-    carried = {name: os.environ[name] for name in CARRIED if os.environ.get(name)}
+    carried = {name: os.environ[name] for name in CARRIED if os.environ.get(name)} | (env or {})
     carried |= {} if _is_of_venv() else {"SKIP_SETUP": "1", "PYTHON": sys.executable}
     values = {"SEEDS": str(seeds)} | {name.upper(): value for name, value in variables.items()} | carried
     in_make = Path.cwd() == REPO_ROOT and shutil.which("make") and "LEDGER" not in values
     if not in_make or any("$" in value for value in values.values()):
-        return paste(["python", "-m", "scripts.noise", "--run", f"--seeds={seeds}", *options])
+        return paste(["python", "-m", "scripts.noise", "--run", f"--seeds={seeds}", *options], env)
     return " ".join(["make noise", *(f"{name}={shlex.quote(value)}" for name, value in values.items())])
 
 
-def complete(text: str, options: list[str]) -> str:
+def complete(text: str, options: list[str], env: dict | None = None) -> str:
     """`text` with the options of this comparison in each `make noise` that it advises."""
-    return re.sub(r"make noise(?: SEEDS=(\d+))?(?: JOBS=)?", lambda found: noise_line(found[1] or "8", options), text)
+    return re.sub(r"make noise(?: SEEDS=(\d+))?(?: JOBS=)?", lambda found: noise_line(found[1] or "8", options, env),
+                  text)
 
 
 def shown(command: list[str], env: dict | None = None) -> str:

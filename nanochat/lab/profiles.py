@@ -283,4 +283,5 @@ def _run_logged(module, argv, home, log_dir, say):
                               stderr=subprocess.STDOUT, env=child_environment(NANOCHAT_BASE_DIR=home)).returncode
     if code:
         tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
-        raise ValueError("\n".join([f"python -m {module} failed with exit code {code}; {log} ends:", *tail]))
+        by_hand = "by hand: " + paste_command(["python", "-m", module, *argv], {"NANOCHAT_BASE_DIR": home})
+        raise ValueError("\n".join([f"python -m {module} failed with exit code {code}; {log} ends:", *tail, by_hand]))

@@ -62,9 +62,10 @@ def check_arms(protocol: Protocol, resolve, tokenizer):
     may name rows that only its tree has. If it cannot be resolved here, the check is left to that tree's trainer.
     """
     vocab_size, arms, resolved = tokenizer.get_tokenizer(protocol.home).get_vocab_size(), [], []
+    protocol.cost = lambda config: resolve(config, vocab_size)
     for arm in protocol.arms:
         try:
-            resolved.append(asdict(resolve(arm.config, vocab_size)))
+            resolved.append(asdict(protocol.cost(arm.config)))
             arms.append(arm)
         except ValueError as e:
             if not arm.tree_id:

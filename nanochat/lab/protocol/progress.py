@@ -2,6 +2,7 @@
 The progress line of a protocol: rewritten in place in a terminal, printed now and then in a log.
 """
 
+import heapq
 import shutil
 import sys
 import time
@@ -41,21 +42,23 @@ class Running:
 class Progress:
     """The progress line, with an ETA.
 
-    Each cell that is left takes the usual time to start, and then its steps at the usual pace. ETA is the sum of these
-    times, divided by the number of cells that run side by side. Both times are means over the cells of this session,
-    and the pace includes validation. `name` tells apart the cells that are running.
+    Each cell that is left takes the usual time to start, and then its steps at the usual pace. Cells that wait take
+    the place of the running cell that ends first, and ETA is when the last of them ends. Both times are means over the
+    cells of this session, and the pace includes validation. `name` tells apart the cells that are running.
+
+    before: the progress of the cells up to an earlier look, whose times count too.
     """
 
-    def __init__(self, n_cells: int, n_to_run: int, out=None, clock=time.monotonic):
+    def __init__(self, n_cells: int, n_to_run: int, out=None, clock=time.monotonic, before: "Progress | None" = None):
         self.out = sys.stdout if out is None else out
         self.live = self.out.isatty()
         self.n_cells, self.n_to_run, self.clock = n_cells, n_to_run, clock
         self.begun, self.last_printed = clock(), -float("inf")
         self.done_cells = 0
-        self.totals: dict[str, int] = {}  # steps of the cells seen so far: arms may be of different length
         self.running: dict[str, Running] = {}
-        self.paces: list[tuple[int, float]] = []  # Running.pace and .start of the cells that have ended
-        self.starts: list[tuple[int, float]] = []
+        self.totals: dict[str, int] = dict(before.totals) if before else {}  # steps of the cells: arms may differ
+        self.paces: list[tuple[int, float]] = [*before.paces] if before else []  # Running.pace of cells that ended
+        self.starts: list[tuple[int, float]] = [*before.starts] if before else []  # and Running.start
 
     def begin(self, name: str):
         self.running[name] = Running(self.clock())
@@ -102,7 +105,7 @@ class Progress:
         eta = self.eta_sec()
         where = [name + (" starting" if cell.step is None else f" step {cell.step}/{cell.total or '?'}")
                  for name, cell in self.running.items()]
-        left = "" if eta is None else f", about {format_time(eta)} left"
+        left = ", time to go unknown yet" if eta is None else f", about {format_time(eta)} left"
         done = self.n_cells - self.n_to_run + self.done_cells
         return f"[{done}/{self.n_cells} done] {'; '.join(where)}; {format_time(self.clock() - self.begun)} so far{left}"
 
@@ -116,11 +119,26 @@ class Progress:
         pace, starts = sec / steps, [*self.starts, *(cell.start() for cell in cells if cell.warm)]
         start_steps, start_sec = (total / len(starts) for total in _sums(starts))
         fresh = start_sec + (usual - start_steps) * pace
-        left = (self.n_to_run - self.done_cells - len(cells)) * fresh
+        ends = []
         for cell in cells:
             started = (cell.first or 0) * pace + now - cell.begun
-            left += ((cell.total or usual) - cell.step) * pace if cell.warm else max(fresh - started, 0.0)
-        return left / max(1, len(cells))
+            ends.append(((cell.total or usual) - cell.step) * pace if cell.warm else max(fresh - started, 0.0))
+        return last_end(ends, self.n_to_run - self.done_cells - len(cells), fresh)
+
+
+def last_end(ends: list[float], waiting: int, sec: float) -> float:
+    """Seconds until all cells have ended, if each that waits takes `sec` and the place of the cell that ends first.
+
+    ends: seconds that are left of each cell that is running.
+
+    >>> last_end([10.0, 4.0], waiting=1, sec=10.0), last_end([0.0] * 2, waiting=5, sec=60.0)
+    (14.0, 180.0)
+    """
+    ends = list(ends) or [0.0]
+    heapq.heapify(ends)
+    for _ in range(waiting):
+        heapq.heapreplace(ends, ends[0] + sec)
+    return max(ends)
 
 
 def _sums(pairs) -> tuple[int, float]:

@@ -19,6 +19,7 @@ from nanochat.lab.arms import NAME, Arm, Cell, Inputs, make_cells, same_options
 from nanochat.lab.commands import EXIT_FAILED_CELL, EXIT_INTERRUPTED, EXIT_OK, RESULTS_DIR, complete, paste
 from nanochat.lab.ledger.bank import reference_lines
 from nanochat.lab.profiles import Profile, noise_options
+from nanochat.lab.protocol import preflight
 from nanochat.lab.protocol.attempts import begin, end, poll, see, tell
 from nanochat.lab.protocol.books import Books
 from nanochat.lab.protocol.earlier import DeclaredMeanwhile
@@ -51,6 +52,7 @@ class Protocol:
     plan: Plan = Plan()
     ledger: Path | None = None  # rows go here
     bank: Path | None = None  # the banked runs come from here; None = from the ledger
+    times: Path | None = None  # ledger that tells how long runs take, where there is no other
     machine: str = ""  # name of the device; a bank is of one machine
     fresh: bool = False
     timeout_sec: float | None = None
@@ -59,6 +61,7 @@ class Protocol:
     results_dir: Path = RESULTS_DIR
     trainer: tuple = TRAINER
     executor: Callable[[Runner], Executor] = LocalExecutor  # where the cells are trained
+    cost: Callable | None = field(default=None, init=False)  # config -> what cost.resolve says; made by check_arms
     inputs: Inputs | None = field(default=None, init=False)  # these three are made by identify
     profile_hash: str | None = field(default=None, init=False)
     cells: list[Cell] = field(default_factory=list, init=False)
@@ -133,6 +136,8 @@ def _run(protocol: Protocol, say) -> int:
         Books(protocol).check()
         session, changed = _declared(protocol)
         _announce(session, changed, say)
+        for line in preflight.lines(session):
+            say(f"  {line}")
         for cells in batches(session):
             left = session.reuse(cells)
             session.write()
@@ -177,7 +182,8 @@ def run_cells(session: Session, cells: list[Cell]) -> bool:
     Raises ValueError when the code is no longer what the cells' hashes say: arms must not run on different code.
     """
     executor, protocol = session.executor, session.protocol
-    progress, watch = Progress(len(session.runs) + len(cells), len(cells)), Watch()
+    session.progress = progress = Progress(len(session.runs) + len(cells), len(cells), before=session.progress)
+    watch = Watch()
     waiting, running = list(cells), []
     try:
         while waiting or running:
@@ -218,7 +224,7 @@ def report_results(session: Session, facts: ResultFile, say=print):
     curves = {(run.arm, run.seed): curve(protocol.home, run.run_tag) for run in facts.runs}
     if draw_protocol(session.results.picture, protocol.name, facts, curves):
         written.append(session.results.picture)
-    if session.declaration.noise_source == "none":
+    if session.declaration.noise_source == "none" and protocol.arms[1:]:  # a bank has nothing to settle
         more = protocol.seeds + [max(protocol.seeds) + i for i in range(1, 6 - len(protocol.seeds))]
         say(f"to settle it without a bank, reusing these cells:\n  {protocol.again(more)}")
     page = session.results.logs / "report.html"

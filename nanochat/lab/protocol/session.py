@@ -39,6 +39,7 @@ class Session:
         self.notes: list[str] = []  # sentences that are to be said
         self.earlier = self._read_earlier()
         self.runs: dict[tuple, RunSummary] = {}
+        self.progress = None  # of the cells up to the look before
         inputs = protocol.inputs
         self.provenance = {**git_state(), "tree_hash": inputs.tree_hash, "patch_hash": None, "upstream_commit": None,
                            "dataset_id": inputs.dataset_id, "tokenizer_id": inputs.tokenizer_id,
