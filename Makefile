@@ -102,3 +102,4 @@ lint: setup-dev ## ruff, and bash -n of every script
 	set -e; for script in runs/*.sh .ci/run; do bash -n "$$script"; done
 clean: ## remove caches; .venv, results and artifacts stay
 	rm -rf .pytest_cache .ruff_cache && find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	@echo 'Weights of finished runs take the most disk: python -m scripts.runs prune says what can go, and deletes nothing.'

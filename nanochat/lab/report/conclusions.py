@@ -186,8 +186,8 @@ def protocol_command(a: AnyRun, b: AnyRun, changed: list[str], rows: list[dict])
 
 def _quoted(value) -> str:
     """
-    >>> _quoted("a-or-b"), _quoted("b: flags='--x'"), _quoted('say "$x"')
-    ('a-or-b', '"b: flags=\'--x\'"', '\'say "$x"\'')
+    >>> print(_quoted("a-or-b"), _quoted("--flag --other"), _quoted("b: flags='--x'"), _quoted('say "$x"'))
+    a-or-b "--flag --other" "b: flags='--x'" 'say "$x"'
     """
     text = str(value)
     return shlex.quote(text) if set(text) & set('"$`\\!') or shlex.quote(text) == text else f'"{text}"'
