@@ -1,9 +1,9 @@
 """
 The picture of a protocol: validation curves over step and over training time, and the paired differences.
 
-The verdict is the title. Differences are drawn as gains: up is better. The bar of a mean is the interval of the verdict,
-as in every table. Thin lines and dots are single runs; thick lines and bars are means. So the spread from seed to seed
-is seen beside the mean. The functions take numbers and write a file. Other pictures of the lab take pyplot from here.
+The verdict is the title. Differences are drawn as gains: up is better. The bar of a mean is the interval of the
+verdict, as in every table. Thin lines and dots are single runs; thick lines and bars are means. So the spread from seed
+to seed is seen beside the mean. The functions take numbers and write a file. Other pictures take pyplot from here.
 """
 
 import textwrap
