@@ -156,6 +156,13 @@ def test_noisy_speed_asks_for_an_idle_machine():
     assert " % faster), too noisy to exclude the 10 % that you allow: rerun on an idle machine." in second
 
 
+def test_better_and_perhaps_by_too_little():
+    text = said(declared(5, noise=BANK, min_gain=0.01), make_runs(
+        control=[1.1, 1.1013, 1.0992, 1.1004, 1.0995], candidate=[1.0905, 1.0911, 1.0893, 1.0901, 1.0899]))
+    assert text.startswith("Better, and perhaps by too little: the candidate makes val_bpb 0.0099 better (somewhere ")
+    assert "better), where 0.01 has to be shown; control runs vary by 0.0013." in text
+
+
 def test_better_at_an_unknown_cost():
     runs = make_runs(control=GOOD[0], candidate=GOOD[1])
     text = said(declared(3, noise=BANK, floors=True), runs)
@@ -194,7 +201,7 @@ def test_runs_that_can_give_no_verdict_say_why(declaration, edits, words):
     runs = make_runs(control=CONTROL, candidate=BETTER)
     edit(runs, 7, **edits)
     text = said(declaration, runs)
-    assert text.startswith("No verdict: ") and words in text and text.endswith(".") and not text.endswith("..")
+    assert text.startswith("Not judged: ") and words in text and text.endswith(".") and not text.endswith("..")
 
 
 # -----------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def _clauses(case: Case) -> list[str]:
     """[lead, first sentence, further sentences]: the first branch that applies, in the order of verdict/gates.py."""
     verdict = case.verdict
     if verdict.verdict is None:
-        return ["No verdict", (verdict.reason or "no run has ended yet").rstrip(".") + "."]
+        return ["Not judged", (verdict.reason or "no run has ended yet").rstrip(".") + "."]
     if any(gate.role == "count" for gate in verdict.gates) and len(verdict.gates) == 1:
         return _diverged(case)
     if verdict.noise_source == "identical" or case.primary.noise_source == "identical":
@@ -170,9 +170,18 @@ def _undecided(case: Case) -> list[str]:
         after = min((n for n in looks if n > verdict.n), default=looks[-1])
         return ["Not yet", f"{first}{_noise(case)}.", *doubt,
                 f"The next check is planned at {after} seeds, the last at {looks[-1]}: the same command goes on."]
+    if asked := _asked(case):
+        return ["Better, and perhaps by too little", f"{first}, where {asked} has to be shown{_noise(case)}.", *doubt,
+                *_seeds(case)]
     if case.primary.result == "pass":
         return ["Better, at a cost that is not known well enough", f"{first}{_noise(case)}.", *doubt]
     return ["Not shown", f"{first}{_noise(case)}.", *doubt, *_seeds(case)]
+
+
+def _asked(case: Case) -> str | None:
+    """The gain that has to be shown, where a smaller one is; else None."""
+    gate = case.primary
+    return _plain(gate.metric, -gate.threshold) if gate.threshold and 0 < gate.lo < -gate.threshold else None
 
 
 def _is_futile(verdict: Verdict) -> bool:
