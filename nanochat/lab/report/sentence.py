@@ -144,7 +144,7 @@ def _rejected(case: Case) -> list[str]:
         return ["Worse", f"{first}{_noise(case)}."]
     if verdict.min_gain is None:
         return ["Rejected", f"{first}{_noise(case)}.", _end(verdict.reason or "")]
-    return ["No gain worth having", f"{first}, less than the {_worth(case)}."]
+    return ["No gain worth having", f"{first}, which rules out a gain of {_worth(case)}."]
 
 
 def _worth(case: Case) -> str:
@@ -152,11 +152,11 @@ def _worth(case: Case) -> str:
     metric = case.primary.metric
     size = decimal(METRICS[metric].change(case.verdict.min_gain), least=2)
     if case.declaration.min_gain_by_hand:
-        return f"{_plain(metric, case.verdict.min_gain)} that you asked for{_noise(case)}"
+        return f"{_plain(metric, case.verdict.min_gain)}, as you asked for{_noise(case)}"
     if metric == "wall_time":
-        return f"{size} % that would be worth having{_noise(case)}"
+        return f"{size} %, the least that is worth having{_noise(case)}"
     own = "" if (case.verdict.noise_source or "").startswith("bank") else _noise(case)
-    return f"{size}{METRICS[metric].unit} that control runs vary by{own}"
+    return f"{size}{METRICS[metric].unit}, as much as control runs vary by{own}"
 
 
 def _undecided(case: Case) -> list[str]:
