@@ -51,7 +51,7 @@ def sentence(verdict: Verdict, declaration: Declaration, noise: Noise | None = N
 def title(verdict: Verdict, declaration: Declaration) -> str:
     """The first clause of the sentence, for a picture: "inconclusive. Not shown: gate changes ..."."""
     lead, first, *_ = _clauses(Case(verdict, declaration, None))
-    return f"{verdict.verdict or 'no verdict'}. {lead}: {first.split('; ')[0].rstrip('.')}"
+    return f"{verdict.verdict or 'no verdict'}. {lead}: {first.split('; ')[0].split(', which')[0].rstrip('.')}"
 
 
 class Case(NamedTuple):
