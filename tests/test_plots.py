@@ -118,6 +118,8 @@ def test_title_is_the_verdict(figure):
     five = five_candidates()
     assert figure(five, make_curves(five)).get_suptitle() == (
         "x: lr003 promote, gate005 optional, gate015 reject, wd014 inconclusive, hot reject")
+    results, curves = make(["control", *(f"candidate_number_{i}_of_eight" for i in range(8))], [1, 2], 60, 10)
+    assert figure(results, curves).get_suptitle() == "x: 8 inconclusive"
 
 
 def test_times_are_drawn_in_percent(figure):
@@ -163,6 +165,7 @@ def overlapping(fig):
     (["control", "gate"], [1337, 2026], 60, 10, 0.01), (["control", "gate"], [7], 60, 60, 0.0),
     (["control", "candidate_with_a_name_of_34_chars"], list(range(1337, 1345)), 600, 50, -0.02),
     (["control", *(f"cand{i}" for i in range(8))], [1, 2], 60, 10, 0.003),
+    (["control", *(f"candidate_number_{i}_of_eight" for i in range(8))], [1, 2, 3, 4, 5], 60, 10, 0.003),
     (["control", "x"], list(range(12)), 200, 100, 1e-5)])
 def test_no_text_lies_on_another(figure, arms, seeds, steps, every, effect):
     fig = figure(*make(arms, seeds, steps, every, effect))

@@ -7,6 +7,7 @@ to seed is seen beside the mean. The functions take numbers and write a file. Ot
 """
 
 import textwrap
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ COLORS = ("#4d4d4d", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56
 DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))  # overlapping means stay visible
 SIZE_IN, DPI = (15, 5), 100
 TITLE_WIDTH, LEGEND_WIDTH = 160, 170  # characters of a line
+NAME_WIDTH = 12  # of a candidate below its dots; the legend has the whole name
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
          "grid.color": "#e6e6e6", "axes.axisbelow": True, "axes.titlesize": 12, "axes.titleweight": "bold",
          "axes.titlelocation": "left"}
@@ -69,11 +71,14 @@ def draw_protocol(path, name: str, results: ResultFile, curves: dict) -> bool:
 
 
 def _title(name: str, results: ResultFile) -> str:
-    """The verdict: of a single candidate in a sentence, of several as a list."""
+    """The verdict: of a single candidate in a sentence, of several as a list, of many as counts."""
     verdicts = results.verdicts
     if len(verdicts) == 1:
         return f"{name}, {verdict_title(verdicts[0], results.declaration)}"
     said = ", ".join(f"{verdict.candidate} {verdict.verdict or 'no verdict'}" for verdict in verdicts)
+    if len(said) > TITLE_WIDTH - len(name):
+        words = Counter(verdict.verdict or "no verdict" for verdict in verdicts)
+        said = ", ".join(f"{n} {word}" for word, n in words.most_common())
     return f"{name}: {said or 'runs of the control'}"
 
 
@@ -139,7 +144,7 @@ def _paired(ax, candidates, results: ResultFile):
         _mean_bar(ax, at, one, axis.unit, color)
         ticks += [*xs, at] if spread else [k]
         seeds = [f"seed {seed}" if len(d) < 4 else str(seed) for seed in one.seeds]
-        names += [*seeds, "mean"] if spread else [arm]
+        names += [*seeds, "mean"] if spread else [_short(arm)]
     ax.axhline(0, color="black", lw=1)
     ax.set_xticks(ticks, names, rotation=0 if sum(map(len, names)) <= 40 else 90, fontsize=10)
     ax.set_xlim(-0.6, max(ticks, default=0) + 0.6)
@@ -149,6 +154,11 @@ def _paired(ax, candidates, results: ResultFile):
     unit = "%" if metric.log else f"{axis.name}bits per byte"
     ax.set(title=f"Gain over the control{who}", ylabel=f"{metric.name}, change ({unit})")
     _name_sides(ax, values, axis.unit, any(one.lo is not None for one in gains))
+
+
+def _short(name: str) -> str:
+    """Its start and its end: in a sweep, names differ at the end."""
+    return name if len(name) <= NAME_WIDTH else f"{name[:4]}\u2026{name[5 - NAME_WIDTH:]}"
 
 
 def _mean_bar(ax, x, one: Gains, unit: float, color):

@@ -51,7 +51,7 @@ def sentence(verdict: Verdict, declaration: Declaration, noise: Noise | None = N
 def title(verdict: Verdict, declaration: Declaration) -> str:
     """The first clause of the sentence, for a picture: "inconclusive. Not shown: gate changes ..."."""
     lead, first, *_ = _clauses(Case(verdict, declaration, None))
-    return f"{verdict.verdict or 'no verdict'}. {lead}: {first.split('; ')[0].rstrip('.')}"
+    return f"{verdict.verdict or 'no verdict'}. {lead}: {first.split('; ')[0].split(', which')[0].rstrip('.')}"
 
 
 class Case(NamedTuple):
@@ -83,7 +83,7 @@ def _clauses(case: Case) -> list[str]:
     """[lead, first sentence, further sentences]: the first branch that applies, in the order of verdict/gates.py."""
     verdict = case.verdict
     if verdict.verdict is None:
-        return ["No verdict", (verdict.reason or "no run has ended yet").rstrip(".") + "."]
+        return ["Not judged", (verdict.reason or "no run has ended yet").rstrip(".") + "."]
     if any(gate.role == "count" for gate in verdict.gates) and len(verdict.gates) == 1:
         return _diverged(case)
     if verdict.noise_source == "identical" or case.primary.noise_source == "identical":
@@ -144,7 +144,7 @@ def _rejected(case: Case) -> list[str]:
         return ["Worse", f"{first}{_noise(case)}."]
     if verdict.min_gain is None:
         return ["Rejected", f"{first}{_noise(case)}.", _end(verdict.reason or "")]
-    return ["No gain worth having", f"{first}, less than the {_worth(case)}."]
+    return ["No gain worth having", f"{first}, which rules out a gain of {_worth(case)}."]
 
 
 def _worth(case: Case) -> str:
@@ -152,11 +152,11 @@ def _worth(case: Case) -> str:
     metric = case.primary.metric
     size = decimal(METRICS[metric].change(case.verdict.min_gain), least=2)
     if case.declaration.min_gain_by_hand:
-        return f"{_plain(metric, case.verdict.min_gain)} that you asked for{_noise(case)}"
+        return f"{_plain(metric, case.verdict.min_gain)}, as you asked for{_noise(case)}"
     if metric == "wall_time":
-        return f"{size} % that would be worth having{_noise(case)}"
+        return f"{size} %, the least that is worth having{_noise(case)}"
     own = "" if (case.verdict.noise_source or "").startswith("bank") else _noise(case)
-    return f"{size}{METRICS[metric].unit} that control runs vary by{own}"
+    return f"{size}{METRICS[metric].unit}, as much as control runs vary by{own}"
 
 
 def _undecided(case: Case) -> list[str]:
@@ -170,9 +170,18 @@ def _undecided(case: Case) -> list[str]:
         after = min((n for n in looks if n > verdict.n), default=looks[-1])
         return ["Not yet", f"{first}{_noise(case)}.", *doubt,
                 f"The next check is planned at {after} seeds, the last at {looks[-1]}: the same command goes on."]
+    if asked := _asked(case):
+        return ["Better, and perhaps by too little", f"{first}, where {asked} has to be shown{_noise(case)}.", *doubt,
+                *_seeds(case)]
     if case.primary.result == "pass":
         return ["Better, at a cost that is not known well enough", f"{first}{_noise(case)}.", *doubt]
     return ["Not shown", f"{first}{_noise(case)}.", *doubt, *_seeds(case)]
+
+
+def _asked(case: Case) -> str | None:
+    """The gain that has to be shown, where a smaller one is; else None."""
+    gate = case.primary
+    return _plain(gate.metric, -gate.threshold) if gate.threshold and 0 < gate.lo < -gate.threshold else None
 
 
 def _is_futile(verdict: Verdict) -> bool:

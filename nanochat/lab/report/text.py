@@ -60,7 +60,9 @@ def results_table(results: ResultFile) -> str:
     parts = ["", table(["arm", "seed", "val_bpb", "min_val_bpb", "tok/s", "status"], runs)]
     if pairs := _pairs_table(results):
         parts += ["", "candidate against control on the same seed (+ is better)", pairs]
-    parts += ["", *_notes(results), verdicts(results), ""]
+    if notes := _notes(results):
+        parts += ["", *notes]
+    parts += ["", verdicts(results), ""]
     return "\n".join(parts)
 
 
