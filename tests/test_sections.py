@@ -39,6 +39,11 @@ def test_equal_options_are_one_entry_over_commits_and_names():
     assert "; also ran as gate\n" in markdown(rows) and "; also ran as aa\n" in markdown(rows)
 
 
+def test_without_a_control_a_name_says_in_which_options_the_entries_differ():
+    rows = [make_row(f"c{i}", flags=f"--lr-multiplier={i} --symplectic-gate") for i in (2, 3)]
+    assert [row["name"] for row in table(markdown(rows))] == ["c2: lr-multiplier 2", "c3: lr-multiplier 3"]
+
+
 def test_seed_that_ended_elsewhere_at_another_commit_is_told():
     rows = [make_row(seed=1, bpb=1.1), make_row(seed=1, bpb=1.2, timestamp="2026-03-05T00:00:00+00:00"),
             make_row(seed=2), make_row(seed=2, bpb=1.1 * (1 + 1e-8), timestamp="2026-03-05T00:00:00+00:00")]

@@ -102,7 +102,7 @@ def _declared(path, number: int, row: dict) -> Declared:
             raise ValueError(f"{len(names)} candidates with {len(hashes)} hashes, at {declaration.declared_at}")
     except (ValueError, TypeError, AttributeError, KeyError) as e:
         raise ValueError(f"{path}, row {number} (label {row.get('label')}) was damaged or edited ({e}): rows are never "
-                         f"changed; restore it, as with git checkout -- {Path(path).name}") from e
+                         "changed; restore the file from a copy") from e
     return Declared(row["label"], row["profile_hash"], dict(zip(names, hashes)), declaration)
 
 

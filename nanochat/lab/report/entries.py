@@ -8,16 +8,14 @@ the later run counts. Code of another tree, or with a patch, makes an entry of i
 import math
 import shlex
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import mean
 
 from nanochat.config import FIELDS, TrainConfig
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.ledger.banked import SAME_VALUE
 from nanochat.lab.ledger.workload import OF_A_CELL, options_of
-from nanochat.lab.profiles import PROFILES
 from nanochat.lab.trees.marks import marks_of_row
-from nanochat.options import flag, known_options, said_once, tagged, with_role
+from nanochat.options import flag, said_once, tagged
 
 OF_ONE_RUN = ("--seed", *map(flag, tagged(FIELDS, "name")))  # options by which the runs of an entry differ
 TIME, BPB, SPEED = "time_to_target_sec_measured", "val_bpb", "tok_per_sec_median"
@@ -122,13 +120,21 @@ def make_entries(rows: list[dict], verdicts: dict | None = None) -> list[Entry]:
     groups: dict[tuple, list] = {}
     for row in sorted(rows, key=age):
         groups.setdefault(_kind(row), []).append(row)
-    base = next((kind for kind, mine in groups.items() if CONTROL in {row["arm"] for row in mine}), None)
-    wanted = dict(base[0]) if base and treatment(groups[base][0]) else _profile_options(rows)
-    return [_entry(mine, verdicts or {}, wanted) for mine in groups.values()]
+    base = _base([*groups.values()])
+    return [_entry(mine, verdicts or {}, base) for mine in groups.values()]
+
+
+def _base(groups: list[list[dict]]) -> dict:
+    """Options that a name need not say: those of the control, or without a control those that all entries share."""
+    for mine in groups:
+        if CONTROL in {row["arm"] for row in mine}:
+            return treatment(mine[-1])
+    first, *others = [*filter(None, (treatment(mine[-1]) for mine in groups))] or [{}]
+    return {name: value if all(other.get(name) == value for other in others) else None for name, value in first.items()}
 
 
 def _entry(rows: list[dict], verdicts: dict, base: dict) -> Entry:
-    """rows: of one kind, oldest first. base: the options of the control."""
+    """rows: of one kind, oldest first."""
     runs: dict[str, dict] = {}
     for row in rows:
         seed = text_of(row, "seed")
@@ -142,7 +148,8 @@ def _entry(rows: list[dict], verdicts: dict, base: dict) -> Entry:
     commits = dict.fromkeys(text_of(row, "git_commit")[:7] + "+" * is_true(row, "dirty") for row in rows)
     moved = [seed for seed in seeds if _moved([row for row in rows if text_of(row, "seed") == seed])]
     options = treatment(rows[-1])
-    changes = [option_words(key, value) for key, value in options.items() if base and base.get(key, value) != value]
+    changes = [option_words(key, value) for key, value in options.items()
+               if base.get(key, value) != value and key not in tagged(FIELDS, "machine")]
     return Entry(name, [runs[seed] for seed in seeds], tuple(other for other in names if other != name),
                  tuple(filter(None, commits)), tuple(moved), ", ".join(sorted(found - {None})), tuple(changes))
 
@@ -155,17 +162,6 @@ def _moved(rows: list[dict]) -> bool:
     """True where one seed ended at two values of val_bpb: the code, or what it runs on, has changed the numbers."""
     values = [value for row in rows if row["status"] == "ok" and (value := as_number(row.get(BPB))) is not None]
     return bool(values) and not math.isclose(min(values), max(values), rel_tol=SAME_VALUE)
-
-
-@lru_cache
-def _options_of_profile(name: str) -> dict:
-    return said_once(TrainConfig, known_options(TrainConfig, list(PROFILES[name].flags))) if name in PROFILES else {}
-
-
-def _profile_options(rows) -> dict:
-    """What the treatment options of a profile without control would be."""
-    options = _options_of_profile(text_of(rows[-1], "profile"))
-    return {name: options[name] for name in with_role(FIELDS, "treatment") if name in options}
 
 
 def option_words(name: str, value) -> str:

@@ -61,8 +61,8 @@ def _panels(left, right, section: Section, shown: list[int]):
                       transform=left.get_yaxis_transform())
         timed = TIME if by_time else SPEED
         _line(right, row, entry.values(timed) if not by_time or entry.time(section.target) is not None else [], color)
-    _finish(left, [_name(entry) for entry in entries], "val_bpb against the best (bits per byte), right is better\n"
-            "bar: interval of the difference, as in the table")
+    _finish(left, [_name(entry) for entry in entries], "val_bpb against the best (bits per byte), right is better"
+            + "\nbar: interval of the difference, as in the table" * (not by_time))
     left.axvline(0, color="black", lw=1, zorder=0)
     if by_time:
         right.invert_xaxis()
