@@ -122,6 +122,7 @@ def well_typed(stats: dict) -> bool:
     numbers = [*map(stats.get, OF_STATS), *(end for ci in intervals if isinstance(ci, list) for end in ci)]
     return (all(ci is None or isinstance(ci, list) and len(ci) == 2 for ci in intervals)
             and isinstance(warnings, list) and isinstance(error, dict)
+            and all(stats.get(name) is None or isinstance(stats[name], str) for name in ("dataset_id", "tokenizer_id"))
             and all(value is None or type(value) in (int, float) for value in numbers))
 
 

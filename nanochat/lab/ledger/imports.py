@@ -7,10 +7,9 @@ That is enough for a row, with some empty cells. The path may be the folder of a
 
 from pathlib import Path
 
-from nanochat.common import read_json
 from nanochat.lab.profiles import PROFILES
 from nanochat.lab.trees.metas import read_metas
-from nanochat.record import read_metrics
+from nanochat.record import read_metrics, read_record_file
 from nanochat.stage import BASE
 
 
@@ -30,7 +29,7 @@ def find_run(what: str, base_dir) -> tuple[dict, list[dict], str | None]:
     profile = folder.parent.parent.name
     profile = profile if profile in PROFILES and folder.parent.parent.parent.name == "lab" else None
     if (folder / "run.json").exists():
-        record = read_json(folder / "run.json")
+        record = read_record_file(folder / "run.json")
         if record.get("status") == "running":
             raise ValueError(f"{folder}: the run has not ended (or was killed, and says so when it is started again)")
         return record, read_metrics(folder / "metrics.jsonl"), profile

@@ -110,7 +110,7 @@ def run(protocol: Protocol, say=print) -> int:
     assert protocol.cells, "identify() comes first"
     with _only_one(protocol):
         Books(protocol).check()
-        session, changed = _declared(protocol)
+        session, changed = _declared(protocol, say)
         _announce(session, changed, say)
         for cells in batches(session):
             left = session.reuse(cells)
@@ -126,11 +126,12 @@ def run(protocol: Protocol, say=print) -> int:
     return EXIT_OK if all(run.run_status == "ok" for run in facts.runs) else EXIT_FAILED_CELL
 
 
-def _declared(protocol: Protocol) -> tuple[Session, list[str]]:
+def _declared(protocol: Protocol, say) -> tuple[Session, list[str]]:
     """A session with its declaration on disk. A label that another process declares meanwhile is read again."""
     for more in (True, True, False):
         try:
             session = Session(protocol)
+            _say_notes(session, say)
             return session, session.declare()
         except DeclaredMeanwhile:
             if not more:
@@ -211,7 +212,6 @@ def report_results(session: Session, facts: ResultFile, say=print):
 
 def _announce(session, changed, say):
     p = session.protocol
-    _say_notes(session, say)
     say(f"protocol {p.name}: profile {p.profile.name} ({p.profile.about})")
     if p.workload.added_flags:
         say(f"  every arm: {shlex.join(p.workload.added_flags)}")
