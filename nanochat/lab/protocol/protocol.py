@@ -108,7 +108,7 @@ class Protocol:
 def run(protocol: Protocol, say=print) -> int:
     """Declare, run the missing cells, write and print the results. Returns the exit code."""
     assert protocol.cells, "identify() comes first"
-    with _only_one(protocol):
+    with _only_one(protocol, say):
         Books(protocol).check()
         session, changed = _declared(protocol, say)
         _announce(session, changed, say)
@@ -247,14 +247,22 @@ def _announce_cells(session, cells, left, say):
 
 
 @contextlib.contextmanager
-def _only_one(protocol: Protocol):
-    """Raise ValueError if a protocol of this name is running: both would write the same results and run tags."""
+def _only_one(protocol: Protocol, say):
+    """Wait while a protocol of this name runs here: both would write the same results. Then its runs are taken over.
+
+    It may be the child of a miniseries that was killed, or the same command typed twice.
+    """
     folder = Path(protocol.results_dir)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".{protocol.name}.lock"
+    lock = FileLock(path, timeout=0)
     try:
-        with FileLock(path, timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
-        raise ValueError(f"protocol {protocol.name} is already running here (it holds {path}); wait for it, or use "
-                         "another --label") from None
+        say(f"protocol {protocol.name} is already running here (it holds {path}): its end is waited for, then its runs "
+            "are taken over. Ctrl-C stops the waiting only; another --label would not wait")
+        lock.acquire(timeout=-1, poll_interval=POLL_SEC)
+    try:
+        yield
+    finally:
+        lock.release()
