@@ -107,8 +107,9 @@ def read_stats(path) -> dict:
     try:
         stats = read_json(path)
     except ValueError as e:
-        raise ValueError(f"--stats={path} is no JSON ({e}); run scripts.lane_b_stats again") from None
-    if (not isinstance(stats, dict) or stats.get("schema_version") != STATS_VERSION or "alpha_d" not in stats
+        raise ValueError(f"--stats={path}: no statistics of schema version {STATS_VERSION} "
+                         f"({str(e).removeprefix(f'{path} is ')}); run scripts.lane_b_stats again") from None
+    if (stats.get("schema_version") != STATS_VERSION or "alpha_d" not in stats
             or not well_typed(stats)):
         raise ValueError(f"--stats={path}: no statistics of schema version {STATS_VERSION}; "
                          "run scripts.lane_b_stats again")

@@ -66,8 +66,9 @@ def read_positions(path) -> EntropyCurve:
 
     Raises ValueError for a file of another kind.
     """
-    facts, needed = read_json(path), ("contexts", "loss_nats", "se_nats", "block_loss_nats")
+    needed = ("contexts", "loss_nats", "se_nats", "block_loss_nats")
     try:
+        facts = read_json(path)
         if facts.get("schema_version") != SCHEMA_VERSION:
             raise ValueError
         contexts, *losses = (np.array(facts[name], dtype=np.float64) for name in needed)
