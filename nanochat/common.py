@@ -197,7 +197,7 @@ def read_json(path) -> dict:
     raw = _read_regular(path)
     try:
         text = raw.decode("utf-8-sig")
-        found = json.loads(text, parse_constant=_refuse_constant)
+        found = json.loads(text, parse_constant=_refuse_constant, parse_int=_whole_number)
     except UnicodeDecodeError as e:
         raise ValueError(f"{path} is damaged: byte {e.start} is not UTF-8") from None
     except json.JSONDecodeError as e:
@@ -214,6 +214,13 @@ def read_json(path) -> dict:
 def _refuse_constant(name):
     """Python would read NaN and Infinity. They are no JSON, and nothing here writes them."""
     raise ValueError(f"it holds {name}, which is no JSON")
+
+
+def _whole_number(digits: str) -> int:
+    """A number that no float can hold would end arithmetic with an exception, far from the file."""
+    if len(digits) > 300:
+        raise ValueError(f"it holds a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _read_regular(path) -> bytes:

@@ -12,7 +12,6 @@ Keys are upstream's wandb keys. The validation line of step s measures the weigh
 
 import contextlib
 import json
-import math
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -30,6 +29,7 @@ EMA_BETA = 0.9
 PARTS = ("config", "resolved", "clocks", "results", "device", "versions")  # objects in a record
 WORDS = ("run_id", "status", "config_hash", "profile_hash", "dataset_id", "tokenizer_id", "tree_hash", "command",
          "started_at", "error")
+LARGEST = 1e300  # no measured value comes near; nan and infinity compare as false
 CLOCKS = ("total_training_time", "total_training_flops")  # measured values of a metrics line whose key has no "/"
 PACKAGES = ("torch", "numpy", "tiktoken", "pyarrow")  # a record states their versions
 
@@ -118,14 +118,13 @@ def last_metrics_row(path, window=4096) -> dict | None:
 def _metrics_row(line: bytes) -> dict | None:
     """The row of a line; None for a line that no run writes."""
     try:
-        row = json.loads(line)
+        row = json.loads(line)  # a number of thousands of digits raises here
     except (ValueError, RecursionError):
         return None
     if not isinstance(row, dict) or type(row.get("step")) is not int:
         return None
     measured = [value for name, value in row.items() if "/" in name or name in CLOCKS]
-    good = all(value is None or type(value) is int or type(value) is float and math.isfinite(value)
-               for value in measured)
+    good = all(value is None or type(value) in (int, float) and -LARGEST < value < LARGEST for value in measured)
     return row if good else None
 
 

@@ -108,8 +108,9 @@ def read_stats(path) -> dict:
     try:
         stats = read_json(path)
     except ValueError as e:
-        raise ValueError(f"--stats={path} is no JSON ({e}); run scripts.lane_b_stats again") from None
-    if (not isinstance(stats, dict) or stats.get("schema_version") != STATS_VERSION or "alpha_d" not in stats
+        raise ValueError(f"--stats={path}: no statistics of schema version {STATS_VERSION} "
+                         f"({str(e).removeprefix(f'{path} is ')}); run scripts.lane_b_stats again") from None
+    if (stats.get("schema_version") != STATS_VERSION or "alpha_d" not in stats
             or not well_typed(stats)):
         raise ValueError(f"--stats={path}: no statistics of schema version {STATS_VERSION}; "
                          "run scripts.lane_b_stats again")
@@ -123,6 +124,7 @@ def well_typed(stats: dict) -> bool:
     numbers = [*map(stats.get, OF_STATS), *(end for ci in intervals if isinstance(ci, list) for end in ci)]
     return (all(ci is None or isinstance(ci, list) and len(ci) == 2 for ci in intervals)
             and isinstance(warnings, list) and isinstance(error, dict)
+            and all(stats.get(name) is None or isinstance(stats[name], str) for name in ("dataset_id", "tokenizer_id"))
             and all(value is None or type(value) in (int, float) for value in numbers))
 
 

@@ -89,11 +89,7 @@ def bank_runs(protocol: Protocol, ledger) -> int:
     ours = {(cell.tag, cell.config_hash) for cell in protocol.cells}
     runs = [run for run in protocol.results.read_runs() if (run.run_tag, run.config_hash) in ours]
     rows = [noise_row(protocol, run) for run in runs]
-    present = {experiments.identity(row) for row in experiments.read(ledger, label=experiments.NOISE)}
-    new = [row for row in rows if experiments.identity(row) not in present]
-    for row in new:
-        experiments.append(ledger, row)
-    return len(new)
+    return sum(experiments.append_missing(ledger, row) for row in rows)
 
 
 def noise_row(protocol: Protocol, run: RunSummary) -> dict:

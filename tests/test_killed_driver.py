@@ -40,6 +40,8 @@ sys.exit(t.protocol.run(t.make(jobs=int(sys.argv[1]), seeds=[1], ledger=Path(sys
 def place(tmp_path, monkeypatch):
     enter(tmp_path, monkeypatch)
     monkeypatch.setenv("FAKE_GO_ON", str(tmp_path / "go_on"))
+    yield
+    Path("go_on").touch()  # a test that fails leaves no process behind
 
 
 def start(jobs=2, results="results"):

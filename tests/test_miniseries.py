@@ -137,7 +137,7 @@ def test_edited_depth_is_refused_by_name(tmp_path):
 def test_missing_depths_are_refused_by_name(tmp_path, verdicts_set_by_hand):
     write_json(tmp_path / "x_d2_latest.json", facts(2, SAYS["promote"]).to_json())
     (tmp_path / "x_d6_latest.json").write_text("{torn")
-    says = "depth 4: no .*x_d4_latest.json; depth 6: Expecting .*the same command goes on"
+    says = "depth 4: no .*x_d4_latest.json; depth 6: .*x_d6_latest.json is damaged: .*the same command goes on"
     with pytest.raises(ValueError, match=says):
         read_depths(tmp_path, "x", [2, 4, 6])
     assert list(read_depths(tmp_path, "x", [2])) == [2]

@@ -9,11 +9,11 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
-from filelock import FileLock
 
 from nanochat.common import REPO_ROOT, VENV_PYTHON, read_json
 from nanochat.lab.csv_file import read_rows
@@ -149,10 +149,22 @@ def test_foreign_history_is_refused_before_anything_runs():
         make()
 
 
-def test_second_protocol_of_the_same_label_is_refused():
+def test_second_protocol_of_the_same_label_waits_for_the_first_and_takes_its_runs_over():
+    """It was refused before. The first may be the child of a miniseries that was killed: nothing can be done but
+    wait."""
     os.mkdir("results")
-    with FileLock("results/.t.lock"), pytest.raises(ValueError, match="protocol t is already running here"):
-        run(make())
+    hold = "import filelock\nwith filelock.FileLock('results/.t.lock'):\n    print('held', flush=True)\n    input()"
+    first = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert first.stdout.readline() == b"held\n"
+    said = []
+
+    def say(text):
+        said.append(text)
+        if "already running here" in text:
+            assert not os.path.exists(HISTORY), "nothing is done before"
+            first.kill()
+    assert run(make(), say) == 0
+    assert said[0].startswith("protocol t is already running here") and len(ran()) == 4
 
 
 @pytest.mark.parametrize("options, message", [(dict(label="a/b"), "--label"), (dict(min_gain=0.0), "--min-gain"),

@@ -122,8 +122,15 @@ def walk(cycle: Cycle, call, say=print) -> CycleRecord:
 
 def read_cycles(folder) -> list[CycleRecord]:
     """Every cycle that has been walked here, oldest first."""
-    found = [CycleRecord.from_json(read_json(path)) for path in Path(folder).glob("*_cycle.json")]
-    return sorted(found, key=lambda cycle: cycle.timestamp)
+    return sorted(map(_read_cycle, Path(folder).glob("*_cycle.json")), key=lambda cycle: cycle.timestamp or "")
+
+
+def _read_cycle(path: Path) -> CycleRecord:
+    facts = read_json(path)
+    try:
+        return CycleRecord.from_json(facts)
+    except (ValueError, TypeError, AttributeError) as e:
+        raise ValueError(f"{path} is no record of a cycle ({e}); move it away") from e
 
 
 # -----------------------------------------------------------------------------

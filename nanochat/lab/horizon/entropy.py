@@ -66,13 +66,22 @@ def read_positions(path) -> EntropyCurve:
 
     Raises ValueError for a file of another kind.
     """
-    facts, needed = read_json(path), {"contexts", "loss_nats", "se_nats", "block_loss_nats"}
-    if not isinstance(facts, dict) or facts.get("schema_version") != SCHEMA_VERSION or not needed <= facts.keys():
+    needed = ("contexts", "loss_nats", "se_nats", "block_loss_nats")
+    try:
+        facts = read_json(path)
+        if facts.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError
+        contexts, *losses = (np.array(facts[name], dtype=np.float64) for name in needed)
+        shapes = [values.shape[-1:] for values in (contexts, *losses)]
+        if len(set(shapes)) > 1 or [values.ndim for values in (contexts, *losses)] != [1, 1, 1, 2]:
+            raise ValueError
+        if not np.isfinite(contexts).all():
+            raise ValueError
+    except (ValueError, TypeError, KeyError, OverflowError):  # another version, or values of another type
         raise ValueError(f"{path} holds no losses by position of schema {SCHEMA_VERSION}; write it again: "
-                         + paste_command(["python", "-m", "scripts.base_loss", "--per-position", path]))
-    blocks = np.array(facts["block_loss_nats"], dtype=np.float64)
-    return EntropyCurve("positional", np.array(facts["contexts"]), np.array(facts["loss_nats"]),
-                        np.array(facts["se_nats"]), blocks=blocks)
+                         + paste_command(["python", "-m", "scripts.base_loss", "--per-position", path])) from None
+    loss, se, blocks = losses
+    return EntropyCurve("positional", contexts.astype(np.int64), loss, se, blocks=blocks)
 
 
 def draw_chunks(lengths: np.ndarray, longest: int, num_tokens: int, seed: int) -> tuple[int, np.ndarray]:

@@ -12,10 +12,12 @@ dev/ledger/lane_b_reference.csv, and no command writes there. A run that is in e
 
 import math
 from pathlib import Path
+from types import NoneType
 
 from nanochat.common import REPO_ROOT
 from nanochat.lab.csv_file import append_rows, check_header, read_rows, read_schema
 from nanochat.lab.ledger import experiments
+from nanochat.lab.typed import fits
 
 LEDGER = REPO_ROOT / "dev" / "ledger" / "lane_b.csv"
 REFERENCE = LEDGER.with_name("lane_b_reference.csv")
@@ -36,13 +38,22 @@ def schema() -> list[str]:
 def check_inference(facts: dict):
     """Raise ValueError for a file that lacks a part of an inference, or whose target no record has a curve of."""
     missing = [name for name in ("arms", "ratio_ref", "direction", *FROM_INFERENCE.values()) if name not in facts]
-    if facts.get("schema_version") != INFERENCE_VERSION or missing:
+    if facts.get("schema_version") != INFERENCE_VERSION or missing or not _well_typed(facts):
         lacks = f", {', '.join(missing)} missing" if missing else ""
         raise ValueError(f"not an inference of schema version {INFERENCE_VERSION}{lacks}; "
                          "run scripts.lane_b_infer_ratio again")
     if facts["target_metric_name"] not in experiments.CURVES or facts["direction"] != "lower":
         raise ValueError(f"the inference is about {facts['target_metric_name']} ({facts['direction']} is better): "
                          f"a record has curves of {', '.join(experiments.CURVES)} only, lower is better")
+
+
+def _well_typed(facts: dict) -> bool:
+    arms, error = facts["arms"], facts.get("error")
+    plain = [facts[key] for key in ("ratio_ref", "direction", *FROM_INFERENCE.values())]
+    if not all(fits(value, str | float | None) for value in plain):
+        return False
+    return isinstance(arms, dict) and isinstance(error, (dict, NoneType)) and all(
+        isinstance(arm, dict) and fits(arm.get("target_param_data_ratio"), float) for arm in arms.values())
 
 
 def row_of(record: dict, metrics_rows: list[dict], facts: dict, notes: str = "") -> dict:

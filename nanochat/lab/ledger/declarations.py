@@ -100,7 +100,7 @@ def _declared(path, number: int, row: dict) -> Declared:
         names, hashes = row["candidates"].split(), row["option_hashes"].split()
         if len(names) != len(hashes) or not declaration.declared_at:
             raise ValueError(f"{len(names)} candidates with {len(hashes)} hashes, at {declaration.declared_at}")
-    except (ValueError, TypeError, AttributeError, KeyError) as e:
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as e:
         raise ValueError(f"{path}, row {number} (label {row.get('label')}) was damaged or edited ({e}): rows are never "
                          "changed; restore the file from a copy") from e
     return Declared(row["label"], row["profile_hash"], dict(zip(names, hashes)), declaration)

@@ -63,8 +63,17 @@ def row_of_run(run: RunSummary, record: dict, metrics_rows, target=None) -> dict
     """The row of a run, in schema order: the columns that `run` has, then the columns that only its record has.
 
     record: the run.json that `run` was made of, or {}; metrics_rows: its metrics.jsonl.
-    target: {"metric", "threshold"}. Raises ValueError for a metric that has no curve.
+    target: {"metric", "threshold"}. Raises ValueError for a metric that has no curve, and for a record with a value of
+    another type.
     """
+    try:
+        return _cells(_row(run, record, metrics_rows, target))
+    except (TypeError, AttributeError) as e:
+        raise ValueError(f"the record of {run.run_tag or record.get('run_id')} has a value of another type ({e}); move "
+                         "its folder away and train it again") from e
+
+
+def _row(run: RunSummary, record: dict, metrics_rows, target) -> dict:
     config, done, clocks = (record.get(key) or {} for key in ("config", "resolved", "clocks"))
     row = dict.fromkeys(schema())
     row |= {name: config.get(name) for name in row if name in FIELDS}  # resolved values replace some of them below
@@ -88,7 +97,7 @@ def row_of_run(run: RunSummary, record: dict, metrics_rows, target=None) -> dict
     row |= {name: value for name, value in of_cell.items() if row[name] is None}
     if run.fault or run.evaluator == "own":  # only the tree itself has measured these: they rank nowhere
         row |= dict.fromkeys(("val_bpb", "time_to_target_sec_measured", "time_to_target_sec_extrapolated"))
-    return {name: _measured(value) for name, value in row.items()}
+    return row
 
 
 def _by_ratio(resolved: dict) -> bool:
@@ -122,6 +131,16 @@ def metric_curve(metrics_rows, metric="val_bpb") -> list[tuple]:
     return [(row["step"], row.get("total_training_time"), row[key]) for row in metrics_rows if row.get(key) is not None]
 
 
+def _cells(row: dict) -> dict:
+    """The row with its values as cells hold them. Raises ValueError for one that could not be read again."""
+    row = {name: _measured(value) for name, value in row.items()}
+    for name, value in row.items():
+        if isinstance(value, (dict, list)):
+            raise ValueError(f"{name} of {row.get('run_id')} is {str(value)[:40]}, expected text or a number")
+        parse_cell(name, "" if value is None else str(value))
+    return row
+
+
 def _measured(value):
     """The value as a cell holds it. A number that is not finite counts as not measured, so its cell is empty.
 
@@ -139,7 +158,7 @@ def check(path):
 
 def append(path, row: dict):
     """Append one row; when this returns, the row is on disk."""
-    append_row(path, schema(), {name: _measured(value) for name, value in row.items()})
+    append_row(path, schema(), _cells(row))
 
 
 def append_missing(path, row: dict, key=None) -> bool:
@@ -147,7 +166,7 @@ def append_missing(path, row: dict, key=None) -> bool:
 
     True if it was appended. Two processes that offer the row of one run at once append one row.
     """
-    row, key = {name: _measured(value) for name, value in row.items()}, key or identity
+    row, key = _cells(row), key or identity
     return append_missing_row(path, schema(), row, lambda: key(row) in map(key, read(path, run_id=row["run_id"])))
 
 

@@ -7,10 +7,9 @@ That is enough for a row, with some empty cells. The path may be the folder of a
 
 from pathlib import Path
 
-from nanochat.common import read_json
 from nanochat.lab.profiles import PROFILES
 from nanochat.lab.trees.metas import read_metas
-from nanochat.record import read_metrics
+from nanochat.record import read_metrics, read_record_file
 from nanochat.stage import BASE
 
 
@@ -43,7 +42,7 @@ def read_run(folder: Path) -> tuple[dict, list[dict], str | None]:
     profile = folder.parent.parent.name
     profile = profile if profile in PROFILES and folder.parent.parent.parent.name == "lab" else None
     if (folder / "run.json").exists():
-        return read_json(folder / "run.json"), read_metrics(folder / "metrics.jsonl"), profile
+        return read_record_file(folder / "run.json"), read_metrics(folder / "metrics.jsonl"), profile
     return *record_of_metas(folder), profile
 
 

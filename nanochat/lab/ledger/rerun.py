@@ -124,7 +124,7 @@ def protocol_of(row: dict, path) -> str | None:
         runs = [RunSummary.from_json(run, path) for run in facts["runs"]]
         known = {(run.run_id, run.config_hash) for run in runs}
         return facts["settings"]["command"] if (row["run_id"], row["config_hash"]) in known else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):  # the message of refuse_patched names the file
         return None
 
 

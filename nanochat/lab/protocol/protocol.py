@@ -132,9 +132,9 @@ def run(protocol: Protocol, say=print) -> int:
 
 
 def _run(protocol: Protocol, say) -> int:
-    with _only_one(protocol):
+    with _only_one(protocol, say):
         Books(protocol).check()
-        session, changed = _declared(protocol)
+        session, changed = _declared(protocol, say)
         _announce(session, changed, say)
         for line in preflight.lines(session):
             say(f"  {line}")
@@ -151,11 +151,12 @@ def _run(protocol: Protocol, say) -> int:
     return EXIT_OK if all(run.run_status == "ok" for run in facts.runs) else EXIT_FAILED_CELL
 
 
-def _declared(protocol: Protocol) -> tuple[Session, list[str]]:
+def _declared(protocol: Protocol, say) -> tuple[Session, list[str]]:
     """A session with its declaration on disk. A label that another process declares meanwhile is read again."""
     for more in (True, True, False):
         try:
             session = Session(protocol)
+            _say_notes(session, say)
             return session, session.declare()
         except DeclaredMeanwhile:
             if not more:
@@ -236,7 +237,6 @@ def report_results(session: Session, facts: ResultFile, say=print):
 
 def _announce(session, changed, say):
     p = session.protocol
-    _say_notes(session, say)
     say(f"protocol {p.name}: profile {p.profile.name} ({p.profile.about})")
     if p.workload.why:
         say(f"  {p.profile.name}: {p.workload.why}")
@@ -280,14 +280,22 @@ def _announce_cells(session, cells, left, say):
 
 
 @contextlib.contextmanager
-def _only_one(protocol: Protocol):
-    """Raise ValueError if a protocol of this name is running: both would write the same results and run tags."""
+def _only_one(protocol: Protocol, say):
+    """Wait while a protocol of this name runs here: both would write the same results. Then its runs are taken over.
+
+    It may be the child of a miniseries that was killed, or the same command typed twice.
+    """
     folder = Path(protocol.results_dir)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".{protocol.name}.lock"
+    lock = FileLock(path, timeout=0)
     try:
-        with FileLock(path, timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
-        raise ValueError(f"protocol {protocol.name} is already running here (it holds {path}); wait for it, or use "
-                         "another --label") from None
+        say(f"protocol {protocol.name} is already running here (it holds {path}): its end is waited for, then its runs "
+            "are taken over. Ctrl-C stops the waiting only; another --label would not wait")
+        lock.acquire(timeout=-1, poll_interval=POLL_SEC)
+    try:
+        yield
+    finally:
+        lock.release()

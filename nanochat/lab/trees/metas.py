@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import is_zipfile
 
-from nanochat.record import EMA_BETA
+from nanochat.record import EMA_BETA, LARGEST
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class Meta:
         return all(math.isfinite(loss) for loss in losses if isinstance(loss, float))
 
 
+NUMBER = (int, float)  # also one that is not finite
+OF_META = (int, NUMBER, NUMBER, NUMBER, NUMBER, NUMBER, dict, dict)  # the types of Meta's fields
+
+
 def finite(value) -> float | None:
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
@@ -54,14 +58,19 @@ def read_meta(path: Path) -> Meta | None:
     """
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(said.get("step"), int):
-            return None
         loop = said.get("loop_state") or {}
-        return Meta(said["step"], said.get("val_bpb"), loop.get("min_val_bpb"), loop.get("smooth_train_loss"),
+        meta = Meta(said.get("step"), said.get("val_bpb"), loop.get("min_val_bpb"), loop.get("smooth_train_loss"),
                     loop.get("total_training_time"), said.get("total_batch_size"), said.get("user_config") or {},
                     said.get("model_config"))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
+    return meta if all(_fits(value, kind) for value, kind in zip(vars(meta).values(), OF_META)) else None
+
+
+def _fits(value, kind) -> bool:
+    if value is None or isinstance(value, bool):
+        return value is None and kind is not int
+    return isinstance(value, kind) and not (isinstance(value, int) and abs(value) > LARGEST)
 
 
 def read_metas(folder: Path) -> list[Meta]:

@@ -34,7 +34,9 @@ class Stored:
                 raise ValueError(f"{cls.__name__}: {f.name} is {repr(entry[f.name])[:100]}, expected "
                                  f"{shown(hints[f.name])}: no protocol wrote that; run its protocol again")
         try:
-            return cls(**{f.name: entry[f.name] for f in fields(cls) if f.name in entry} | cls._read(entry))
+            given = {f.name: entry[f.name] for f in fields(cls) if f.name in entry
+                     and (entry[f.name] is not None or f.default_factory is MISSING)}
+            return cls(**given | cls._read(entry))
         except TypeError as e:  # a field without a default is missing
             raise ValueError(f"{cls.__name__}: {e}; run its protocol again") from e
 
