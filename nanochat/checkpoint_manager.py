@@ -236,11 +236,11 @@ def load_checkpoint(folder, step: int, device, load_optimizer=False, rank: int =
     def load(kind):
         try:
             return torch.load(folder / names[kind], map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as e:
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as e:
             if isinstance(e, torch.OutOfMemoryError):
                 raise
-            raise ValueError(f"{folder / names[kind]} cannot be read ({str(e).strip().splitlines()[0]}); "
-                             "name another step") from None
+            reason = (str(e).strip() or "it is empty").splitlines()[0]
+            raise ValueError(f"{folder / names[kind]} cannot be read ({reason}); name another step") from None
     model_state = {k.removeprefix("_orig_mod."): v for k, v in load("model").items()}
     return model_state, load("optim") if load_optimizer else None, read_json(folder / names["meta"])
 
