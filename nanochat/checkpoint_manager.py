@@ -55,7 +55,7 @@ def save_checkpoint(folder, step: int, model_state: dict, optim_state: dict | No
     with contextlib.ExitStack() as stack:  # all is written before the first rename: a full disk changes nothing
         for name, part in reversed(parts):  # a stack is left in the opposite order
             f = stack.enter_context(atomic_writer(folder / name))
-            f.write(_json(part)) if part is meta else torch.save(part, f)
+            f.write(_json(part)) if part is meta else _save(part, f)
             f.flush()
         if ranks.rank == 0:
             manifest_path(folder, step).unlink(missing_ok=True)  # a step written again is not whole meanwhile
@@ -67,6 +67,13 @@ def save_checkpoint(folder, step: int, model_state: dict, optim_state: dict | No
         write_json(manifest_path(folder, step), {"step": step, "files": files} | ({"timed": True} if timed else {}))
         _sweep(folder, step, keep_last)
     ranks.any(False)  # no rank begins the next save while this one is swept
+
+
+def _save(part: dict, f):
+    try:
+        torch.save(part, f)
+    except RuntimeError as e:  # torch closes its archive in spite of a full disk, and hides the reason behind that
+        raise e.__context__ if isinstance(e.__context__, OSError) else e
 
 
 def _json(obj) -> bytes:
