@@ -55,7 +55,7 @@ def save_checkpoint(folder, step: int, model_state: dict, optim_state: dict | No
     with contextlib.ExitStack() as stack:  # all is written before the first rename: a full disk changes nothing
         for name, part in reversed(parts):  # a stack is left in the opposite order
             f = stack.enter_context(atomic_writer(folder / name))
-            f.write(_json(part)) if part is meta else torch.save(part, f)
+            f.write(_json(part)) if part is meta else _save(part, f)
             f.flush()
         if ranks.rank == 0:
             manifest_path(folder, step).unlink(missing_ok=True)  # a step written again is not whole meanwhile
@@ -67,6 +67,13 @@ def save_checkpoint(folder, step: int, model_state: dict, optim_state: dict | No
         write_json(manifest_path(folder, step), {"step": step, "files": files} | ({"timed": True} if timed else {}))
         _sweep(folder, step, keep_last)
     ranks.any(False)  # no rank begins the next save while this one is swept
+
+
+def _save(part: dict, f):
+    try:
+        torch.save(part, f)
+    except RuntimeError as e:  # torch closes its archive in spite of a full disk, and hides the reason behind that
+        raise e.__context__ if isinstance(e.__context__, OSError) else e
 
 
 def _json(obj) -> bytes:
@@ -236,11 +243,11 @@ def load_checkpoint(folder, step: int, device, load_optimizer=False, rank: int =
     def load(kind):
         try:
             return torch.load(folder / names[kind], map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as e:
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as e:
             if isinstance(e, torch.OutOfMemoryError):
                 raise
-            raise ValueError(f"{folder / names[kind]} cannot be read ({str(e).strip().splitlines()[0]}); "
-                             "name another step") from None
+            reason = (str(e).strip() or "it is empty").splitlines()[0]
+            raise ValueError(f"{folder / names[kind]} cannot be read ({reason}); name another step") from None
     model_state = {k.removeprefix("_orig_mod."): v for k, v in load("model").items()}
     return model_state, load("optim") if load_optimizer else None, read_json(folder / names["meta"])
 

@@ -90,6 +90,8 @@ def _how_it_ended(run: Run, e: BaseException) -> tuple[str, str]:
     if is_out_of_memory(e):
         return "oom", f"{said.splitlines()[0]}; {lower_memory(run.config.device_batch_size)}"
     if type(e).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        if run.stop_signal is not None:  # a terminal sends it to the compiler too
+            return "interrupted", f"{signal_name(run)} while step {run.step} was compiled"
         return "crash", f"torch.compile failed ({type(e).__name__}: {dev.reason_of(e)}); train with --no-compile"
     if not isinstance(e, (ValueError, OSError)):  # those say it all: a corrupt shard, a full disk
         traceback.print_exception(e)

@@ -17,24 +17,10 @@ import nanochat.common
 from nanochat import checkpoint_manager as cm
 from nanochat.gpt import GPTConfig, build_model
 from nanochat.optim import setup_optimizer
+from tests.checkpoint_case import assert_usable, save
 
 RATES = dict(unembedding_lr=0.01, embedding_lr=0.1, matrix_lr=0.02, scalar_lr=0.1, weight_decay=0.1)
 CONFIG = GPTConfig(sequence_len=16, vocab_size=70, n_layer=2, n_head=2, n_kv_head=2, n_embd=32, window_pattern="L")
-
-
-def states(step: int):
-    """States whose every tensor says which step it is of."""
-    return ({"w": torch.full((50, 40), float(step))}, {"state": {0: {"exp_avg": torch.full((50, 40), float(step))}}},
-            {"step": step, "model_config": {}})
-
-
-def save(folder, step, **kwargs):
-    cm.save_checkpoint(folder, step, *states(step), **kwargs)
-
-
-def assert_usable(folder, step):
-    model, optim, meta = cm.load_checkpoint(folder, step, "cpu", load_optimizer=True)
-    assert meta["step"] == step and (model["w"] == step).all() and (optim["state"][0]["exp_avg"] == step).all()
 
 
 def test_every_file_is_written_fsynced_renamed_and_its_folder_fsynced_in_order(tmp_path, monkeypatch):

@@ -111,6 +111,10 @@ def test_resuming_with_other_options_is_refused_by_name(base):
         run("--model-tag=a", "--resume-from-step=6", "--num-iterations=20", "--matrix-lr=0.5")
 
 
-def test_save_minutes_saves_by_the_clock(base, monkeypatch):
-    run("--model-tag=a", "--save-minutes=0.0000001")
-    assert manifest_steps(base / "base_checkpoints" / "a") == list(range(1, 13))
+def test_save_minutes_saves_by_the_clock_and_each_such_save_gives_way_to_the_next(base, capsys):
+    run("--model-tag=a", "--save-minutes=0.0000001", "--save-every=5")
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines() if line.startswith("Saved step")] == \
+        [str(step) for step in range(1, 13)]
+    assert manifest_steps(base / "base_checkpoints" / "a") == [5, 10, 12]  # those that were asked for by step, the last
+    run("--model-tag=b", "--save-minutes=0.0000001", "--keep-last=2")
+    assert manifest_steps(base / "base_checkpoints" / "b") == [11, 12]
