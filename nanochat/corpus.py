@@ -83,7 +83,7 @@ def build_builtin(data_dir, packages=PACKAGES, max_chars=BUILTIN_CHARS, max_doc_
     source = dict(kind="builtin", packages=versions, max_chars=max_chars, rules=BUILTIN_RULES)
     with dataset_lock(data_dir):
         manifest = read_manifest(data_dir)
-        if manifest and (manifest["source"], manifest["max_doc_chars"]) == (source, max_doc_chars):
+        if manifest and (manifest["source"], manifest.get("max_doc_chars")) == (source, max_doc_chars):
             if _is_whole(data_dir, manifest):
                 return manifest
         return _build(data_dir, _package_texts(package_files(packages), max_chars, progress), source, max_doc_chars)
@@ -97,6 +97,9 @@ def _version(package: str) -> str:
 
 
 def _is_whole(data_dir: Path, manifest: dict) -> bool:
+    facts = {"packing_share", "packing_assumptions", "duplicates_dropped"}  # that summary prints
+    if not facts <= manifest.keys() or not all("chars" in s for s in manifest["shards"]):
+        return False
     paths = [(data_dir / s["name"], s["bytes"]) for s in manifest["shards"]]
     return (all(path.is_file() and path.stat().st_size == size for path, size in paths)
             and not changed_shards(data_dir, manifest["shards"]))

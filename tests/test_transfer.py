@@ -132,6 +132,26 @@ def test_a_server_that_trickles_is_left_after_its_time(server, tmp_path, monkeyp
     assert "bytes came in 0 s" in capsys.readouterr().out and len(server.log) == download.ATTEMPTS
 
 
+@pytest.mark.parametrize("there", [False, True], ids=("GET", "HEAD first"))
+def test_a_server_that_trickles_its_header_is_left_after_its_time(server, tmp_path, body, monkeypatch, there):
+    monkeypatch.setattr(transfer, "GRACE_SEC", 0.15)
+    (tmp_path / NAME).write_bytes(body if there else b"no shard")
+
+    def answer(handler):
+        for _ in range(300):
+            handler.wfile.write(b"H")
+            handler.wfile.flush()
+            time.sleep(0.01)
+    server.answer = answer
+    started = time.monotonic()
+    if there:  # its footer can be read, and nothing else is known
+        assert fetch(server, tmp_path) == []
+    else:
+        with pytest.raises(ConnectionError, match="cannot be reached .no whole answer in 0.15 s.*same command tries"):
+            fetch(server, tmp_path)
+    assert time.monotonic() - started < 5
+
+
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher:x", "/again", "http://"])
 def test_a_redirect_that_leads_nowhere_is_refused_at_once(server, tmp_path, target):
     (tmp_path / f"{NAME}.part").write_bytes(b"PAR1 of an earlier run")
