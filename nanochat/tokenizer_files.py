@@ -86,17 +86,16 @@ def read_tokenizer_json(tokenizer_dir) -> dict:
             raise FileNotFoundError(f"{path.parent} has a {PICKLE_NAME} but no {JSON_NAME}, and pickles are not "
                                     f"loaded; import it once: {import_it}")
         raise FileNotFoundError(to_paste(f"no tokenizer in {path.parent}; make it: python -m scripts.tok_train"))
+    restore = f"restore it from a copy, or from the file beside it: {import_it}"
     try:
         stored = read_json(path)
-        if stored["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"{path}: schema_version {stored['schema_version']}: expected {SCHEMA_VERSION}; "
-                             "it is from another version of this project")
-        intact = stored["tokenizer_id"] == hash_json({key: stored[key] for key in CONTENT_KEYS})
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        intact = False
-    if not intact:
-        raise ValueError(f"{path} is damaged (its content does not match its tokenizer_id); restore it from a copy, or "
-                         f"from the file beside it: {import_it}")
+    except ValueError as e:
+        raise ValueError(f"{e}; {restore}") from e
+    if stored.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+        raise ValueError(f"{path}: schema_version {stored['schema_version']}: expected {SCHEMA_VERSION}; "
+                         "it is from another version of this project")
+    if stored.get("tokenizer_id") != hash_json({key: stored.get(key) for key in CONTENT_KEYS}):
+        raise ValueError(f"{path} is damaged (its content does not match its tokenizer_id); {restore}")
     return stored
 
 
@@ -182,7 +181,7 @@ def _check_replace(tokenizer_dir: Path, new_id: str) -> bool:
     for path in sorted(tokenizer_dir.parent.glob("*_checkpoints/*/meta_*.json")):
         try:
             named = read_json(path).get("tokenizer_id", old_id)
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        except ValueError:
             continue  # not a checkpoint that could be loaded
         if named == old_id:
             raise ValueError(f"the tokenizer in {tokenizer_dir} ({old_id[:12]}) belongs to the checkpoint {path} and "
