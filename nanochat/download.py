@@ -19,6 +19,7 @@ import urllib3
 from tqdm import tqdm
 
 from nanochat.common import fsync_dir, print0, sha256_file, to_paste
+from nanochat.http_answers import MOST_BYTES, Missing, Refused, Retry, Unreachable, blocks, cause, get, head, stated
 from nanochat.manifest import (
     SOURCES,
     changed_shards,
@@ -28,7 +29,6 @@ from nanochat.manifest import (
     write_manifest,
     writing,
 )
-from nanochat.transfer import MOST_BYTES, Missing, Refused, Retry, Unreachable, blocks, cause, get, head, stated
 
 ATTEMPTS = 5
 SPLIT_RULE = "the last shard of the dataset is validation"

@@ -1,242 +1,212 @@
 """
-python -m pytest tests/test_transfer.py -q
+Our patches on upstream nanochat: off they change no bit, on they are our gate; and a protocol on it.
 
-Downloads from a server that is hostile or broken: a bounded time, a bounded space, and nothing left behind.
-test_download.py has the faults that a retry mends.
+NANOCHAT_UPSTREAM=../nanochat python -m pytest tests/test_transfer.py -q
 """
 
-import gzip
-import hashlib
-import http.server
-import random
-import threading
-import time
-from types import SimpleNamespace
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import torch
 
-from nanochat import download, shards, transfer
-from nanochat.manifest import DATA_FOLDER, SOURCES, read_manifest, shard_name
+from nanochat.common import REPO_ROOT, read_json
+from nanochat.gpt import GPTConfig, build_model
+from nanochat.lab.profiles import PROFILES
+from nanochat.lab.protocol import protocol
+from nanochat.lab.protocol.plan import Workload
+from nanochat.lab.protocol.results import curve
+from nanochat.lab.trees.patches import UPSTREAM_COMMIT, git
+from nanochat.lab.trees.tree_arms import make_all_arms
+from tests.tiny import make_base
 
-NAME = shard_name(0)  # of the validation shard, the only shard of these tests
+UPSTREAM = os.environ.get("NANOCHAT_UPSTREAM")
+pytestmark = [pytest.mark.slow,
+              pytest.mark.skipif(not UPSTREAM, reason="NANOCHAT_UPSTREAM names no checkout of upstream nanochat")]
+SEED, GATE = (REPO_ROOT / "patches" / f"nanochat_{name}.patch" for name in ("seed", "symplectic_candidate"))
+FLAGS = ["--depth=3", "--head-dim=32", "--aspect-ratio=32", "--max-seq-len=64", "--device-batch-size=4",
+         "--total-batch-size=512", "--num-iterations=12", "--warmup-steps=3", "--eval-every=6", "--eval-tokens=1024",
+         "--core-metric-every=-1", "--sample-every=-1", "--window-pattern=SL", "--device-type=cpu"]
+MODEL = dict(sequence_len=64, vocab_size=128, n_layer=3, n_head=2, n_kv_head=2, n_embd=64, window_pattern="L")
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers by the function server.answer(handler), which may write what it likes."""
-    protocol_version = "HTTP/1.1"
+def clone(folder, *patches) -> Path:
+    subprocess.run(["git", "clone", "--quiet", UPSTREAM, str(folder)], check=True)
+    git(folder, "checkout", "--quiet", "--detach", UPSTREAM_COMMIT)
+    for patch in patches:
+        git(folder, "apply", str(patch))
+    return folder
 
-    def log_message(self, *args):
-        pass
 
-    def do_GET(self):
-        self.server.log.append((self.command, self.path))
-        self.close_connection = True
-        try:
-            self.server.answer(self)
-        except OSError:  # the client has had enough
-            pass
-
-    do_HEAD = do_GET
-
-    def head(self, status=200, **headers):
-        self.send_response(status)
-        for key, value in headers.items():
-            self.send_header(key.replace("_", "-"), str(value))
-        self.send_header("Connection", "close")
-        self.end_headers()
+def python(tree, base, *argv, **variables):
+    env = {**os.environ, "NANOCHAT_BASE_DIR": str(base), "TORCHDYNAMO_DISABLE": "1", "NANOCHAT_DTYPE": "float32",
+           **variables}
+    return subprocess.run([sys.executable, *argv], cwd=tree, env=env, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
-def body(tmp_path_factory):
-    path, rng = tmp_path_factory.mktemp("remote") / NAME, random.Random(0)
-    shards.write_shard(path, ["%0600x" % rng.getrandbits(2400) for _ in range(200)])
-    return path.read_bytes()
+def trees(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trees")
+    return {"plain": clone(folder / "plain"), "both": clone(folder / "both", SEED, GATE),
+            "other_order": clone(folder / "other", GATE, SEED)}
 
 
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setitem(SOURCES, "climbmix", (DATA_FOLDER, 0, "http://nowhere.invalid"))
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.log, httpd.daemon_threads = [], True
-    thread = threading.Thread(target=httpd.serve_forever, kwargs=dict(poll_interval=0.01), daemon=True)
-    thread.start()
-    yield httpd
-    httpd.shutdown()
-    httpd.server_close()
-    thread.join()
+@pytest.fixture(scope="module")
+def trained(trees, tmp_path_factory):
+    """{tag: (weights, optimizer, meta)} of short runs on one stream of documents."""
+    base = tmp_path_factory.mktemp("base")
+    make_base(base, documents=1200, rows_per_group=256)
+    runs = {"plain": ("plain", []), "off": ("both", []), "seed42": ("both", ["--seed=42"]),
+            "seed7": ("both", ["--seed=7"]), "seed7_again": ("both", ["--seed=7"]),
+            "gate": ("both", ["--symplectic-gate"])}
+    found = {}
+    for tag, (tree, flags) in runs.items():
+        done = python(trees[tree], base, "-m", "scripts.base_train", *FLAGS, *flags, f"--model-tag={tag}")
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        folder = base / "base_checkpoints" / tag
+        found[tag] = (*(torch.load(folder / f"{name}.pt", weights_only=True)
+                        for name in ("model_000012", "optim_000012_rank0")),
+                      read_json(folder / "meta_000012.json"))
+    return found
 
 
-def fetch(server, data_dir, url=None):
-    """Names of the missing shards."""
-    url = url or f"http://127.0.0.1:{server.server_port}/repo"
-    return download.download_shards(data_dir, 0, "climbmix", url, workers=1, sleep_base=0.001, progress=False)
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, (list, tuple)) else a == b
 
 
-def left(data_dir):
-    return sorted(p.name for p in data_dir.iterdir())
+def test_either_order_of_the_patches_gives_one_tree(trees):
+    assert git(trees["both"], "diff") == git(trees["other_order"], "diff") != ""
 
 
-def endless(handler, **headers):
-    handler.head(Transfer_Encoding="chunked", **headers)
-    for _ in range(400):
-        handler.wfile.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+@pytest.mark.parametrize("tag", ["off", "seed42"])
+def test_patches_that_are_off_change_no_bit(trained, tag):
+    assert same(trained[tag][:2], trained["plain"][:2])
+    ours, theirs = trained[tag][2], trained["plain"][2]
+    assert (ours["val_bpb"], ours["model_config"], ours["dataloader_state_dict"]) == \
+        (theirs["val_bpb"], theirs["model_config"], theirs["dataloader_state_dict"])
+    assert ours["loop_state"]["smooth_train_loss"] == theirs["loop_state"]["smooth_train_loss"]
 
 
-def test_a_body_that_never_ends_stops_at_the_stated_size(server, tmp_path, monkeypatch, capsys):
-    written, receive = [], download._receive
-
-    def spy(response, part, *args):
-        try:
-            receive(response, part, *args)
-        finally:
-            written.append(part.stat().st_size)
-    monkeypatch.setattr(download, "_receive", spy)
-    server.answer = lambda handler: endless(handler, X_Linked_Size=100)
-    assert fetch(server, tmp_path) == [NAME]
-    assert written == [0] and left(tmp_path) == [] and len(server.log) == 1
-    assert "sends more than the 100 bytes that were expected" in capsys.readouterr().out
+def test_seed_repeats_itself_and_differs_from_others_and_so_does_the_gate(trained):
+    assert same(trained["seed7"][:2], trained["seed7_again"][:2])
+    assert trained["seed7"][2]["val_bpb"] != trained["plain"][2]["val_bpb"] != trained["gate"][2]["val_bpb"]
 
 
-def test_a_body_that_never_ends_and_states_no_size_stops_at_the_most_a_shard_may_have(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "MOST_BYTES", 200_000)
-    server.answer = endless
-    assert fetch(server, tmp_path) == [NAME] and left(tmp_path) == []
+DOCUMENTS = """
+import sys
+from itertools import islice
+from nanochat import dataloader
+dataloader.set_document_order(int(sys.argv[1]))
+for batch, place in islice(dataloader._document_batches(sys.argv[2], None, 128), int(sys.argv[3])):
+    for text in batch:
+        print(hash(text))
+"""
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate, gzip", "GZIP"])
-def test_packed_content_is_refused_unread(server, tmp_path, capsys, encoding):
-    bomb = gzip.compress(b"\0" * 3_000_000)
+def test_seed_shuffles_the_training_documents_and_never_the_validation_split(trees, tmp_path):
+    make_base(tmp_path, documents=1200, rows_per_group=256)
 
-    def answer(handler):
-        handler.head(Content_Encoding=encoding, Content_Length=len(bomb))
-        handler.wfile.write(bomb)
-    server.answer = answer
-    assert fetch(server, tmp_path) == [NAME] and left(tmp_path) == [] and len(server.log) == 1
-    assert f"is sent with Content-Encoding {encoding.lower()!r}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("chunked", [False, True], ids=("plain", "chunked"))
-def test_a_server_that_trickles_is_left_after_its_time(server, tmp_path, monkeypatch, capsys, chunked):
-    monkeypatch.setattr(transfer, "GRACE_SEC", 0.15)
-
-    def answer(handler):
-        handler.head(**(dict(Transfer_Encoding="chunked") if chunked else dict(Content_Length=10 ** 6)))
-        handler.wfile.write(b"10000\r\n" if chunked else b"")
-        for _ in range(600):
-            handler.wfile.write(b"x")
-            time.sleep(0.01)
-    server.answer = answer
-    started = time.monotonic()
-    assert fetch(server, tmp_path) == [NAME] and time.monotonic() - started < 5
-    assert "bytes came in 0 s" in capsys.readouterr().out and len(server.log) == download.ATTEMPTS
+    def documents(seed, split, batches=8):
+        done = python(trees["both"], tmp_path, "-c", DOCUMENTS, str(seed), split, str(batches), PYTHONHASHSEED="0")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+    files, seven, eight = (documents(seed, "train", 12) for seed in (42, 7, 8))
+    assert seven == documents(7, "train", 12) and len({*map(tuple, (files, seven, eight))}) == 3
+    assert sum(a == b for a, b in zip(files, seven)) < 0.3 * len(files)
+    assert documents(7, "val", 2) == documents(42, "val", 2)
 
 
-@pytest.mark.parametrize("there", [False, True], ids=("GET", "HEAD first"))
-def test_a_server_that_trickles_its_header_is_left_after_its_time(server, tmp_path, body, monkeypatch, there):
-    monkeypatch.setattr(transfer, "GRACE_SEC", 0.15)
-    (tmp_path / NAME).write_bytes(body if there else b"no shard")
-
-    def answer(handler):
-        for _ in range(300):
-            handler.wfile.write(b"H")
-            handler.wfile.flush()
-            time.sleep(0.01)
-    server.answer = answer
-    started = time.monotonic()
-    if there:  # its footer can be read, and nothing else is known
-        assert fetch(server, tmp_path) == []
-    else:
-        with pytest.raises(ConnectionError, match="cannot be reached .no whole answer in 0.15 s.*same command tries"):
-            fetch(server, tmp_path)
-    assert time.monotonic() - started < 5
-
-
-@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher:x", "/again", "http://"])
-def test_a_redirect_that_leads_nowhere_is_refused_at_once(server, tmp_path, target):
-    (tmp_path / f"{NAME}.part").write_bytes(b"PAR1 of an earlier run")
-    server.answer = lambda handler: handler.head(302, Location=target, Content_Length=0)
-    assert fetch(server, tmp_path) == [NAME] and left(tmp_path) == []
-    assert len(server.log) == (31 if target in ("/again", "http://") else 1)  # both lead in a circle
-
-
-def test_a_redirect_to_a_link_that_is_not_encrypted_is_refused():
-    answers = [SimpleNamespace(url=url, headers={}, status_code=200, ok=True, history=[])
-               for url in ("https://a.example/x", "http://b.example/x", "https://c.example/x")]
-    answers[2].history = answers[:2]
-    assert "redirected to https://c.example/x, which is not encrypted" in \
-        transfer._refusal("https://a.example/x", answers[2])
-    answers[2].history = answers[:1]
-    assert transfer._refusal("https://a.example/x", answers[2]) == ""
-    assert transfer._refusal("http://b.example/x", answers[1]) == ""  # a mirror that was asked for so
+LOGITS = """
+import json, sys, torch
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.engine import KVCache
+weights, model_config, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+with torch.device("meta"):
+    model = GPT(GPTConfig(**model_config))
+model.to_empty(device="cpu")
+model.init_weights()
+model.load_state_dict(torch.load(weights), strict=True)
+model.eval()
+ids = torch.load(weights + ".ids")
+def cache(rows):
+    c = model.config
+    return KVCache(rows, c.n_kv_head, 64, c.n_embd // c.n_head, c.n_layer, "cpu", torch.float32)
+with torch.inference_mode():
+    full = model(ids)
+    kv = cache(len(ids))
+    steps = torch.cat([model(ids[:, :5], kv_cache=kv)]
+                      + [model(ids[:, i:i + 1], kv_cache=kv) for i in range(5, ids.size(1))], dim=1)
+    one, many = cache(1), cache(3)
+    model(ids[:1, :9], kv_cache=one)
+    many.prefill(one)
+    copies = torch.cat([model(ids[:1, i:i + 1].expand(3, 1), kv_cache=many) for i in range(9, ids.size(1))], dim=1)
+    kv.reset()
+    again = model(ids, kv_cache=kv)
+torch.save(dict(full=full, steps=steps, copies=copies, again=again), out)
+"""
 
 
-@pytest.mark.parametrize("how", ["plain", "chunked", "chunk size", "nothing"])
-def test_a_body_that_ends_early_is_found_and_tried_again(server, tmp_path, body, how):
-    def answer(handler):
-        if len(server.log) == 1:
-            handler.head(**(dict(Content_Length=len(body)) if how in ("plain", "nothing") else
-                            dict(Transfer_Encoding="chunked", X_Linked_Size=len(body))))
-            start = b"zz\r\n" if how == "chunk size" else b"10000\r\n" if how == "chunked" else b""
-            handler.wfile.write(start + body[:2000] * (how != "nothing"))
-        else:
-            start = int(handler.headers.get("Range", "bytes=0-")[6:-1])
-            handler.head(206 if start else 200, Content_Length=len(body) - start,
-                         Content_Range=f"bytes {start}-{len(body) - 1}/{len(body)}")
-            handler.wfile.write(body[start:])
-    server.answer = answer
-    assert fetch(server, tmp_path) == [] and (tmp_path / NAME).read_bytes() == body
-    assert left(tmp_path) == ["manifest.json", NAME] and len(server.log) == 2
+@pytest.mark.parametrize("mix, eps", [(0.15, 1e-6), (1.0, 1e-3)])
+def test_gate_equals_ours_and_decoding_equals_the_full_forward(trees, tmp_path, mix, eps):
+    gate = dict(symplectic_gate_mix=mix, symplectic_gate_eps=eps)
+    model = build_model(GPTConfig(**MODEL, residual="symplectic", **gate), "cpu", seed=1).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.2)
+    ids = torch.randint(0, MODEL["vocab_size"], (2, 40), generator=torch.Generator().manual_seed(1))
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    torch.save(ids, tmp_path / "w.pt.ids")
+    done = python(trees["both"], tmp_path, "-c", LOGITS, str(tmp_path / "w.pt"), json.dumps({**MODEL, **gate}),
+                  str(tmp_path / "out.pt"))
+    assert done.returncode == 0, done.stderr
+    theirs = torch.load(tmp_path / "out.pt", weights_only=True)
+    with torch.inference_mode():
+        ours = model(ids)
+    assert (ours - theirs["full"]).abs().max() < 1e-5 and theirs["full"].std() > 0.1
+    assert (theirs["steps"] - theirs["full"]).abs().max() < 1e-4
+    assert (theirs["copies"] - theirs["full"][:1, 9:]).abs().max() < 1e-4
+    assert (theirs["again"] - theirs["full"]).abs().max() < 1e-4  # a cache that was reset
+    plain = build_model(GPTConfig(**MODEL), "cpu", seed=1).eval()
+    plain.load_state_dict(model.state_dict())
+    with torch.inference_mode():
+        assert (plain(ids) - theirs["full"]).abs().max() > 1e-2  # the gate does something
 
 
-@pytest.mark.parametrize("size", [10 ** 15, "9" * 18])
-def test_an_absurd_size_is_refused_before_a_byte_is_written(server, tmp_path, capsys, size):
-    server.answer = lambda handler: endless(handler, X_Linked_Size=size)
-    assert fetch(server, tmp_path) == [NAME] and left(tmp_path) == [] and len(server.log) == 1
-    assert f"is said to have {int(size):,} bytes, expected at most 4,294,967,296" in capsys.readouterr().out
+@pytest.mark.parametrize("flags, message", [(["--symplectic-gate-mix=0.1"], "change nothing without --symplectic-gate"),
+                                            (["--symplectic-gate", "--symplectic-gate-mix=1.5"], "expected a mix in"),
+                                            (["--symplectic-gate", "--symplectic-gate-eps=0"], "an eps above 0")])
+def test_bad_values_are_refused_at_once(trees, tmp_path, flags, message):
+    done = python(trees["both"], tmp_path, "-m", "scripts.base_train", *FLAGS, *flags)
+    assert done.returncode == 2 and message in done.stderr
 
 
-@pytest.mark.parametrize("size", ["\xb2", "-5", "1e9", "0x10", " ", "1_000"])
-def test_a_size_that_is_no_number_counts_as_not_stated(server, tmp_path, body, size):
-    def answer(handler):
-        handler.head(X_Linked_Size=size, Content_Length=len(body))
-        handler.wfile.write(body)
-    server.answer = answer
-    assert fetch(server, tmp_path) == [] and (tmp_path / NAME).read_bytes() == body
-
-
-@pytest.mark.parametrize("url", ["127.0.0.1/repo", "file:///etc", "http://", "https://[::1/x", "nonsense"])
-def test_an_address_that_is_none_fails_in_one_line_without_retries(server, tmp_path, capsys, url):
-    assert fetch(server, tmp_path, url) == [NAME]
-    out = capsys.readouterr().out
-    assert out.count("\n") == 1 and out.startswith(f"{NAME}: ") and url.rstrip("/") in out
-
-
-def test_the_wrong_hash_leaves_no_part(server, tmp_path, body):
-    def answer(handler):
-        handler.head(X_Linked_Size=len(body), X_Linked_Etag=f'"{"0" * 64}"', Content_Length=len(body))
-        handler.wfile.write(body)
-    server.answer = answer
-    assert fetch(server, tmp_path) == [NAME] and left(tmp_path) == []
-
-
-def honest(handler, body):
-    handler.head(X_Linked_Size=len(body), X_Linked_Etag=f'"{hashlib.sha256(body).hexdigest()}"',
-                 Content_Length=len(body))
-    handler.wfile.write(body if handler.command == "GET" else b"")
-
-
-@pytest.mark.parametrize("listed", [True, False], ids=("in the manifest", "as upstream leaves it"))
-def test_a_damaged_shard_of_the_right_size_is_downloaded_again(server, tmp_path, body, listed):
-    server.answer = lambda handler: honest(handler, body)
-    assert fetch(server, tmp_path) == []
-    before = read_manifest(tmp_path)
-    damaged = bytearray(body)
-    damaged[len(body) // 2] ^= 1
-    (tmp_path / NAME).write_bytes(damaged)
-    if not listed:
-        (tmp_path / "manifest.json").unlink()
-    server.log.clear()
-    assert fetch(server, tmp_path) == [] and (tmp_path / NAME).read_bytes() == body
-    assert [method for method, _ in server.log] == (["GET"] if listed else ["HEAD", "GET"])
-    assert read_manifest(tmp_path) == before
+def test_protocol_of_two_arms_and_two_seeds_runs_on_upstream(trees, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(protocol, "draw_protocol", lambda *args: False)
+    home = tmp_path / "home"
+    make_base(home, documents=1200, rows_per_group=256)
+    arms = make_all_arms([], [f"control: tree={trees['plain']} patch={SEED}",
+                              f"gate: tree={trees['plain']} patch={SEED} patch={GATE} flags=--symplectic-gate "
+                              "--symplectic-gate-mix=0.15"], [*FLAGS, "--no-compile", "--dtype=float32"], tmp_path)
+    made = protocol.Protocol("up", Workload(PROFILES["smoke-cpu"], home), arms, [1, 2])
+    made.identify("data", "tok")
+    assert protocol.run(made) == 0
+    facts = read_json("results/up_latest.json")
+    assert ([run["run_status"] for run in facts["runs"]] == ["ok"] * 4
+            and len({run["val_bpb"] for run in facts["runs"]}) == 4)
+    assert [(run["evaluator"], run.get("fault")) for run in facts["runs"]] == [("control", None)] * 4
+    assert (facts["provenance"]["upstream_commit"] == UPSTREAM_COMMIT
+            and git(trees["plain"], "status", "--porcelain") == "")
+    for run in facts["runs"]:
+        assert [step for step, _, _ in curve(home, run["run_tag"])] == [6, 12]
+        meta = read_json(home / "base_checkpoints" / run["run_tag"] / "meta_000012.json")
+        assert meta["val_bpb"] == run["val_bpb"] and meta["user_config"]["seed"] == run["seed"]
+        assert meta["model_config"].get("symplectic_gate_mix") == (0.15 if run["arm"] == "gate" else None)
+    assert protocol.run(made) == 0 and read_json("results/up_latest.json")["runs"][0]["reused"]
