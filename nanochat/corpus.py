@@ -18,7 +18,7 @@ from nanochat.common import fsync_dir, get_base_dir, print0
 from nanochat.manifest import MANIFEST, changed_shards, dataset_lock, read_manifest, write_manifest, writing
 from nanochat.shards import MAX_DOC_CHARS, PACKING, SPLIT_RULE, ShardWriter, packing_share, split_sources
 from nanochat.text_files import file_texts
-from nanochat.text_walk import LeftOut, find_files, name_hash, shown
+from nanochat.text_walk import SUFFIXES, LeftOut, find_files, name_hash, shown
 
 # -----------------------------------------------------------------------------
 # The built-in corpus
@@ -83,7 +83,7 @@ def build_builtin(data_dir, packages=PACKAGES, max_chars=BUILTIN_CHARS, max_doc_
     source = dict(kind="builtin", packages=versions, max_chars=max_chars, rules=BUILTIN_RULES)
     with dataset_lock(data_dir):
         manifest = read_manifest(data_dir)
-        if manifest and (manifest["source"], manifest["max_doc_chars"]) == (source, max_doc_chars):
+        if manifest and (manifest["source"], manifest.get("max_doc_chars")) == (source, max_doc_chars):
             if _is_whole(data_dir, manifest):
                 return manifest
         return _build(data_dir, _package_texts(package_files(packages), max_chars, progress), source, max_doc_chars)
@@ -97,6 +97,9 @@ def _version(package: str) -> str:
 
 
 def _is_whole(data_dir: Path, manifest: dict) -> bool:
+    facts = {"packing_share", "packing_assumptions", "duplicates_dropped"}  # that summary prints
+    if not facts <= manifest.keys() or not all("chars" in s for s in manifest["shards"]):
+        return False
     paths = [(data_dir / s["name"], s["bytes"]) for s in manifest["shards"]]
     return (all(path.is_file() and path.stat().st_size == size for path, size in paths)
             and not changed_shards(data_dir, manifest["shards"]))
@@ -113,7 +116,8 @@ def build_from_paths(data_dir, paths, max_doc_chars=MAX_DOC_CHARS, progress=True
     data_dir, left_out = Path(data_dir), LeftOut()
     files = find_files(paths, left_out, outputs=(data_dir, get_base_dir()))
     source = dict(kind="files", paths=[shown(Path(p).expanduser().resolve()) for p in paths])
-    _say(left_out)
+    if _say(left_out):
+        print0(f"read: {' '.join(SUFFIXES)}; to read a path that is hidden or a link, type it after --from")
     with dataset_lock(data_dir):
         texts = file_texts(files, max_doc_chars == 0, progress, left_out)
         try:
@@ -122,9 +126,12 @@ def build_from_paths(data_dir, paths, max_doc_chars=MAX_DOC_CHARS, progress=True
             _say(left_out)
 
 
-def _say(left_out: LeftOut):
-    for line in left_out.take_lines():
+def _say(left_out: LeftOut) -> bool:
+    """Print what is left out. Returns whether anything is."""
+    lines = left_out.take_lines()
+    for line in lines:
         print0(line)
+    return bool(lines)
 
 
 # -----------------------------------------------------------------------------

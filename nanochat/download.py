@@ -19,6 +19,7 @@ import urllib3
 from tqdm import tqdm
 
 from nanochat.common import fsync_dir, print0, sha256_file, to_paste
+from nanochat.http_answers import MOST_BYTES, Missing, Refused, Retry, Unreachable, blocks, cause, get, head, stated
 from nanochat.manifest import (
     SOURCES,
     changed_shards,
@@ -28,7 +29,6 @@ from nanochat.manifest import (
     write_manifest,
     writing,
 )
-from nanochat.transfer import MOST_BYTES, TIMEOUT_SEC, Missing, Refused, Retry, Unreachable, blocks, cause, get, stated
 
 ATTEMPTS = 5
 SPLIT_RULE = "the last shard of the dataset is validation"
@@ -158,12 +158,7 @@ def _is_complete(url: str, path: Path, known: dict | None) -> bool:
         return False
     if known:
         return path.stat().st_size == known["bytes"] and not changed_shards(path.parent, [known])
-    try:
-        with requests.head(url, allow_redirects=True, timeout=TIMEOUT_SEC,
-                           headers={"Accept-Encoding": "identity"}) as response:
-            size, sha256 = stated(response) if response.status_code == 200 else (None, None)
-    except requests.RequestException:
-        size = sha256 = None
+    size, sha256 = head(url)
     if size is not None and path.stat().st_size != size:
         return False
     return sha256_file(path) == sha256 if sha256 else size is not None or _is_parquet(path)
@@ -236,7 +231,7 @@ def download_shards(data_dir, num_files: int, source: str, base_url: str, worker
     names = {shard_name(i) for i in (*range(count), last)}
     with dataset_lock(data_dir):
         manifest = read_manifest(data_dir)
-        if manifest and (manifest["source"]["kind"], manifest["source"].get("name")) != ("download", source):
+        if manifest and (manifest["source"].get("kind"), manifest["source"].get("name")) != ("download", source):
             raise ValueError(f"{data_dir} holds a dataset made from {manifest['source']}, "
                              f"and {source} would be mixed into it; set NANOCHAT_BASE_DIR to another folder")
         with writing(data_dir):

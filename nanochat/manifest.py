@@ -84,6 +84,9 @@ def read_manifest(data_dir) -> dict | None:
     if not _is_manifest(manifest):
         raise ValueError(f"{path} is no manifest of a dataset (a key is missing, or of another type); delete it, or "
                          "build the dataset again")
+    if manifest["dataset_id"] != dataset_id(*(manifest[key] for key in ("shards", "validation_shard", "split_rule"))):
+        raise ValueError(f"{path} was changed or damaged: its dataset_id {manifest['dataset_id'][:12]} is not that of "
+                         "the shards that it lists; build or download the dataset again")
     return manifest
 
 
@@ -92,8 +95,8 @@ def _is_manifest(manifest: dict) -> bool:
     def has(row, **types):
         return isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in types.items())
 
-    return (has(manifest, dataset_id=str, source=dict, validation_shard=str, shards=list)
-            and all(has(s, name=str, bytes=int) for s in manifest["shards"])
+    return (has(manifest, dataset_id=str, source=dict, validation_shard=str, split_rule=str, shards=list)
+            and all(has(s, name=str, bytes=int, sha256=str, documents=int, row_groups=int) for s in manifest["shards"])
             and all(name == Path(name).name for name in (manifest["validation_shard"],
                                                          *(s["name"] for s in manifest["shards"]))))
 

@@ -236,7 +236,7 @@ def _require_text(f: pq.ParquetFile):
 def _known_nulls(group) -> int | None:
     """Nulls in the column text of a row group, as its metadata states them. None where the metadata does not say."""
     columns = (group.column(i) for i in range(group.num_columns))
-    stats = next(c for c in columns if c.path_in_schema == "text").statistics
+    stats = next((c.statistics for c in columns if c.path_in_schema == "text"), None)
     return stats.null_count if stats is not None and stats.has_null_count else None
 
 

@@ -13,7 +13,7 @@ import threading
 
 import pytest
 
-from nanochat import dataset, download, shards, transfer
+from nanochat import dataset, download, http_answers, shards
 from nanochat.manifest import DATA_FOLDER, SOURCES, read_manifest, shard_name, split_paths
 
 LAST = 3  # index of the validation shard in these tests
@@ -144,7 +144,7 @@ def test_dropped_connection_is_continued_where_it_ended(server, tmp_path, conten
     starts = [start for _, name, start in server.log if name == NAMES[0]]
     assert starts[0] == 0 and 0 < starts[1] == starts[2] < starts[3]
     # A drop loses a block or two, not the file.
-    assert starts[1] > len(content[NAMES[0]]) / 2 - 2 * transfer.BLOCK_BYTES
+    assert starts[1] > len(content[NAMES[0]]) / 2 - 2 * http_answers.BLOCK_BYTES
     assert whole(tmp_path / "data", content, [NAMES[0], NAMES[3]])
 
 

@@ -13,7 +13,7 @@ from folder_case import add_manifest, make_shard
 
 from nanochat import manifest
 from nanochat.common import sha256_file
-from nanochat.manifest import DATA_FOLDER, MANIFEST, shard_name, split_paths
+from nanochat.manifest import DATA_FOLDER, MANIFEST, get_dataset_id, shard_name, split_paths
 
 
 @pytest.fixture
@@ -112,6 +112,18 @@ def test_a_long_comparison_is_said(hashed, monkeypatch, capsys):
     dict(shards=7), dict(shards=[7]), dict(shards=[dict(name="x.parquet", bytes="9")]), dict(dataset_id=None),
     dict(shards=[dict(name="../x.parquet", bytes=9)]), dict(validation_shard="/etc/x"), dict(source="here")])
 def test_a_manifest_of_another_shape_is_one_line(folder, change):
-    (folder / MANIFEST).write_text(json.dumps({**add_manifest(folder, shard_name(2)), **change}))
+    made = add_manifest(folder, shard_name(2))
+    (folder / MANIFEST).write_text(json.dumps({**made, **change}))
     with pytest.raises(ValueError, match=r"manifest\.json is no manifest of a dataset.*build the dataset again$"):
         split_paths("train")
+
+
+def test_a_manifest_whose_id_is_not_that_of_its_shards_is_named(folder):
+    made = add_manifest(folder, shard_name(2))
+    for change in (dict(dataset_id="0" * 64), dict(validation_shard=shard_name(1)), dict(shards=made["shards"][1:]),
+                   dict(split_rule="another")):
+        (folder / MANIFEST).write_text(json.dumps({**made, **change}))
+        with pytest.raises(ValueError, match=r"manifest\.json was changed or damaged: its dataset_id .* build or down"):
+            get_dataset_id(folder.parent)
+    (folder / MANIFEST).write_text(json.dumps({**made, "max_doc_chars": 7}))  # which decides nothing any more
+    assert get_dataset_id(folder.parent) == made["dataset_id"]

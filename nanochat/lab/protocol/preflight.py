@@ -79,7 +79,7 @@ def cell_time(session) -> CellTime | None:
     """The time of a cell, from the runs of this machine in the ledger: of this workload, else of another, scaled."""
     protocol, like = session.protocol, session.like()
     ledger = protocol.bank or protocol.ledger or protocol.times
-    rows = [row for row in (experiments.read(ledger) if ledger else [])
+    rows = [row for row in (experiments.read_all(ledger) if ledger else [])
             if row["status"] == "ok" and row["device"] == like["device"] and row["wall_time_sec"]]
     same = [row for row in rows if row["profile_hash"] == protocol.profile_hash]
     same = [row for row in same if row["threads"] == like["threads"]] or same

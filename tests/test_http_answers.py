@@ -1,5 +1,5 @@
 """
-python -m pytest tests/test_download_bounds.py -q
+python -m pytest tests/test_http_answers.py -q
 
 Downloads from a server that is hostile or broken: a bounded time, a bounded space, and nothing left behind.
 test_download.py has the faults that a retry mends.
@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nanochat import download, shards, transfer
+from nanochat import download, http_answers, shards
 from nanochat.manifest import DATA_FOLDER, SOURCES, read_manifest, shard_name
 
 NAME = shard_name(0)  # of the validation shard, the only shard of these tests
@@ -118,7 +118,7 @@ def test_packed_content_is_refused_unread(server, tmp_path, capsys, encoding):
 
 @pytest.mark.parametrize("chunked", [False, True], ids=("plain", "chunked"))
 def test_a_server_that_trickles_is_left_after_its_time(server, tmp_path, monkeypatch, capsys, chunked):
-    monkeypatch.setattr(transfer, "GRACE_SEC", 0.15)
+    monkeypatch.setattr(http_answers, "GRACE_SEC", 0.15)
 
     def answer(handler):
         handler.head(**(dict(Transfer_Encoding="chunked") if chunked else dict(Content_Length=10 ** 6)))
@@ -130,6 +130,26 @@ def test_a_server_that_trickles_is_left_after_its_time(server, tmp_path, monkeyp
     started = time.monotonic()
     assert fetch(server, tmp_path) == [NAME] and time.monotonic() - started < 5
     assert "bytes came in 0 s" in capsys.readouterr().out and len(server.log) == download.ATTEMPTS
+
+
+@pytest.mark.parametrize("there", [False, True], ids=("GET", "HEAD first"))
+def test_a_server_that_trickles_its_header_is_left_after_its_time(server, tmp_path, body, monkeypatch, there):
+    monkeypatch.setattr(http_answers, "GRACE_SEC", 0.15)
+    (tmp_path / NAME).write_bytes(body if there else b"no shard")
+
+    def answer(handler):
+        for _ in range(300):
+            handler.wfile.write(b"H")
+            handler.wfile.flush()
+            time.sleep(0.01)
+    server.answer = answer
+    started = time.monotonic()
+    if there:  # its footer can be read, and nothing else is known
+        assert fetch(server, tmp_path) == []
+    else:
+        with pytest.raises(ConnectionError, match="cannot be reached .no whole answer in 0.15 s.*same command tries"):
+            fetch(server, tmp_path)
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher:x", "/again", "http://"])
@@ -145,10 +165,10 @@ def test_a_redirect_to_a_link_that_is_not_encrypted_is_refused():
                for url in ("https://a.example/x", "http://b.example/x", "https://c.example/x")]
     answers[2].history = answers[:2]
     assert "redirected to https://c.example/x, which is not encrypted" in \
-        transfer._refusal("https://a.example/x", answers[2])
+        http_answers._refusal("https://a.example/x", answers[2])
     answers[2].history = answers[:1]
-    assert transfer._refusal("https://a.example/x", answers[2]) == ""
-    assert transfer._refusal("http://b.example/x", answers[1]) == ""  # a mirror that was asked for so
+    assert http_answers._refusal("https://a.example/x", answers[2]) == ""
+    assert http_answers._refusal("http://b.example/x", answers[1]) == ""  # a mirror that was asked for so
 
 
 @pytest.mark.parametrize("how", ["plain", "chunked", "chunk size", "nothing"])

@@ -7,6 +7,7 @@ time and a bounded space on the disk. download.py decides what to do then. Never
 
 import re
 import socket
+import threading
 import time
 from urllib.parse import urlsplit
 
@@ -48,10 +49,41 @@ def cause(error: BaseException) -> str:
     return through + str(getattr(error, "strerror", None) or error).partition("\n")[0]
 
 
+def _in_time(call):
+    """call(), or requests.Timeout after GRACE_SEC. requests has no limit for all of an answer's header: a server that
+    sends a byte of it a minute would be waited for all day. The thread that waits for it is left behind."""
+    outcome = []
+
+    def run():
+        try:
+            outcome.append((call(), None))
+        except BaseException as e:  # raised again below, in the thread that asked
+            outcome.append((None, e))
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(GRACE_SEC)
+    if not outcome:
+        raise requests.Timeout(f"no whole answer in {GRACE_SEC:g} s")
+    response, error = outcome[0]
+    if error is not None:
+        raise error
+    return response
+
+
+def head(url: str) -> tuple[int | None, str | None]:
+    """What `stated` says of the answer to a HEAD; (None, None) where there is none."""
+    try:
+        with _in_time(lambda: requests.head(url, allow_redirects=True, timeout=TIMEOUT_SEC,
+                                            headers={"Accept-Encoding": "identity"})) as response:
+            return stated(response) if response.status_code == 200 else (None, None)
+    except requests.RequestException:
+        return None, None
+
+
 def get(url: str, headers: dict):
     """The answer to a GET, its body not read yet. Raises Unreachable, or Refused where the answer may not be used."""
     try:
-        response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SEC)
+        response = _in_time(lambda: requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SEC))
     except (requests.ConnectionError, requests.Timeout) as e:
         host = urlsplit(e.request.url if e.request else url).netloc  # a redirect leads to another
         raise Unreachable(f"{host} cannot be reached ({cause(e)})") from e
