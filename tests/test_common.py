@@ -16,7 +16,6 @@ import pytest
 
 from nanochat import common
 from nanochat.common import atomic_write, atomic_writer, hash_json, read_json, sha256_file, write_json
-from nanochat.git import git_state
 
 posix = pytest.mark.skipif(os.name == "nt", reason="a directory cannot be fsynced there")
 
@@ -164,80 +163,6 @@ def test_hash_of_json_depends_on_content_and_not_on_order():
     assert len(set(map(hash_json, different))) == 8
     with pytest.raises(ValueError):
         hash_json(float("nan"))
-
-
-# -----------------------------------------------------------------------------
-# Git
-
-def make_tree(root):
-    for name in ("nanochat/a.py", "nanochat/layers/b.py", "scripts/c.py", "tests/t.py", "nanochat/notes.txt"):
-        atomic_write(root / name, f"# {name}\n")
-    return root
-
-
-@pytest.fixture
-def repo(tmp_path, monkeypatch):
-    """A repository with one commit, and its git(*args)."""
-    for name in [name for name in os.environ if name.startswith("GIT_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    root = make_tree(tmp_path / "repo")
-
-    def git(*args):
-        return subprocess.run(["git", "-C", str(root), "-c", "user.name=n", "-c", "user.email=e@x", *args], check=True,
-                              capture_output=True, text=True).stdout.strip()
-    git("init", "-q")
-    git("add", "-A")
-    git("commit", "-qm", "one")
-    return root, git
-
-
-def test_clean_repository_names_its_commit(repo):
-    root, git = repo
-    assert git_state(root) == {"git_commit": git("rev-parse", "HEAD"), "dirty": False}
-    assert len(git_state(root)["git_commit"]) == 40
-
-
-@pytest.mark.parametrize("name, dirty", [
-    ("nanochat/a.py", True), ("scripts/c.py", True), ("nanochat/new.py", True), ("patches/new.patch", True),
-    ("tests/t.py", False), ("README.md", False), ("results/x.csv", False)])
-def test_dirty_means_changes_that_could_change_numbers(repo, name, dirty):
-    root, git = repo
-    atomic_write(root / name, "changed")
-    assert git_state(root) == {"git_commit": git("rev-parse", "HEAD"), "dirty": dirty}
-    git("add", "-A")
-    assert git_state(root)["dirty"] == dirty, "staged is not committed"
-    git("commit", "-qm", "two")
-    assert git_state(root) == {"git_commit": git("rev-parse", "HEAD"), "dirty": False}
-
-
-def test_deleted_file_is_dirty(repo):
-    root, _ = repo
-    (root / "nanochat/a.py").unlink()
-    assert git_state(root)["dirty"] is True
-
-
-def test_variables_of_a_git_hook_do_not_lead_to_another_repository(repo, tmp_path, monkeypatch):
-    """git sets GIT_DIR while a hook runs, and that beats -C."""
-    root, git = repo
-    expected = {"git_commit": git("rev-parse", "HEAD"), "dirty": False}
-    other = tmp_path / "other"
-    subprocess.run(["git", "init", "-q", str(other)], check=True)
-    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
-    assert git_state(root) == expected
-
-
-def test_without_git_or_commit_or_in_a_strangers_repository_nothing_is_known(repo, tmp_path, monkeypatch):
-    root, git = repo
-    unknown = {"git_commit": None, "dirty": None}
-    bare = make_tree(tmp_path / "no_git")
-    assert git_state(bare) == unknown
-    assert git_state(make_tree(root / "vendor" / "copy_of_ours")) == unknown
-    git("update-ref", "-d", "HEAD")
-    assert git_state(root) == unknown
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert git_state(root) == unknown
 
 
 # -----------------------------------------------------------------------------

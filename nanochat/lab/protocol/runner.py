@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanochat.common import child_environment
+from nanochat.common import child_environment, paste_command
 from nanochat.lab.arms import Cell
 from nanochat.record import EXIT_CODES, STATUSES, last_metrics_row, read_record, record_dir, record_stamp
 from nanochat.stage import BASE
@@ -73,7 +73,7 @@ class Runner:
     def open_log(self, cell, command, resume):
         self.log_path(cell).parent.mkdir(parents=True, exist_ok=True)
         log = open(self.log_path(cell), "ab" if resume else "wb")
-        log.write(f"$ NANOCHAT_BASE_DIR={self.home} {' '.join(map(str, command))}\n".encode())
+        log.write(f"$ {paste_command(command, {'NANOCHAT_BASE_DIR': self.home})}\n".encode())
         log.flush()
         return log
 

@@ -18,7 +18,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.common import atomic_writer
+from nanochat.common import atomic_writer, quote_word
 from nanochat.git import run_git
 
 PLAIN, EXECUTABLE, LINK = "100644", "100755", "120000"  # modes as git writes them
@@ -51,7 +51,7 @@ def read_patch(path) -> Patch:
     text = raw.decode("utf-8", "replace")  # only to look at: git gets the bytes
     start = re.search(r"^(diff --git |--- )", text, re.MULTILINE)
     if not start:
-        raise ValueError(f"{path} holds no diff; make one with: git diff -U1 > {path.name}")
+        raise ValueError(f"{path} holds no diff; make one with: git diff -U1 > {quote_word(path.name)}")
     base = re.search(r"^Base: ([0-9a-f]{7,64})\r?$", text[:start.start()], re.MULTILINE)
     return Patch(path, hashlib.sha256(raw).hexdigest(), base and base.group(1),
                  bool(re.search(r"^\+(?!\+\+ )", text, re.MULTILINE)))
