@@ -45,8 +45,8 @@ def build_parser():
                         help=f"training flags that a candidate adds to the control; repeat for more candidates "
                              f"(default: {DEFAULT_CANDIDATE})")
     parser.add_argument("--arm", action="append", default=[], metavar="'NAME: tree=PATH patch=FILE flags=...'",
-                        help="an arm on another checkout, or with patches (patches/README.md); an arm with the name "
-                             "control replaces the control")
+                        help="an arm on another checkout, or with patches (patches/README.md); rename=OURS:THEIRS maps "
+                             "a flag that it has under another name; an arm named control replaces the control")
     parser.add_argument("--profile", choices=list(profiles.PROFILES),
                         help="the workload: model, batch, steps and data (default: protocol-16gb with a CUDA device, "
                              "else smoke-cpu)")

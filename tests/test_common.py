@@ -1,5 +1,5 @@
 """
-Durable files (order of operations, failures), strict JSON, hashes, git state, ranks.
+Durable files (order of operations, failures), strict JSON, hashes, ranks, temporary folders.
 
 python -m pytest tests/test_common.py -q
 """
@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,12 @@ def test_base_dir_that_cannot_be_made_says_which_variable_to_set(tmp_path, monke
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "file" / "base"))
     with pytest.raises(OSError, match="cannot be made.*set NANOCHAT_BASE_DIR"):
         common.get_base_dir()
+
+
+def test_temporary_folder_goes_away_and_names_tmpdir_where_there_is_none(tmp_path, monkeypatch):
+    with common.temporary_folder("x-") as folder:
+        (folder / "file").write_text("", encoding="utf-8")
+    assert not folder.exists()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(OSError, match="no temporary folder can be made .*set TMPDIR"), common.temporary_folder("x-"):
+        pass

@@ -13,12 +13,10 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.common import atomic_writer, quote_word
+from nanochat.common import atomic_writer, quote_word, temporary_folder
 from nanochat.git import run_git
 
 PLAIN, EXECUTABLE, LINK = "100644", "100755", "120000"  # modes as git writes them
@@ -125,14 +123,11 @@ def changes(tree: Path, patch: Path, reverse: bool = False) -> dict[str, tuple[F
 
     Raises ValueError with git's message where the patch does not fit, or could not be taken back to the byte.
     """
-    folder = Path(tempfile.mkdtemp(prefix="nanochat-patch-"))
-    try:
+    with temporary_folder("nanochat-patch-") as folder:
         store = _Store(folder)
         names = store.names(patch)
         before = {name: None if _gives_way(tree, name, names) else read_file(_inside(tree, name)) for name in names}
         after = _either_way(store, before, patch, reverse)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return {name: (before[name], after[name]) for name in names}
 
 
