@@ -11,8 +11,10 @@ import json
 import os
 import re
 import shlex
+import shutil
 import stat
 import sys
+import tempfile
 from pathlib import Path
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
@@ -146,6 +148,20 @@ def child_environment(**changes) -> dict:
 # -----------------------------------------------------------------------------
 # Durable files. The order is always: write, fsync, rename, fsync of the folder. Whenever the machine stops, a reader
 # finds either the whole old file or the whole new file.
+
+@contextlib.contextmanager
+def temporary_folder(prefix: str):
+    """The Path of a folder that goes away at the end. Raises OSError that names TMPDIR where none can be made."""
+    try:
+        folder = tempfile.mkdtemp(prefix=prefix)
+    except OSError as e:
+        raise OSError(f"no temporary folder can be made ({e.strerror}); set TMPDIR to a folder that you may write "
+                      "to") from e
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
 
 def fsync_dir(path: Path):
     if os.name == "nt":  # a directory cannot be opened there; NTFS journals the rename itself

@@ -47,8 +47,8 @@ def build_parser():
     parser.add_argument("--grid", action="store_true",
                         help="the candidates are points of a grid (runs/): leave out one that is the control itself")
     parser.add_argument("--arm", action="append", default=[], metavar="'NAME: tree=PATH patch=FILE flags=...'",
-                        help="an arm on another checkout, or with patches (patches/README.md); an arm with the name "
-                             "control replaces the control")
+                        help="an arm on another checkout, or with patches (patches/README.md); rename=OURS:THEIRS maps "
+                             "a flag that it has under another name; an arm named control replaces the control")
     parser.add_argument("--profile", choices=list(profiles.PROFILES),
                         help="the workload: model, batch, steps and data (default: protocol-16gb on a CUDA card of "
                              "16 GB, smoke-16gb on a smaller one, smoke-mps on a Mac's GPU, else smoke-cpu)")

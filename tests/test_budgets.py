@@ -5,7 +5,6 @@ Most tests use a made-up clock on which every step takes half a second.
 python -m pytest tests/test_budgets.py -q
 """
 
-import os
 import shutil
 import signal
 import time
@@ -71,7 +70,7 @@ def cut_at(monkeypatch, stop):
     def log_step(r, *args):
         original(r, *args)
         if r.step == stop:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
     monkeypatch.setattr(trainer, "log_step", log_step)
     return lambda: monkeypatch.setattr(trainer, "log_step", original)
 

@@ -1,5 +1,5 @@
 """
-Durable files (order of operations, failures), strict JSON, hashes, git state, ranks.
+Durable files (order of operations, failures), strict JSON, hashes, ranks, temporary folders.
 
 python -m pytest tests/test_common.py -q
 """
@@ -10,13 +10,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from nanochat import common
 from nanochat.common import atomic_write, atomic_writer, hash_json, read_json, sha256_file, write_json
-from nanochat.git import git_state
 
 posix = pytest.mark.skipif(os.name == "nt", reason="a directory cannot be fsynced there")
 
@@ -167,80 +167,6 @@ def test_hash_of_json_depends_on_content_and_not_on_order():
 
 
 # -----------------------------------------------------------------------------
-# Git
-
-def make_tree(root):
-    for name in ("nanochat/a.py", "nanochat/layers/b.py", "scripts/c.py", "tests/t.py", "nanochat/notes.txt"):
-        atomic_write(root / name, f"# {name}\n")
-    return root
-
-
-@pytest.fixture
-def repo(tmp_path, monkeypatch):
-    """A repository with one commit, and its git(*args)."""
-    for name in [name for name in os.environ if name.startswith("GIT_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    root = make_tree(tmp_path / "repo")
-
-    def git(*args):
-        return subprocess.run(["git", "-C", str(root), "-c", "user.name=n", "-c", "user.email=e@x", *args], check=True,
-                              capture_output=True, text=True).stdout.strip()
-    git("init", "-q")
-    git("add", "-A")
-    git("commit", "-qm", "one")
-    return root, git
-
-
-def test_clean_repository_names_its_commit(repo):
-    root, git = repo
-    assert git_state(root) == {"git_commit": git("rev-parse", "HEAD"), "dirty": False}
-    assert len(git_state(root)["git_commit"]) == 40
-
-
-@pytest.mark.parametrize("name, dirty", [
-    ("nanochat/a.py", True), ("scripts/c.py", True), ("nanochat/new.py", True), ("patches/new.patch", True),
-    ("tests/t.py", False), ("README.md", False), ("results/x.csv", False)])
-def test_dirty_means_changes_that_could_change_numbers(repo, name, dirty):
-    root, git = repo
-    atomic_write(root / name, "changed")
-    assert git_state(root) == {"git_commit": git("rev-parse", "HEAD"), "dirty": dirty}
-    git("add", "-A")
-    assert git_state(root)["dirty"] == dirty, "staged is not committed"
-    git("commit", "-qm", "two")
-    assert git_state(root) == {"git_commit": git("rev-parse", "HEAD"), "dirty": False}
-
-
-def test_deleted_file_is_dirty(repo):
-    root, _ = repo
-    (root / "nanochat/a.py").unlink()
-    assert git_state(root)["dirty"] is True
-
-
-def test_variables_of_a_git_hook_do_not_lead_to_another_repository(repo, tmp_path, monkeypatch):
-    """git sets GIT_DIR while a hook runs, and that beats -C."""
-    root, git = repo
-    expected = {"git_commit": git("rev-parse", "HEAD"), "dirty": False}
-    other = tmp_path / "other"
-    subprocess.run(["git", "init", "-q", str(other)], check=True)
-    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
-    assert git_state(root) == expected
-
-
-def test_without_git_or_commit_or_in_a_strangers_repository_nothing_is_known(repo, tmp_path, monkeypatch):
-    root, git = repo
-    unknown = {"git_commit": None, "dirty": None}
-    bare = make_tree(tmp_path / "no_git")
-    assert git_state(bare) == unknown
-    assert git_state(make_tree(root / "vendor" / "copy_of_ours")) == unknown
-    git("update-ref", "-d", "HEAD")
-    assert git_state(root) == unknown
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert git_state(root) == unknown
-
-
-# -----------------------------------------------------------------------------
 # Environment
 
 def test_base_dir_follows_the_environment_and_is_made(tmp_path, monkeypatch):
@@ -271,3 +197,12 @@ def test_base_dir_that_cannot_be_made_says_which_variable_to_set(tmp_path, monke
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "file" / "base"))
     with pytest.raises(OSError, match="cannot be made.*set NANOCHAT_BASE_DIR"):
         common.get_base_dir()
+
+
+def test_temporary_folder_goes_away_and_names_tmpdir_where_there_is_none(tmp_path, monkeypatch):
+    with common.temporary_folder("x-") as folder:
+        (folder / "file").write_text("", encoding="utf-8")
+    assert not folder.exists()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(OSError, match="no temporary folder can be made .*set TMPDIR"), common.temporary_folder("x-"):
+        pass

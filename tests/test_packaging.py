@@ -6,6 +6,7 @@ python -m pytest tests/test_packaging.py -q
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -99,6 +100,20 @@ def test_hosted_checks_run_what_ci_run_runs_and_nothing_else():
     actions = re.findall(r"uses: *(\S+)@v\d+$", workflow, re.MULTILINE)
     assert sorted(actions) == ["actions/checkout", "actions/setup-python"]
     assert 'python-version: "3.11"' in workflow
+
+
+def test_hosted_platforms_run_the_quick_tests_of_make_on_three_systems():
+    workflow = read(".github/workflows/platforms.yml")
+    assert "os: [ubuntu-latest, macos-latest, windows-latest]" in workflow and "timeout-minutes:" in workflow
+    runs = re.findall(r"\brun: (.*)", workflow)
+    assert runs[0] == "python -m scripts.setup --dev" and 'matrix.os' in workflow
+    quick = re.search(r"^test: .*\n\t\$\(PY\) -m pytest (.*)$", read("Makefile"), re.MULTILINE)[1]
+    words = shlex.split(runs[-1])
+    assert words[:3] == ["python", "-m", "pytest"] and words[-2:] == shlex.split(quick)[-2:]
+    actions = re.findall(r"uses: *(\S+)@v\d+$", workflow, re.MULTILINE)
+    assert sorted(actions) == ["actions/checkout", "actions/setup-python"]
+    yaml = pytest.importorskip("yaml")
+    assert list(yaml.safe_load(workflow)["jobs"]) == ["quick-tests"]
 
 
 def test_citation_file_is_valid_and_names_nanochat():

@@ -33,6 +33,8 @@ dist.destroy_process_group()
 
 def two_ranks(tmp_path, code) -> list:
     """`found` of both ranks after they have run the code, which has `ranks` and an empty folder `store`."""
+    if os.name == "nt":
+        pytest.skip("gloo meets over a file URL of POSIX")
     env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else dict(os.environ)
     processes = [subprocess.Popen([sys.executable, "-c", START + code + END, str(tmp_path), str(rank)], cwd=REPO_ROOT,
                                   env=env, stderr=subprocess.PIPE, text=True) for rank in range(2)]

@@ -32,7 +32,7 @@ def test_a_signal_saves_first_and_the_resumed_run_is_bit_identical(base, monkeyp
     def stop_at_6(r, *args):
         original(r, *args)
         if r.step == 6:
-            os.kill(os.getpid(), signum)
+            signal.raise_signal(signum)
     monkeypatch.setattr(trainer, "log_step", stop_at_6)
     facts = run("--model-tag=cut")
     assert facts["status"] == "interrupted" and "--resume-from-step=7" in facts["error"]
@@ -50,7 +50,7 @@ def test_a_signal_does_not_wait_for_a_long_validation_and_the_resumed_run_is_bit
             for batch in batches:
                 seen.append(len(seen))
                 if r.step == 5:
-                    os.kill(os.getpid(), signal.SIGINT)
+                    signal.raise_signal(signal.SIGINT)
                 yield batch
         return original(model, tell(), token_bytes, ranks)
 

@@ -30,7 +30,8 @@ FALLS_BACK = {"lane_b.sh": 3}  # nothing is inferred on the stage, and a fallbac
 RECIPES = sorted(path for path in (ROOT / "runs").glob("*.sh") if path.name != "common.sh")
 TRAINER = "scripts.base_train"
 
-pytestmark = pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+pytestmark = pytest.mark.skipif(not shutil.which("bash") or os.name == "nt",
+                                reason="no bash, or none that starts a shell script in place of Python")
 each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 each_that_runs = pytest.mark.parametrize("recipe", [path for path in RECIPES if path.name not in NOT_YET],
                                          ids=lambda path: path.name)

@@ -84,7 +84,7 @@ def test_array_that_begins_empty_is_expanded_as_bash_3_2_needs_it(script):
 def old_bash(tmp_path, base_dir, monkeypatch):
     """The stage of test_runs.py, in a bash without the builtins that 3.2 lacks, and without GNU's programs."""
     stage = Stage(tmp_path, base_dir)
-    (tmp_path / "env").write_text("enable -n mapfile readarray\nshopt -s compat32 2>/dev/null\n", encoding="utf-8")
+    (tmp_path / "env").write_text("{ enable -n mapfile readarray; shopt -s compat32; } 2>/dev/null\n", encoding="utf-8")
     for name in ("realpath", "readlink", "timeout", "nproc", "seq", "tac", "shuf", "sha256sum"):
         (stage.bin / name).write_text(f"#!/bin/sh\necho {name}: not on macOS >&2\nexit 127\n", encoding="utf-8")
         (stage.bin / name).chmod(0o755)

@@ -5,6 +5,7 @@ parser, no two arms of a template are the same run, and all of them are comparab
 python -m pytest tests/test_templates.py -q
 """
 
+import os
 import shlex
 import shutil
 from dataclasses import asdict
@@ -16,7 +17,8 @@ from nanochat.cost import resolve
 from nanochat.lab.arms import make_arms, profile_changes, refuse_rounded
 from nanochat.lab.profiles import PROFILES
 
-pytestmark = pytest.mark.skipif(not shutil.which("bash") or not shutil.which("awk"), reason="no bash or no awk")
+pytestmark = pytest.mark.skipif(os.name == "nt" or not shutil.which("bash") or not shutil.which("awk"),
+                                reason="no POSIX bash or no awk")
 
 ON_CPU = {"theory_slice": {"BATCH": "2"}, "warmdown": {}, "batch": {}, "lr_wd": {}, "horizon": {"RATIOS": "0.02 0.03"},
           "shape": {"DEPTH": "4", "TARGET_FLOPS": "4e12"}}  # as the headers of the templates say

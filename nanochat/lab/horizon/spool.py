@@ -5,15 +5,14 @@ A source may be text that is tokenized as it is read, which takes longer than ev
 once. The frequencies (V integers) and 8 bytes a document stay in memory.
 """
 
-import tempfile
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from nanochat.common import temporary_folder
 from nanochat.lab.horizon.source import Refusal, TokenSource
 
 SLICE = 1 << 20  # tokens in memory at a time
@@ -68,8 +67,8 @@ def spooled(source: TokenSource):
     if source.vocab_size > MOST_IDS:
         raise Refusal("ids_out_of_range",
                       f"a vocabulary of {source.vocab_size}: expected at most {MOST_IDS}; is one id broken?")
-    with tempfile.TemporaryDirectory(prefix="lane_b-", ignore_cleanup_errors=True) as folder:
-        path, dtype = Path(folder) / "tokens", np.dtype(np.uint16 if source.vocab_size <= 1 << 16 else np.uint32)
+    with temporary_folder("lane_b-") as folder:
+        path, dtype = folder / "tokens", np.dtype(np.uint16 if source.vocab_size <= 1 << 16 else np.uint32)
         ends, total = array("q"), 0
         with open(path, "wb") as f:
             for tokens in source.read():

@@ -9,12 +9,18 @@ versions, val_bpb is equal to the last bit.
 import contextlib
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.code_identity import tree_hash, tree_hash_of_0_1
-from nanochat.common import REPO_ROOT, child_environment, paste_command, paste_setting, read_json
+from nanochat.common import (
+    REPO_ROOT,
+    child_environment,
+    paste_command,
+    paste_setting,
+    read_json,
+    temporary_folder,
+)
 from nanochat.config import FIELDS
 from nanochat.git import run_git
 from nanochat.lab import own_data
@@ -146,8 +152,8 @@ def worktree(commit: str, repo=REPO_ROOT):
         if code:
             raise ValueError(f"git {args[0]}: {said.strip()}; is commit {commit[:12]} in {repo}? fetch it first; "
                              "a run of another tree (--arm tree=...) is made again by its protocol")
-    with tempfile.TemporaryDirectory(prefix="nanochat-rerun-") as folder:
-        tree = Path(folder) / "tree"
+    with temporary_folder("nanochat-rerun-") as folder:
+        tree = folder / "tree"
         git("worktree", "add", "--detach", str(tree), commit)
         try:
             yield tree

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from nanochat.common import child_environment
+from nanochat.common import child_environment, paste_command
 from nanochat.lab.arms import Cell
 from nanochat.lab.commands import EXIT_BAD_INPUT
 from nanochat.lab.runs import RunSummary
@@ -129,7 +129,7 @@ class Runner:
             with contextlib.suppress(OSError):  # a process that still writes into it keeps the old file
                 self.log_path(cell).unlink()
         log = open(self.log_path(cell), "ab" if resume else "wb")
-        log.write(f"$ NANOCHAT_BASE_DIR={self.home} {' '.join(map(str, command))}\n".encode())
+        log.write(f"$ {paste_command(command, {'NANOCHAT_BASE_DIR': self.home})}\n".encode())
         log.flush()
         return log
 

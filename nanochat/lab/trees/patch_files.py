@@ -13,12 +13,10 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.common import atomic_writer
+from nanochat.common import atomic_writer, quote_word, temporary_folder
 from nanochat.git import run_git
 
 PLAIN, EXECUTABLE, LINK = "100644", "100755", "120000"  # modes as git writes them
@@ -51,7 +49,7 @@ def read_patch(path) -> Patch:
     text = raw.decode("utf-8", "replace")  # only to look at: git gets the bytes
     start = re.search(r"^(diff --git |--- )", text, re.MULTILINE)
     if not start:
-        raise ValueError(f"{path} holds no diff; make one with: git diff -U1 > {path.name}")
+        raise ValueError(f"{path} holds no diff; make one with: git diff -U1 > {quote_word(path.name)}")
     base = re.search(r"^Base: ([0-9a-f]{7,64})\r?$", text[:start.start()], re.MULTILINE)
     return Patch(path, hashlib.sha256(raw).hexdigest(), base and base.group(1),
                  bool(re.search(r"^\+(?!\+\+ )", text, re.MULTILINE)))
@@ -125,14 +123,11 @@ def changes(tree: Path, patch: Path, reverse: bool = False) -> dict[str, tuple[F
 
     Raises ValueError with git's message where the patch does not fit, or could not be taken back to the byte.
     """
-    folder = Path(tempfile.mkdtemp(prefix="nanochat-patch-"))
-    try:
+    with temporary_folder("nanochat-patch-") as folder:
         store = _Store(folder)
         names = store.names(patch)
         before = {name: None if _gives_way(tree, name, names) else read_file(_inside(tree, name)) for name in names}
         after = _either_way(store, before, patch, reverse)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return {name: (before[name], after[name]) for name in names}
 
 
