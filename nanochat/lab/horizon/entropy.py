@@ -9,10 +9,12 @@ as most contexts are seen once, and gives gamma about 2. gamma.py fits gamma to 
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from nanochat.common import read_json
+from nanochat.lab.commands import paste
 from nanochat.lab.horizon.source import Refusal
 
 SOURCES = ("positional", "ngram")
@@ -61,6 +63,12 @@ def few_an_octave(context) -> np.ndarray:
 # -----------------------------------------------------------------------------
 # Losses by position: what scripts.base_loss --per-position measures
 
+def measure_command(model_tag: str, path) -> str:
+    """The command, to paste, that measures the losses by position of a model."""
+    return paste(["python", "-m", "scripts.base_loss", f"--model-tag={model_tag}", "--split=val",
+                  f"--per-position={path}"])
+
+
 def read_positions(path) -> EntropyCurve:
     """The positional curve of a file that scripts.base_loss --per-position wrote.
 
@@ -69,7 +77,7 @@ def read_positions(path) -> EntropyCurve:
     facts, needed = read_json(path), {"contexts", "loss_nats", "se_nats", "block_loss_nats"}
     if not isinstance(facts, dict) or facts.get("schema_version") != SCHEMA_VERSION or not needed <= facts.keys():
         raise ValueError(f"{path} holds no losses by position of schema {SCHEMA_VERSION}; write it again: "
-                         f"python -m scripts.base_loss --per-position {path}")
+                         + measure_command(Path(path).name.removesuffix("_positions.json"), path))
     blocks = np.array(facts["block_loss_nats"], dtype=np.float64)
     return EntropyCurve("positional", np.array(facts["contexts"]), np.array(facts["loss_nats"]),
                         np.array(facts["se_nats"]), blocks=blocks)
