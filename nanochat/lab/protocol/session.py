@@ -34,7 +34,9 @@ class Session:
         self.runner = Runner(protocol.home, self.results.logs, protocol.trainer, protocol.timeout_sec, protocol.fresh,
                              threads_of_cell(protocol.jobs))
         self.executor = protocol.executor(self.runner)
-        self.earlier = Earlier(protocol, self.results.read_latest(), self.results.read_runs())
+        latest = self.results.read_latest()
+        self.earlier = Earlier(protocol, latest, self.results.read_runs())
+        self.was_on = (latest.get("provenance") or {}).get("dataset_id")  # data of the comparison that had this label
         self.runs: dict[tuple, RunSummary] = {}
         self.progress = None  # of the cells up to the look before
         inputs = protocol.inputs
