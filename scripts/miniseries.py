@@ -94,7 +94,7 @@ def plan_line(args, depths, rest) -> str:
     arms = 1 + len(given.candidate or [None])
     bank = args.noise_seeds if "--noise=own" not in rest else 0
     cells = len(depths) * (bank + arms * seeds)
-    return (f"{cells} cells at most: {len(depths)} depths, at each {bank} control runs for the bank and {arms} arms x "
+    return (f"{cells} cells at most: {len(depths)} depth{'s' * (len(depths) != 1)}, at each {bank} control runs for the bank and {arms} arms x "
             f"{seeds} seeds at most. Each step says its time and its disk before it begins")
 
 

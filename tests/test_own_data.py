@@ -22,7 +22,7 @@ from nanochat.lab.csv_file import read_rows
 from nanochat.lab.ledger import experiments
 from nanochat.lab.ledger.rerun import home_of
 from nanochat.lab.protocol.build import build_protocol, choose_workload
-from scripts import noise, protocol
+from scripts import gates, noise, protocol
 from tests.lab_case import FAKE, enter
 
 
@@ -152,6 +152,19 @@ def test_bank_of_other_data_does_not_count_and_it_is_said(stand_in, base_dir, ca
     monkeypatch.setattr(profiles, "prepare", lambda *args: ("third", "tok"))
     assert protocol.main(["--profile=smoke-cpu", "--data=mine", "--label=x", "--seeds=1 2", ledger]) in (0, 1)
     assert "was a comparison on other data (dataset_id other da) and is replaced" in capsys.readouterr().out
+
+
+def test_gates_name_the_base_dir_of_the_comparison_where_another_is_set(stand_in, base_dir, capsys, monkeypatch,
+                                                                         tmp_path):
+    corpus(base_dir)
+    ledger = f"--ledger={tmp_path / 'ledger.csv'}"
+    assert protocol.main(["--profile=smoke-cpu", "--data=mine", "--label=g", "--seeds=1 2", ledger]) == 0
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "another"))
+    capsys.readouterr()
+    assert gates.main(["--label=g"]) == 0
+    out = capsys.readouterr().out
+    assert f"NANOCHAT_BASE_DIR={base_dir}" in out
+    assert printed_command(out, "scripts.noise") == ["--run", "--seeds=8", "--profile=smoke-cpu", "--data=mine"]
 
 
 def test_row_on_own_data_is_run_again_in_its_own_folder(base_dir):
