@@ -94,7 +94,7 @@ def plan_line(args, depths, rest) -> str:
     arms = 1 + len(given.candidate or [None])
     bank = args.noise_seeds if "--noise=own" not in rest else 0
     cells, at_each = len(depths) * (bank + arms * seeds), f"{len(depths)} depth{'s' * (len(depths) != 1)}, at each"
-    return (f"{cells} cells at most: {at_each} {bank} control runs for the bank and {arms} arms x {seeds} seeds at most. "
+    return (f"{cells} cells at most: {at_each} {bank} control runs for the bank and {arms} arms x {seeds} seeds. "
             "Each step says its time and its disk before it begins")
 
 

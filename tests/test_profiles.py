@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from nanochat.config import parse
-from nanochat.lab import machine, profiles
+from nanochat.lab import hardware, profiles
 from nanochat.lab.profiles import (
     PROFILES,
     choose,
@@ -110,8 +110,8 @@ def test_profile_that_was_named_is_taken_or_refused_with_the_reason(monkeypatch)
 
 
 def test_a_macs_gpu_is_named_as_records_name_it(monkeypatch):
-    monkeypatch.setattr(machine, "cpu_name", lambda: "Apple M2")
-    assert machine.machine_name("mps") == machine.machine_name("cpu") == "Apple M2"  # as device.device_name
+    monkeypatch.setattr(hardware, "cpu_name", lambda: "Apple M2")
+    assert hardware.machine_name("mps") == hardware.machine_name("cpu") == "Apple M2"  # as device.device_name
 
 
 # -----------------------------------------------------------------------------

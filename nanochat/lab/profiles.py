@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from nanochat.common import REPO_ROOT, cgroup_cores, to_paste, usable_cores
 from nanochat.lab import own_data
-from nanochat.lab.machine import cuda_memory_mib, has_mps
+from nanochat.lab.hardware import cuda_memory_mib, has_mps
 from nanochat.options import flag
 
 

@@ -1,7 +1,7 @@
 """
 Lines that a run prints as a next step: they can be pasted, and have what the next command needs.
 
-python -m pytest tests/test_paste.py -q
+python -m pytest tests/test_next_steps.py -q
 """
 
 import shlex
