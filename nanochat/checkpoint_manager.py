@@ -73,7 +73,7 @@ def _save(part: dict, f):
     try:
         torch.save(part, f)
     except RuntimeError as e:  # torch closes its archive in spite of a full disk, and hides the reason behind that
-        raise e.__context__ if isinstance(e.__context__, OSError) else e
+        raise (e.__context__ if isinstance(e.__context__, OSError) else e) from None
 
 
 def _json(obj) -> bytes:

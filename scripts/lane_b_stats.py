@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from nanochat.common import get_base_dir, paste_command, print0, read_json, to_paste, write_json
+from nanochat.common import get_base_dir, print0, read_json, to_paste, write_json
 from nanochat.lab.commands import EXIT_BAD_INPUT, EXIT_OK, exit_code, require_writable
 from nanochat.lab.horizon import correlation, decay, stats
-from nanochat.lab.horizon.entropy import read_positions
+from nanochat.lab.horizon.entropy import measure_command, read_positions
 from nanochat.lab.horizon.gamma import fit_gamma
 from nanochat.lab.horizon.ngram import ngram_curve
 from nanochat.lab.horizon.repeats import Repeats
@@ -204,8 +204,7 @@ def positions_path(model_tag: str) -> Path:
 def read_losses(model_tag: str, ids: dict):
     """The curve that scripts.base_loss wrote for a model. ids: tokenizer_id and dataset_id of this corpus."""
     path = positions_path(model_tag)
-    command = paste_command(["python", "-m", "scripts.base_loss", f"--model-tag={model_tag}", "--split=val",
-                             f"--per-position={path}"])
+    command = measure_command(model_tag, path)
     if not path.exists():
         raise Refusal("gamma_unavailable", f"no losses by position of {model_tag}; measure them: {command}")
     curve, facts = read_positions(path), read_json(path)

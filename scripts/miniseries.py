@@ -94,9 +94,9 @@ def plan_line(args, depths, rest) -> str:
     seeds = len(parse_seeds(given.seeds)) if given.seeds and "--until=decided" not in rest else given.max_seeds
     arms = 1 + len(given.candidate or [None])
     bank = args.noise_seeds if "--noise=own" not in rest else 0
-    cells = len(depths) * (bank + arms * seeds)
-    return (f"{cells} cells at most: {len(depths)} depths, at each {bank} control runs for the bank and {arms} arms x "
-            f"{seeds} seeds at most. Each step says its time and its disk before it begins")
+    cells, at_each = len(depths) * (bank + arms * seeds), f"{len(depths)} depth{'s' * (len(depths) != 1)}, at each"
+    return (f"{cells} cells at most: {at_each} {bank} control runs for the bank and {arms} arms x {seeds} seeds. "
+            "Each step says its time and its disk before it begins")
 
 
 def run(args, depths, rest) -> int:

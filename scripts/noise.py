@@ -173,16 +173,25 @@ def stored_curves(rows, profile_hash) -> dict:
 
 
 def bank_and_show(args) -> int:
+    """Every error and every line names the options of the bank in its advice."""
+    given = [f"--{name}={value}" for name in ("profile", "data", "flags") if (value := getattr(args, name))]
+    given += extra_words(args, experiments.LEDGER)
+    try:
+        return _bank_and_show(args, lambda text: print(complete(text, given)))
+    except ValueError as e:
+        raise ValueError(complete(str(e), given)) from e
+
+
+def _bank_and_show(args, say) -> int:
     code, profile_hash = run_noise(args) if args.run else (0, "")
     if code != EXIT_INTERRUPTED:
         rows = experiments.read_all(args.ledger)
         profile_hash = profile_hash or choose_profile(rows, args)
-        given = [f"--{name}={value}" for name in ("profile", "data", "flags") if (value := getattr(args, name))]
-        show(rows, profile_hash, lambda text: print(complete(text, given)))
+        show(rows, profile_hash, say)
         if args.run:
             write_page(rows, profile_hash)
         if args.aa_rate:
-            print("\n" + describe_rates(rows, profile_hash))
+            say("\n" + describe_rates(rows, profile_hash))
     return code
 
 

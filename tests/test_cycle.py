@@ -29,6 +29,7 @@ from nanochat.lab.cycle.rules import (
 from nanochat.lab.cycle.walk import Cycle, read_cycles, walk
 from nanochat.lab.ledger import experiments
 from nanochat.lab.report.result_file import ResultFile, read_results
+from nanochat.manifest import DATA_FOLDER
 from scripts import cycle as script
 from tests.cycle_case import CPU, Place, entry, facts, noise_row
 
@@ -217,6 +218,19 @@ def test_dry_run_prints_every_step_and_leaves_nothing_behind(place):
     names = ["scripts.noise", "theory_slice.sh", "warmdown.sh", "lr_wd.sh", "horizon.sh", "shape.sh",
              "scripts.miniseries"]
     assert len(steps) == len(names) and all(name in step for name, step in zip(names, steps))
+
+
+def test_cycle_on_own_text_passes_it_on_and_counts_no_bank_of_other_text(place, tmp_path):
+    home = tmp_path / "lab" / "mine"
+    (home / DATA_FOLDER).mkdir(parents=True)
+    (home / DATA_FOLDER / "manifest.json").write_text('{"dataset_id": "mine"}')
+    for seed, data in ((1, "other"), (2, "other"), (3, "mine")):
+        experiments.append(place.ledger, noise_row(seed, dataset_id=data))
+    said, profile = [], replace(CPU, data="mine")
+    walk(place.cycle(dry_run=True, profile=profile, home=home), place, said.append)
+    steps = [line for line in said if line.startswith("  $")]
+    assert all("--data=mine" in step or "DATA=mine" in step for step in steps) and len(steps) == 7
+    assert any("1 of 2 control runs" in line for line in said)
 
 
 def test_script_says_where_it_stopped_and_what_the_cycles_come_to(place, monkeypatch, capsys):

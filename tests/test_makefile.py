@@ -108,6 +108,11 @@ def test_noise_counts_seeds_and_ledger_shows_the_newest():
         "-m", "scripts.ledger", "--last=5", "--where=label=noise"]
 
 
+@pytest.mark.parametrize("target", ["protocol", "noise", "miniseries", "cycle"])
+def test_data_is_one_word_of_every_comparison(target):
+    assert "--data=my texts" in would_run(target, "DATA=my texts", "PROFILE=smoke-cpu")
+
+
 def test_variables_that_are_not_given_leave_no_flag():
     assert would_run("protocol")[1:] == ["-m", "scripts.protocol"]
     assert would_run("smoke")[1:] == ["-m", "scripts.smoke"] and would_run("smoke", "FRESH=1")[-1] == "--fresh"

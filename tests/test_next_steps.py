@@ -63,4 +63,5 @@ def test_bank_is_advised_with_make_where_make_is_and_with_python_elsewhere(monke
 def test_advice_gets_the_options_of_the_comparison(text, seeds):
     said = complete(text, ["--profile=smoke-cpu", "--jobs=3"])
     assert noise_line(seeds, ["--profile=smoke-cpu", "--jobs=3"]) in said and "JOBS=)" not in said
+    assert complete(said, ["--data=mine"]) == said, "what has its options keeps them"
     assert complete("nothing to run", []) == "nothing to run"

@@ -6,18 +6,23 @@ python -m pytest tests/test_own_data.py -q
 
 import functools
 import hashlib
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 
 import pytest
 
 from nanochat import dataset, manifest
-from nanochat.common import read_json, write_json
+from nanochat.common import REPO_ROOT, read_json, write_json
 from nanochat.lab import own_data, profiles
+from nanochat.lab.csv_file import read_rows
 from nanochat.lab.ledger import experiments
 from nanochat.lab.ledger.rerun import home_of
 from nanochat.lab.protocol.build import build_protocol, choose_workload
-from scripts import noise, protocol
+from scripts import gates, noise, protocol
 from tests.lab_case import FAKE, enter
 
 
@@ -32,6 +37,14 @@ def corpus(base_dir, name="mine", chars=200_000):
                                             "shards": shards, "packing_share": 0.5,
                                             "packing_assumptions": {"bytes_per_token": 4.0}})
     return folder.parent
+
+
+def write_words(folder):
+    """Text files of made-up words, enough for the smallest vocabulary."""
+    folder.mkdir()
+    for i in range(30):
+        words = (hashlib.sha256(f"{i * j % 1999}".encode()).hexdigest()[:6] for j in range(900))
+        (folder / f"note {i}.txt").write_text(f"{i} " + " ".join(words))
 
 
 @pytest.fixture(autouse=True)
@@ -91,10 +104,7 @@ def test_vocabulary_is_the_profiles_or_smaller_where_the_text_is_short(base_dir,
 def test_text_makes_corpus_and_tokenizer_of_its_own_once(base_dir, tmp_path):
     """Without stand-ins: the command of the README, on a folder with a space in its name."""
     from nanochat import tokenizer
-    (tmp_path / "my texts").mkdir()
-    for i in range(30):
-        words = (hashlib.sha256(f"{i * j % 1999}".encode()).hexdigest()[:6] for j in range(900))
-        (tmp_path / "my texts" / f"note {i}.txt").write_text(f"{i} " + " ".join(words))
+    write_words(tmp_path / "my texts")
     assert dataset.main([f"--from={tmp_path / 'my texts'}", "--name=mine"]) == 0
     said, profile = [], choose_workload("smoke-cpu", "", data="mine").profile
     home = profile.home(base_dir)
@@ -139,6 +149,22 @@ def test_bank_of_other_data_does_not_count_and_it_is_said(stand_in, base_dir, ca
     out = capsys.readouterr().out
     assert "the 3 banked runs of smoke-cpu do not count" in out and "dataset data -> other" in out
     assert "noise from nowhere" in out
+    monkeypatch.setattr(profiles, "prepare", lambda *args: ("third", "tok"))
+    assert protocol.main(["--profile=smoke-cpu", "--data=mine", "--label=x", "--seeds=1 2", ledger]) in (0, 1)
+    assert "was a comparison on other data (dataset_id other da) and is replaced" in capsys.readouterr().out
+
+
+def test_gates_name_the_base_dir_of_the_comparison_where_another_is_set(stand_in, base_dir, capsys, monkeypatch,
+                                                                         tmp_path):
+    corpus(base_dir)
+    ledger = f"--ledger={tmp_path / 'ledger.csv'}"
+    assert protocol.main(["--profile=smoke-cpu", "--data=mine", "--label=g", "--seeds=1 2", ledger]) == 0
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "another"))
+    capsys.readouterr()
+    assert gates.main(["--label=g"]) == 0
+    out = capsys.readouterr().out
+    assert f"NANOCHAT_BASE_DIR={base_dir}" in out
+    assert printed_command(out, "scripts.noise") == ["--run", "--seeds=8", "--profile=smoke-cpu", "--data=mine"]
 
 
 def test_row_on_own_data_is_run_again_in_its_own_folder(base_dir):
@@ -158,3 +184,34 @@ def test_command_of_a_comparison_and_of_its_bank_say_the_data(base_dir):
     assert made.noise_options() == ["--profile=lane-b-small", "--data=mine", "--jobs=1"]
     bank = noise.make_protocol(noise.build_parser().parse_args(["--data=mine", "--profile=smoke-cpu", "--seeds=2"]))
     assert "--data=mine" in bank.command() and bank.home == made.home
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+def test_lines_run_as_they_are_pasted_into_a_shell(tmp_path):
+    """The commands of the README on text of one's own, for real, with a space in every path; then what they print."""
+    texts, ledger = tmp_path / "my texts", tmp_path / "my ledger.csv"
+    write_words(texts)
+    given = {"NANOCHAT_BASE_DIR": str(tmp_path / "base dir"), "NANOCHAT_LEDGER": str(ledger)}
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("NANOCHAT_")}
+    bare["PYTHONPATH"] = str(REPO_ROOT)
+
+    def python(module, *argv):
+        run = subprocess.run([sys.executable, "-m", module, *argv], cwd=tmp_path, env=bare | given, text=True,
+                             capture_output=True)
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+    python("nanochat.dataset", f"--from={texts}", "--name=mine")
+    tiny = ("--flags=--depth=2 --max-seq-len=64 --model-dim=64 --head-dim=32 --device-batch-size=4 "
+            "--total-batch-size=256 --num-iterations=4 --eval-tokens=512")
+    argv = ["--profile=smoke-cpu", "--data=mine", tiny, "--candidate=x: --matrix-lr=0.03"]
+    out = python("scripts.protocol", *argv, "--label=first", "--seeds=1 2")
+    lines = [re.findall(rf"[^`\n]*NANOCHAT_BASE_DIR[^`\n]* -m {module} [^`\n]*", out)[-1].strip()
+             for module in ("scripts.noise", "scripts.protocol")]
+    lines = [lines[0].replace("--seeds=8", "--seeds=2"), lines[1].replace("1 2 3 4 5", "1 2")]
+    for line in lines:  # in a new terminal: nothing is set
+        run = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=bare, text=True, capture_output=True)
+        assert run.returncode == 0, run.stderr
+    assert "noise from the noise bank" in python("scripts.protocol", *argv, "--label=second", "--seeds=8")
+    assert {row["label"] for row in read_rows(ledger)} == {"first", "noise", "second"}

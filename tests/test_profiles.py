@@ -10,8 +10,16 @@ from types import SimpleNamespace
 import pytest
 
 from nanochat.config import parse
-from nanochat.lab import profiles
-from nanochat.lab.profiles import PROFILES, cuda_memory_mib, fit_device_batch, get_profile, machine_flags, prepare
+from nanochat.lab import hardware, profiles
+from nanochat.lab.profiles import (
+    PROFILES,
+    choose,
+    cuda_memory_mib,
+    fit_device_batch,
+    get_profile,
+    machine_flags,
+    prepare,
+)
 from nanochat.schedule import grad_accum_steps, scale_run
 
 
@@ -72,6 +80,38 @@ def test_no_card_is_seen_where_none_is_visible(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("PATH", "")
     assert cuda_memory_mib() is None
+
+
+@pytest.mark.parametrize("memory_gib, mps, name, says", [
+    (None, False, "smoke-cpu", "torch finds no CUDA device and no Apple GPU"),
+    (None, True, "smoke-mps", "torch finds an Apple GPU"),
+    (8, False, "smoke-16gb", "a card of 8 GiB"), (12, False, "smoke-16gb", "a card of 12 GiB"),
+    (15, False, "protocol-16gb", "a card of 15 GiB"), (24, False, "protocol-16gb", "a card of 24 GiB")])
+def test_default_follows_the_device_and_is_said(monkeypatch, memory_gib, mps, name, says):
+    monkeypatch.setattr(profiles, "cuda_memory_mib", lambda: memory_gib and memory_gib * 1024)
+    monkeypatch.setattr(profiles, "has_mps", lambda: mps)
+    found = choose(None, "protocol-16gb")
+    assert found.profile.name == name and says in found.why and "PROFILE= names another" in found.why
+    assert found.memory_mib == (memory_gib and memory_gib * 1024)
+
+
+def test_profile_that_was_named_is_taken_or_refused_with_the_reason(monkeypatch):
+    monkeypatch.setattr(profiles, "cuda_memory_mib", lambda: None)
+    monkeypatch.setattr(profiles, "has_mps", lambda: False)
+    assert choose("smoke-cpu", "") == (PROFILES["smoke-cpu"], None, "")
+    with pytest.raises(ValueError, match="--profile=smoke-mps needs an Apple GPU .* --profile=smoke-cpu"):
+        choose("smoke-mps", "")
+    with pytest.raises(ValueError, match="--profile=smoke-16gb needs a CUDA device"):
+        choose("smoke-16gb", "")
+    monkeypatch.setattr(profiles, "cuda_memory_mib", lambda: 8 * 1024)
+    found = choose("protocol-16gb", "")
+    assert found.profile.name == "protocol-16gb" and "this one has 8 GiB" in found.why
+    assert choose("smoke-16gb", "").why == ""  # its batch is fitted to the card
+
+
+def test_a_macs_gpu_is_named_as_records_name_it(monkeypatch):
+    monkeypatch.setattr(hardware, "cpu_name", lambda: "Apple M2")
+    assert hardware.machine_name("mps") == hardware.machine_name("cpu") == "Apple M2"  # as device.device_name
 
 
 # -----------------------------------------------------------------------------

@@ -131,6 +131,25 @@ def test_lane_b_answers_statistics_that_are_refused_and_stops_without_them(stage
     assert stage.result.returncode == (3 if written else 7), "the fallback's own code, or that of the statistics"
 
 
+@each_that_runs
+def test_comparison_passes_the_corpus_of_the_user_on(recipe, stage):
+    calls = stage.run(recipe, DATA="my texts", TARGET_BPB="2.5")
+    compared = [call for call in calls if call[1] in ("scripts.protocol", "scripts.miniseries", "scripts.cycle")]
+    assert all("--data=my texts" in call for call in compared)
+
+
+def test_lane_b_on_own_text_runs_in_its_folder_and_asks_for_a_target_of_its_own(stage):
+    (stage.base_dir / "lab" / "mine").mkdir(parents=True)
+    recipe = ROOT / "runs" / "lane_b.sh"
+    assert stage.run(recipe, DATA="mine") == [] and stage.result.returncode == 2
+    assert "DATA=mine needs a TARGET_BPB of its own" in stage.result.stderr
+    assert "make noise PROFILE=lane-b-small DATA=mine" in stage.result.stderr
+    for base in (stage.base_dir, stage.base_dir / "lab" / "mine"):  # the second: as the command that made it suggests
+        calls = stage.run(recipe, DATA="mine", TARGET_BPB="2.5", NANOCHAT_BASE_DIR=str(base))
+        positions = [word for call in calls for word in call if word.startswith("--per-position=")]
+        assert len(positions) == 1 and f"{stage.base_dir.resolve()}/lab/mine/lane_b/" in positions[0]
+
+
 @pytest.mark.parametrize("name", ["baseline_d12", "ittybitty", "runcpu"])
 def test_finished_run_is_skipped_and_another_configuration_is_not(name, stage):
     recipe = ROOT / "runs" / f"{name}.sh"

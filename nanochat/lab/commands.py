@@ -20,6 +20,7 @@ from pathlib import Path
 from nanochat.common import REPO_ROOT, VENV_PYTHON, child_environment, paste_command
 
 RESULTS_DIR = Path("results")  # in the working directory; git ignores it
+ADVICE = r"make noise(?: SEEDS=(\d+))?(?: JOBS=(?=\)))?(?! \w+=)"
 CARRIED = ("NANOCHAT_BASE_DIR", "NANOCHAT_LEDGER", "NANOCHAT_DTYPE")  # environment that a next command needs too
 EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
 EXIT_FALLBACK = 3  # of Lane B: there is an answer, but it is the default length, because the inputs support no other
@@ -104,8 +105,9 @@ def noise_line(seeds, options: list[str], env: dict | None = None) -> str:
 
 
 def complete(text: str, options: list[str], env: dict | None = None) -> str:
-    """`text` with the options of this comparison in each `make noise` that it advises."""
-    return re.sub(r"make noise(?: SEEDS=(\d+))?(?: JOBS=)?", lambda found: noise_line(found[1] or "8", options, env),
+    """`text` with the options of this comparison in each `make noise` that it advises. A command that has options
+    already stays as it is."""
+    return re.sub(ADVICE, lambda found: noise_line(found[1] or "8", options, env),
                   text)
 
 

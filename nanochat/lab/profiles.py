@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from nanochat.common import REPO_ROOT, child_environment, paste_command
 from nanochat.lab import own_data
-from nanochat.lab.machine import cuda_memory_mib, has_mps
+from nanochat.lab.hardware import cuda_memory_mib, has_mps
 from nanochat.machine import cgroup_cores, usable_cores
 from nanochat.options import flag
 
@@ -75,25 +75,24 @@ class Row(NamedTuple):
 COMMON = ("--quiet-start", "--window-pattern=L", "--core-metric-every=-1", "--sample-every=-1")
 AS_LONG_AS_THE_RATIO_SAYS = ("--target-param-data-ratio=2", "--ratio-ref=2")
 # lane-b-small: the batch is given, because with the law's batch so small a run would have 16 steps.
-ROWS = {
-    #   device, depth, context, rows, batch, steps, warm-up, eval every, tokens, save every, minutes, keep,
-    #   compiled, builtin, vocabulary, characters for it, about
+ROWS = {  # the first lines are columns; the second: compiled, built-in corpus, vocabulary, characters for it, about
+    #             device, depth, context, rows, batch, steps, warm-up, eval every, tokens, save every, minutes, keep
     "smoke-cpu": Row(
-        "cpu", 4, 256, 8, 2048, 60, 5, 10, 16384, -1, 5, 1,
+                  "cpu",      4,     256,    8,  2048,    60,       5,         10,  16384,         -1,       5,    1,
         False, True, 4096, 20_000_000, "any CPU, no network, about a minute a run on 2 cores"),
     "smoke-mps": Row(
-        "mps", 4, 512, 16, 8192, 120, 10, 20, 65536, -1, 5, 1,
+                  "mps",      4,     512,   16,  8192,   120,      10,         20,  65536,         -1,       5,    1,
         False, True, 4096, 20_000_000, "a Mac's GPU, no network, 1 M tokens a run: a minute or two (not measured)"),
     "lane-b-small": Row(
-        "cpu", 2, 256, 16, 4096, None, 10, 16, 32768, -1, 5, 1,
+                  "cpu",      2,     256,   16,  4096,  None,      10,         16,  32768,         -1,       5,    1,
         False, True, 1024, 20_000_000, "any CPU, no network, 1 M tokens and a minute or two a run on 2 cores",
         more=AS_LONG_AS_THE_RATIO_SAYS),
     "smoke-16gb": Row(
-        "cuda", 12, 512, 1, 32768, 200, None, 100, 262144, -1, 5, 1,
+                  "cuda",    12,     512,    1, 32768,   200,    None,        100, 262144,         -1,       5,    1,
         False, True, 4096, None, "one CUDA card, no network, 26 M tokens for two seeds: about 15 minutes at 30,000 "
                                  "tokens a second", fitted=True),
     "protocol-16gb": Row(
-        "cuda", 12, 1024, 1, 65536, 30000, None, 200, 262144, 2000, None, 2,
+                  "cuda",    12,    1024,    1, 65536, 30000,    None,        200, 262144,       2000,    None,    2,
         True, False, None, 2_000_000_000, "one CUDA card of 16 GB, 2 G tokens a run: a day and more",
         card_mib=14 * 1024),  # a card of 16 GB has 14.7 GiB or more
 }

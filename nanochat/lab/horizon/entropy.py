@@ -9,10 +9,12 @@ as most contexts are seen once, and gives gamma about 2. gamma.py fits gamma to 
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from nanochat.common import paste_command, read_json
+from nanochat.common import read_json
+from nanochat.lab.commands import paste
 from nanochat.lab.horizon.source import Refusal
 
 SOURCES = ("positional", "ngram")
@@ -61,6 +63,12 @@ def few_an_octave(context) -> np.ndarray:
 # -----------------------------------------------------------------------------
 # Losses by position: what scripts.base_loss --per-position measures
 
+def measure_command(model_tag: str, path) -> str:
+    """The command, to paste, that measures the losses by position of a model."""
+    return paste(["python", "-m", "scripts.base_loss", f"--model-tag={model_tag}", "--split=val",
+                  f"--per-position={path}"])
+
+
 def read_positions(path) -> EntropyCurve:
     """The positional curve of a file that scripts.base_loss --per-position wrote.
 
@@ -79,7 +87,7 @@ def read_positions(path) -> EntropyCurve:
             raise ValueError
     except (ValueError, TypeError, KeyError, OverflowError):  # another version, or values of another type
         raise ValueError(f"{path} holds no losses by position of schema {SCHEMA_VERSION}; write it again: "
-                         + paste_command(["python", "-m", "scripts.base_loss", "--per-position", path])) from None
+                         + measure_command(Path(path).name.removesuffix("_positions.json"), path)) from None
     loss, se, blocks = losses
     return EntropyCurve("positional", contexts.astype(np.int64), loss, se, blocks=blocks)
 

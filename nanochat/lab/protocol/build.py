@@ -12,7 +12,7 @@ from dataclasses import asdict
 from nanochat.common import get_base_dir
 from nanochat.lab import own_data, profiles
 from nanochat.lab.arms import Arm, refuse_rounded
-from nanochat.lab.machine import machine_name
+from nanochat.lab.hardware import machine_name
 from nanochat.lab.protocol.plan import Workload
 from nanochat.lab.protocol.protocol import Protocol
 

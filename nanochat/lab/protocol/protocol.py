@@ -252,6 +252,9 @@ def _announce(session, changed, say):
         if arm.profile_changes:
             say(f"  {arm.name} changes the workload ({'; '.join(arm.profile_changes)}): "
                 "it is run and shown, and gets no verdict")
+    if session.was_on not in (None, p.inputs.dataset_id):
+        say(f"  {session.results.latest} was a comparison on other data (dataset_id {session.was_on[:8]}) and is "
+            "replaced; another LABEL keeps both")
     for line in changed:
         say(f"  new declaration, {line}")
     noise = session.declaration.noise

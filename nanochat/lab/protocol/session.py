@@ -37,6 +37,7 @@ class Session:
         self.executor = protocol.executor(self.runner)
         self.books = Books(protocol)
         self.notes: list[str] = []  # sentences that are to be said
+        self.was_on = None  # dataset_id of the comparison that had this label
         self.earlier = self._read_earlier()
         self.runs: dict[tuple, RunSummary] = {}
         self.progress = None  # of the cells up to the look before
@@ -53,6 +54,7 @@ class Session:
         protocol = self.protocol
         try:
             last = self.results.read_latest()
+            self.was_on = last.provenance.get("dataset_id") if last else None
             return Earlier(protocol, last and last.declaration, last.runs if last else [])
         except ValueError as e:
             damage = str(e)

@@ -14,7 +14,7 @@ from nanochat.code_identity import tree_hash
 from nanochat.common import hash_json, read_json, write_json
 from nanochat.config import profile_hash
 from nanochat.lab.arms import Cell
-from nanochat.lab.machine import machine_name
+from nanochat.lab.hardware import machine_name
 from nanochat.lab.trees.flags import rename_words
 from nanochat.lab.trees.score import SCORER, SERVER
 from nanochat.options import flag
