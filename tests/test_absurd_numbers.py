@@ -9,7 +9,7 @@ from time import process_time
 import pytest
 
 from nanochat.lab.arms import parse_depths, parse_seeds
-from scripts import arch, cycle, miniseries, noise, protocol, runs
+from scripts import arch, cycle, miniseries, noise, protocol, runs, tok_train
 
 SHORT = 500  # letters of a message
 SMALL = ("--profile=smoke-cpu",)
@@ -35,6 +35,7 @@ CASES = [
     (cycle, ["--dry-run", *SMALL, "--ratios", "nan"], "--ratios: 'nan'"),
     (cycle, ["--dry-run", *SMALL, "--ratios", "1e300"], "--ratios: '1e300'"),
     (cycle, ["--dry-run", *SMALL, "--ratios", ""], "--ratios: ''"),
+    (tok_train, ["--vocab-size=10000000000"], "--vocab-size=10000000000: expected at most 1,048,576"),
     (runs, ["prune", "--older-than=inf"], "--older-than=inf"),
 ]
 
