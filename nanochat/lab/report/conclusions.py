@@ -36,7 +36,9 @@ def loss_obstacles(a: AnyRun, b: AnyRun) -> list[str]:
     """Why the losses of the two do not compare; [] where they may."""
     lines = []
     for letter, run in (("A", a), ("B", b)):
-        if run.row["status"] not in ("ok", None):
+        if run.row["status"] == "running":
+            lines.append(f"{letter} is still going on, or was killed: it has no result to compare.")
+        elif run.row["status"] not in ("ok", None):
             lines.append(f"{letter} ended {run.row['status']}: it has no result to compare.")
         elif run.row["val_bpb"] is None:
             lines.append(f"{letter} has no val_bpb of the control's evaluator: nothing to compare.")
