@@ -8,8 +8,9 @@ from time import process_time
 
 import pytest
 
+from nanochat import dataset
 from nanochat.lab.arms import parse_depths, parse_seeds
-from scripts import arch, cycle, miniseries, noise, protocol, runs, tok_train
+from scripts import arch, cycle, lane_b_stats, miniseries, noise, protocol, runs, simulate_gates, tok_train
 
 SHORT = 500  # letters of a message
 SMALL = ("--profile=smoke-cpu",)
@@ -36,6 +37,9 @@ CASES = [
     (cycle, ["--dry-run", *SMALL, "--ratios", "1e300"], "--ratios: '1e300'"),
     (cycle, ["--dry-run", *SMALL, "--ratios", ""], "--ratios: ''"),
     (tok_train, ["--vocab-size=10000000000"], "--vocab-size=10000000000: expected at most 1,048,576"),
+    (lane_b_stats, ["--tokens=x.npy", "--workers=10000000000"], "--workers=10000000000: expected at most 1,024"),
+    (lane_b_stats, ["--tokens=x.npy", "--top-k=1000000"], "--top-k=1000000: expected at most 16,384"),
+    (lane_b_stats, ["--tokens=x.npy", "--bootstrap=1000000000000"], "--bootstrap"),
     (runs, ["prune", "--older-than=inf"], "--older-than=inf"),
 ]
 
@@ -52,6 +56,19 @@ def test_one_short_line_at_once(base_dir, tmp_path, monkeypatch, capsys, command
     err = capsys.readouterr().err
     assert code == 2 and named in err and err.count("\n") == 1 and len(err) <= SHORT
     assert process_time() - started < 10  # importing torch takes a part of it
+
+
+@pytest.mark.parametrize("flag", ["--protocols=10000000000000", "--seed=-1", "--seed=1" + "0" * 30])
+def test_simulation_refuses_before_it_prints(capsys, flag):
+    with pytest.raises(SystemExit, match="2"):
+        simulate_gates.main([flag])
+    out, err = capsys.readouterr()
+    assert not out and flag.partition("=")[0] in err.splitlines()[-1]
+
+
+def test_address_of_a_mirror_is_one(base_dir, capsys):
+    assert dataset.main(["-n", "1", "--base-url=nowhere"]) == 2
+    assert "--base-url=nowhere: expected an address that begins with https://" in capsys.readouterr().err
 
 
 def test_lists_of_numbers_are_read_as_before():
