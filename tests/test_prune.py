@@ -97,6 +97,14 @@ def test_weights_that_are_read_again_stay(base_dir):
     assert going(base_dir) == {"nc_up_d4_control_s2"}
 
 
+def test_weights_of_another_tree_stay_until_its_record_was_taken_over(base_dir):
+    put(base_dir, 1, run_id=CELL)
+    checkpoint(base_dir, CELL)
+    (base_dir / "tree_cells").mkdir()
+    (base_dir / "tree_cells" / f"{CELL}.json").write_text("{}")
+    assert "has not been taken over yet" in decided(base_dir)[CELL].why
+
+
 def test_a_lock_that_is_held_protects_everything_of_its_run(base_dir):
     put(base_dir, 1, run_id=CELL)
     folder = checkpoint(base_dir, CELL)
