@@ -16,6 +16,7 @@ import re
 import sys
 from pathlib import Path
 
+from nanochat.checks import cut
 from nanochat.common import get_base_dir, paste_setting, quote_word
 from nanochat.manifest import (
     DATA_FOLDER,
@@ -72,6 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _download(args) -> int:
     from nanochat.download import download_shards
     folder, last, url = SOURCES[args.source]
+    if args.base_url and not args.base_url.startswith(("https://", "http://")):
+        raise ValueError(f"--base-url={cut(args.base_url)}: expected an address that begins with https:// or http://")
     data_dir = get_base_dir() / folder
     missing = download_shards(data_dir, args.num_files, args.source, args.base_url or url, args.num_workers)
     if missing:

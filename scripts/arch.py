@@ -17,11 +17,14 @@ import sys
 from bisect import bisect_left, bisect_right
 from functools import cache
 
+from nanochat.checks import MOST_CHANNELS, MOST_LAYERS, cut
 from nanochat.common import paste_command
 from nanochat.config import TrainConfig, validate
 from nanochat.options import flag, hyphenate, parse_options, to_argv
 
 DEPTHS = "2,3,4,5,6,8,10,12,14,16,18,20,24,28,32"
+MOST_BUDGET = 10 ** 15  # parameters: a thousand times the largest models
+MOST_SHAPES = 1000  # in one table: each is counted on the real modules
 EXACT = 0.01  # a ratio is met when no part is further off than this share
 
 
@@ -60,7 +63,7 @@ def parse_ratio(text: str) -> float:
     except ValueError:
         a = b = c = 0.0
     if not (a == c and 0 < a < float("inf") and 0 < b < float("inf")):
-        raise ValueError(f"--ratio={text}: expected A:B:A, like 1:1:1; wte and lm_head have one size")
+        raise ValueError(f"--ratio={cut(text)}: expected A:B:A, like 1:1:1; wte and lm_head have one size")
     return b / a
 
 
@@ -70,13 +73,16 @@ def check(args) -> list[int]:
         depths = sorted({int(word) for word in args.depths.split(",")})
     except ValueError:
         depths = [0]
-    if depths[0] < 1:
-        raise ValueError(f"--depths={args.depths}: expected numbers of layers with commas between, like 4,8,12")
-    for name, ok in (("budget", args.budget is None or 0 < args.budget < float("inf")),
-                     ("tolerance", 0 <= args.tolerance < float("inf")),
-                     ("vocab_size", args.vocab_size > 0)):
+    if not 1 <= depths[0] <= depths[-1] <= MOST_LAYERS:
+        raise ValueError(f"--depths={cut(args.depths)}: expected numbers of layers, 1 to {MOST_LAYERS:,}, with commas "
+                         "between, like 4,8,12")
+    for name, ok, expected in (("budget", args.budget is None or 0 < args.budget <= MOST_BUDGET,
+                                f"a positive number, at most {MOST_BUDGET:g}"),
+                               ("tolerance", 0 <= args.tolerance <= 1, "a share of the budget, 0 to 1"),
+                               ("vocab_size", 0 < args.vocab_size <= MOST_CHANNELS,
+                                f"a positive number, at most {MOST_CHANNELS:,}")):
         if not ok:
-            raise ValueError(f"{flag(name)}={getattr(args, name)}: expected a positive number")
+            raise ValueError(f"{flag(name)}={cut(getattr(args, name))}: expected {expected}")
     return depths
 
 
@@ -113,6 +119,9 @@ def near_budget(args, depths) -> list[Shape]:
         heads = head_counts(args, high)
         first = bisect_left(heads, low, key=lambda n: shape_of(n).counts["plain"])
         past = bisect_right(heads, high, key=lambda n: shape_of(n).counts["plain"])
+        if len(found) + past - first > MOST_SHAPES:
+            raise ValueError(f"more than {MOST_SHAPES:,} shapes are within {args.tolerance:.0%} of "
+                             f"{args.budget:,.0f} parameters: lower --tolerance, or raise --head-dim")
         found += map(shape_of, heads[first:past])
         nearest += map(shape_of, heads[max(0, first - 1):first + 1])
     if not found:
@@ -124,10 +133,12 @@ def near_budget(args, depths) -> list[Shape]:
 
 
 def head_counts(args, budget: float) -> range:
-    """Numbers of heads from the narrowest model on to one whose embeddings alone are over the budget."""
+    """Numbers of heads from the narrowest model on to one whose embeddings alone are over the budget, or to the widest
+    that there may be."""
     from nanochat.gpt import SMEAR_CHANNELS
     narrowest = -(-SMEAR_CHANNELS // args.base.head_dim)
-    return range(narrowest, max(narrowest, int(budget / (2 * args.vocab_size * args.base.head_dim))) + 2)
+    widest = max(narrowest, int(budget / (2 * args.vocab_size * args.base.head_dim))) + 1
+    return range(narrowest, max(narrowest, min(widest, MOST_CHANNELS // args.base.head_dim)) + 1)
 
 
 def near_ratio(args, depths, ratio: float) -> list[Shape]:
@@ -137,6 +148,9 @@ def near_ratio(args, depths, ratio: float) -> list[Shape]:
         shape_of = cache(lambda heads, depth=depth: Shape(args, depth, heads * args.base.head_dim))
         heads = head_counts(args, 2 * args.vocab_size * args.base.head_dim)
         while shape_of(heads[-1]).matrices_over_wte < ratio:
+            if 2 * heads[-1] * args.base.head_dim > MOST_CHANNELS:
+                raise ValueError(f"--ratio={cut(args.ratio)}: no width up to {MOST_CHANNELS:,} has it at depth "
+                                 f"{depth}; lower the second number, or name other --depths")
             heads = range(heads[0], 2 * heads[-1] + 1)
         first = bisect_left(heads, ratio, key=lambda n: shape_of(n).matrices_over_wte)
         exact = shape_of(heads[first]).matrices_over_wte == ratio

@@ -15,11 +15,13 @@ import os
 import sys
 from pathlib import Path
 
+from nanochat.checks import MOST_RATIO, cut
 from nanochat.common import REPO_ROOT, get_base_dir
-from nanochat.lab.arms import NAME, parse_seeds
+from nanochat.lab.arms import NAME, parse_depths
 from nanochat.lab.commands import RESULTS_DIR, call
 from nanochat.lab.cycle.rules import PHASES, plateau
 from nanochat.lab.cycle.walk import Cycle, read_cycles, walk
+from nanochat.lab.ledger.bank import noise_seeds
 from nanochat.lab.ledger.experiments import LEDGER
 from nanochat.lab.profiles import PROFILES, choose, on_data
 from nanochat.lab.protocol.runner import stop_on_signals
@@ -46,11 +48,24 @@ def build_parser():
     return parser
 
 
+def require_ratio(text: str):
+    try:
+        ok = 0 < float(text) <= MOST_RATIO
+    except ValueError:
+        ok = False
+    if not ok:
+        raise ValueError(f"--ratios: {cut(text)!r} is no number of tokens per parameter, expected one above 0, at most "
+                         f"{MOST_RATIO:g}")
+
+
 def make_cycle(args) -> Cycle:
     if not NAME.fullmatch(args.label):
         raise ValueError(f"--label={args.label}: expected letters, digits, '.', '_' and '-'; it names files")
+    noise_seeds(args.noise_seeds)  # refuses a number that is no number of runs
+    for ratio in args.ratios:
+        require_ratio(ratio)
     profile = on_data(choose(args.profile, "protocol-16gb").profile, args.data, get_base_dir())
-    return Cycle(args.label, profile, args.flags, parse_seeds(args.depths or ["8 12 16"]), args.ratios, RESULTS_DIR,
+    return Cycle(args.label, profile, args.flags, parse_depths(args.depths or ["8 12 16"]), args.ratios, RESULTS_DIR,
                  args.ledger, args.noise_seeds, args.dry_run, profile.home(get_base_dir()))
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nanochat.checks import cut
 from nanochat.common import get_base_dir, print0, read_json, to_paste, write_json
 from nanochat.lab.commands import EXIT_BAD_INPUT, EXIT_OK, exit_code, require_writable
 from nanochat.lab.horizon import correlation, decay, stats
@@ -97,11 +98,11 @@ def window(text: str) -> tuple[int, int]:
 
 
 def check(args):
-    for name, least in (("max_tokens", 1), ("bootstrap", 100), ("workers", 1), ("max_seq_len", 1), ("vocab_size", 1),
-                        ("seed", 0)):
+    for name, (least, most) in stats.BOUNDS.items():
         value = getattr(args, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')}={value}: expected at least {least}")
+        if value is not None and not least <= value <= most:
+            expected = f"at least {least}" if value < least else f"at most {most:,}"
+            raise ValueError(f"--{name.replace('_', '-')}={cut(value)}: expected {expected}")
     if args.vocab_size and not args.tokens:
         raise ValueError(f"--vocab-size={args.vocab_size} goes with --tokens: a text has the vocabulary of the "
                          "tokenizer")

@@ -14,9 +14,10 @@ import argparse
 import sys
 
 from nanochat.common import write_json
-from nanochat.lab.arms import NAME, parse_seeds
+from nanochat.lab.arms import NAME, parse_depths, parse_seeds
 from nanochat.lab.commands import EXIT_FAILED_CELL, RESULTS_DIR, call, module_command, now, paste
 from nanochat.lab.cycle import miniseries
+from nanochat.lab.ledger.bank import noise_seeds
 from nanochat.lab.protocol.runner import stop_on_signals
 from nanochat.lab.report.index import index_for
 from nanochat.lab.verdict.looks import MAX_SEEDS
@@ -131,24 +132,15 @@ def main(argv=None) -> int:
     try:
         if not NAME.fullmatch(args.label):
             raise ValueError(f"--label={args.label}: expected letters, digits, '.', '_' and '-'; it names files")
-        depths = depths_of(args.depths or ["8 12 16"])
+        depths = parse_depths(args.depths or ["8 12 16"])
         refuse_unknown(rest)
+        if args.noise_seeds:
+            noise_seeds(args.noise_seeds)  # refuses a number that is no number of runs
         code = 0 if args.judge else run(args, depths, rest)
         return code or (0 if args.dry_run else judge(args, depths))
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-
-
-def depths_of(words) -> list[int]:
-    try:
-        depths = parse_seeds(words)  # whole numbers, no repeats
-    except ValueError as e:
-        given = " ".join(words)
-        raise ValueError(f"--depths {given}: expected different whole numbers, as in --depths 2 4 ({e})") from e
-    if 0 in depths:
-        raise ValueError("--depths: a model has at least one layer")
-    return depths
 
 
 if __name__ == "__main__":

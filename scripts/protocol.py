@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from nanochat import dataset, tokenizer
+from nanochat.checks import cut
 from nanochat.common import get_base_dir
 from nanochat.lab import profiles
 from nanochat.lab.arms import parse_seeds, refuse_equal, same_run, split_flags, without_the_control
@@ -27,7 +28,7 @@ from nanochat.lab.protocol.protocol import Protocol, run
 from nanochat.lab.protocol.runner import stop_on_signals
 from nanochat.lab.trees.tree_arms import make_all_arms
 from nanochat.lab.verdict.declaration import PRIMARY
-from nanochat.lab.verdict.looks import MAX_SEEDS
+from nanochat.lab.verdict.looks import MAX_SEEDS, MOST_SEEDS
 
 DEFAULT_SEEDS = ("1337", "2026")
 DEFAULT_CANDIDATE = "--symplectic-gate --symplectic-gate-mix=0.15"
@@ -124,6 +125,8 @@ def all_seeds(seeds, until, most):
             raise ValueError(f"--max-seeds={most}: only with --until=decided; otherwise --seeds says it all")
         return seeds
     most = MAX_SEEDS if most is None else most
+    if most > MOST_SEEDS:
+        raise ValueError(f"--max-seeds={cut(most)}: expected at most {MOST_SEEDS}")
     if len(seeds) > most:
         raise ValueError(f"--max-seeds={most}: {len(seeds)} seeds were given")
     return seeds + [max(seeds) + i for i in range(1, most - len(seeds) + 1)]

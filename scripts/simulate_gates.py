@@ -21,7 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from nanochat.checks import cut
 from nanochat.common import atomic_write
+from nanochat.lab.arms import MOST_SEED
 from nanochat.lab.simulation import labels, verdicts
 from nanochat.lab.simulation.made_up_runs import MEASURES, PROTOCOLS, SEED, check, looks_text, measure, read_targets
 from nanochat.lab.simulation.plot import draw_error_rates
@@ -39,6 +41,7 @@ TITLES = {"8.1": "fixed n, pairs not correlated", "8.2": "fixed n, correlated pa
           "missed": "a target that only a share of the control's runs reach"}
 VERDICT_SHARE = 10  # a verdict is made of one protocol at a time, which takes longer
 FEWEST = 1000  # protocols: below, the tolerances are smaller than the luck
+MOST = 10 ** 7  # protocols: a thousand times the default takes days
 
 
 def build_parser():
@@ -128,6 +131,10 @@ def main(argv=None) -> int:
     if args.protocols < FEWEST:
         parser.error(f"--protocols={args.protocols}: expected at least {FEWEST}; with fewer, luck outweighs the "
                      "tolerances")
+    if args.protocols > MOST:
+        parser.error(f"--protocols={cut(args.protocols)}: expected at most {MOST:,}, and these take days")
+    if not 0 <= args.seed <= MOST_SEED:
+        parser.error(f"--seed={cut(args.seed)}: expected 0 to {MOST_SEED:,}")
     if args.labels:
         return write_json(args, simulate_labels(args.protocols, args.seed))
     tables = args.table or list(TITLES)

@@ -11,8 +11,9 @@ with is never replaced. Exit code: 0 ok, 2 bad input, with one line that says wh
 import argparse
 import sys
 
+from nanochat.checks import MOST_CHANNELS
 from nanochat.common import get_base_dir
-from nanochat.options import hyphenate
+from nanochat.options import hyphenate, require
 from nanochat.tokenizer import get_tokenizer_dir, get_tokenizer_id, import_tokenizer, train_tokenizer
 from nanochat.tokenizer_files import JSON_NAME, PICKLE_NAME, TOKEN_BYTES_NAME
 
@@ -34,6 +35,7 @@ def run(args):
     if args.import_pkl:
         tokenizer = import_tokenizer(args.import_pkl)
     else:
+        require(args.vocab_size <= MOST_CHANNELS, "vocab_size", args.vocab_size, f"at most {MOST_CHANNELS:,} tokens")
         for name in ("max_chars", "doc_cap", "vocab_size"):
             print(f"{name}: {getattr(args, name):,}", flush=True)
         tokenizer = train_tokenizer(get_base_dir(), args.vocab_size, args.max_chars, args.doc_cap)

@@ -6,7 +6,6 @@ python -m pytest tests/test_prune.py -q
 
 import json
 import os
-import re
 import subprocess
 import time
 from pathlib import Path
@@ -21,19 +20,10 @@ from nanochat.record import read_record
 from scripts import runs
 from tests.lab_case import enter, make, ran
 from tests.tree_case import BETTER, CONTROL, arms_of, enter_with_tree, git
-from tests.two_runs_case import put
+from tests.two_runs_case import checkpoint, put
 
 OLD = time.time() - 3 * 86400
 CELL = "nc_mix_d4_control_s1"
-
-
-def checkpoint(home, tag, step=60, size=1000, **meta) -> Path:
-    folder = Path(home) / "base_checkpoints" / tag
-    folder.mkdir(parents=True)
-    for name in (f"model_{step:06d}.pt", f"optim_{step:06d}_rank0.pt", f"manifest_{step:06d}.json"):
-        (folder / name).write_bytes(b"w" * size)
-    (folder / f"meta_{step:06d}.json").write_text(json.dumps({"run_id": tag, "step": step, **meta}))
-    return folder
 
 
 def age(path, at=OLD):
@@ -105,6 +95,14 @@ def test_weights_that_are_read_again_stay(base_dir):
     put(base_dir, 1, run_id="nc_up_d4_control_s2", change={"tree": "/somewhere/nanochat"}, evaluator="control")
     checkpoint(base_dir, "nc_up_d4_control_s2")
     assert going(base_dir) == {"nc_up_d4_control_s2"}
+
+
+def test_weights_of_another_tree_stay_until_its_record_was_taken_over(base_dir):
+    put(base_dir, 1, run_id=CELL)
+    checkpoint(base_dir, CELL)
+    (base_dir / "tree_cells").mkdir()
+    (base_dir / "tree_cells" / f"{CELL}.json").write_text("{}")
+    assert "has not been taken over yet" in decided(base_dir)[CELL].why
 
 
 def test_a_lock_that_is_held_protects_everything_of_its_run(base_dir):
@@ -247,25 +245,6 @@ def test_finished_cells_are_reused_after_their_weights_are_gone(tmp_path, monkey
 # -----------------------------------------------------------------------------
 # The command
 
-def test_list_says_what_refers_to_what(base_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    ledger = tmp_path / "ledger.csv"
-    for label, seed in (("mix", 1), ("noise", 900001), ("gone", 3)):
-        folder = put(base_dir, seed, run_id=f"nc_{label}_d4_control_s{seed}")
-        checkpoint(base_dir, folder.name)
-        if label != "gone":
-            made = json.loads((folder / "run.json").read_text())
-            experiments.append(ledger, experiments.row_of_record(made, [], label=label, arm="control"))
-    checkpoint(base_dir, "d12")
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "mix_latest.json").write_text("{}")
-    assert runs.main(["list", f"--ledger={ledger}"]) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"mix +1 +1 +1 +results", out) and re.search(r"noise +1 +1 +1 +noise bank", out)
-    assert re.search(r"gone +1 +1 +0 +nothing", out) and re.search(r"d12 +\S+ +no", out)
-    assert len(list(base_dir.rglob("*.pt"))) == 8  # nothing went
-
-
 def test_prune_deletes_nothing_without_yes_and_gives_the_command(base_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     put(base_dir, 1, run_id=CELL)
@@ -285,10 +264,3 @@ def test_bad_input_is_one_line(base_dir, capsys, argv, message):
     assert runs.main(argv) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
-
-
-def test_empty_base_directory_is_listed(base_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert runs.main(["list", f"--ledger={tmp_path / 'x.csv'}"]) == 0
-    assert runs.main(["prune", f"--ledger={tmp_path / 'x.csv'}"]) == 0
-    assert "nothing that could go" in capsys.readouterr().out

@@ -76,6 +76,16 @@ def test_an_upstream_checkpoint_says_what_its_meta_files_hold(base_dir, ledger):
     assert found.options["quiet_start"] is False and "seed" not in found.options  # `before` is known, its seed is not
 
 
+def test_a_checkpoint_beside_its_record_is_read_from_the_record(base_dir, ledger):
+    put(base_dir, 3, run_id="d4")
+    assert find(str(put_upstream(base_dir)), base_dir, ledger) == find("d4", base_dir, ledger)
+
+
+def test_a_loss_that_is_not_finite_is_no_point(base_dir, ledger):
+    folder = put_upstream(base_dir, losses=((100, 1.5), (200, float("nan")), (300, float("inf"))))
+    assert [point[0] for point in find(str(folder), base_dir, ledger).curve] == [100]
+
+
 def test_a_checkpoint_without_validations_has_no_curve(base_dir, ledger):
     found = find(str(put_upstream(base_dir, losses=((100, None), (200, None)))), base_dir, ledger)
     assert found.curve == [] and found.row["val_bpb"] is None
@@ -157,6 +167,7 @@ def test_a_bank_lends_only_by_its_own_rules(base_dir, ledger):
 @pytest.mark.parametrize("b, sentence", [
     ({"dataset_id": "9" * 64}, "trained with other data (dddddddd and 99999999): their losses do not compare"),
     ({"change": {"tokenizer_id": "9" * 64}}, "other tokenizers (eeeeeeee and 99999999)"),
+    ({"status": "running"}, "B is still going on, or was killed: it has no result to compare"),
     ({"status": "diverged"}, "B ended diverged: it has no result to compare"),
     ({"change": {"dataset_id": None}}, "B does not say its data: only with the same do the losses compare")])
 def test_losses_that_do_not_compare_are_not_compared(base_dir, ledger, b, sentence):

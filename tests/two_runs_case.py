@@ -37,3 +37,13 @@ def bank(ledger, values=(2.60, 2.61, 2.59, 2.60, 2.62, 2.58), **options):
     for i, value in enumerate(values):
         made = record(900001 + i, val_bpb=value, min_val_bpb=value, **options)
         append(ledger, row_of_record(made, metrics(), label="noise", arm="control", recipe="smoke-cpu"))
+
+
+def checkpoint(home, tag, step=60, size=1000, **meta) -> Path:
+    """A folder with the four files of a step, which hold no weights."""
+    folder = Path(home) / "base_checkpoints" / tag
+    folder.mkdir(parents=True)
+    for name in (f"model_{step:06d}.pt", f"optim_{step:06d}_rank0.pt", f"manifest_{step:06d}.json"):
+        (folder / name).write_bytes(b"w" * size)
+    (folder / f"meta_{step:06d}.json").write_text(json.dumps({"run_id": tag, "step": step, **meta}))
+    return folder

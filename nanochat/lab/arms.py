@@ -9,6 +9,7 @@ import re
 import shlex
 from dataclasses import asdict, dataclass, replace
 
+from nanochat.checks import MOST_LAYERS, cut
 from nanochat.common import WINDOWS
 from nanochat.config import FIELDS, TrainConfig, config_hash, hashed_options, read_config
 from nanochat.options import flag, hyphenate, tagged, to_argv, with_role
@@ -16,6 +17,7 @@ from nanochat.options import flag, hyphenate, tagged, to_argv, with_role
 CONTROL = "control"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 WINDOWS_PATH = re.compile(r"(?:^|[\s='\"])[A-Za-z]:\\")
+MOST_SEED = 10 ** 18  # torch takes seeds below 2^63, and --aa adds a million
 LENGTH = tagged(FIELDS, "horizon", "batch_law")
 HOW_RESOLVED = ("horizon", "batch_multiplier", "ref_tokens")  # the way to a value, not the value that is run
 
@@ -134,11 +136,28 @@ def parse_seeds(words) -> list[int]:
         raise ValueError("no seeds: expected at least one whole number, as in --seeds 1337 2026")
     bad = [word for word in words if not re.fullmatch(r"\d+", word)]
     if bad:
-        raise ValueError(f"--seeds: {bad[0]!r} is not a whole number, 0 or more")
+        raise ValueError(f"--seeds: {cut(bad[0])!r} is not a whole number, 0 or more")
+    if too_large := [word for word in words if len(word) > len(str(MOST_SEED)) or int(word) > MOST_SEED]:
+        raise ValueError(f"--seeds: {cut(too_large[0])} is too large, expected at most {MOST_SEED:,}")
     seeds = [int(word) for word in words]
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds {' '.join(words)}: a repeated seed is the same run again, not another sample")
     return seeds
+
+
+def parse_depths(words) -> list[int]:
+    """
+    >>> parse_depths(["2 4", "8"])
+    [2, 4, 8]
+    """
+    given = cut(" ".join(words))
+    try:
+        depths = parse_seeds(words)  # whole numbers, no repeats
+    except ValueError as e:
+        raise ValueError(f"--depths {given}: expected different whole numbers, as in --depths 2 4 ({e})") from e
+    if not 1 <= min(depths) <= max(depths) <= MOST_LAYERS:
+        raise ValueError(f"--depths {given}: a model has at least one layer, and at most {MOST_LAYERS:,}")
+    return depths
 
 
 def matched_budget(config: TrainConfig) -> str | None:

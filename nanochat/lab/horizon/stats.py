@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from nanochat.checks import MOST_CHANNELS, MOST_TOKENS
 from nanochat.lab.horizon import correlation, decay
 from nanochat.lab.horizon.correlation import Curve, measure_spool
 from nanochat.lab.horizon.decay import fit_decay, horizon, horizon_warnings, require_positive, significance
@@ -25,6 +26,11 @@ from nanochat.lab.horizon.source import BAD_INPUT, Refusal, TokenSource
 from nanochat.lab.horizon.spool import spooled
 
 SCHEMA_VERSION = 1
+# (least, most) of the numbers of scripts.lane_b_stats. The largest take days, or all the memory of a machine: top_k
+# tokens make a table of top_k squared counts for each block. measure_spool says the least of its own three itself.
+BOUNDS = {"max_tokens": (1, MOST_TOKENS), "bootstrap": (100, 10 ** 6), "workers": (1, 1024),
+          "max_seq_len": (1, MOST_TOKENS), "vocab_size": (1, MOST_CHANNELS), "seed": (0, 10 ** 18),
+          "top_k": (-math.inf, 2 ** 14), "max_lag": (-math.inf, 10 ** 7), "blocks": (-math.inf, 10 ** 5)}
 KEYS = """schema_version error beta beta_ci95 beta_window beta_windows beta_short beta_long n_break curve gamma
     gamma_ci95 gamma_source gamma_window h_curve_nats h_inf_nats h_inf_ci95_nats h_inf_identified n_star_tokens
     n_star_censored alpha_d alpha_d_ci95 num_tokens num_docs bytes_per_token vocab_size top_k top_k_mass centering

@@ -7,6 +7,7 @@ Any run that exists, as far as it is known: from its record, from a row of the l
 Nothing is trained or loaded. What the files do not say is None, and what is made of it says so.
 """
 
+import math
 import re
 import time
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,8 @@ from nanochat.lab.ledger import experiments
 from nanochat.lab.ledger.imports import folder_of, read_run
 from nanochat.lab.ledger.workload import options_of
 from nanochat.options import said_once, tagged, with_role
+from nanochat.record import record_dir
+from nanochat.stage import BASE
 
 ROW = re.compile(r"row\s*(\d{1,9})")
 # What the options of a model's size, and those of rate and decay with the laws of scaling, come to
@@ -48,10 +51,15 @@ def find(what: str, base_dir, ledger=experiments.LEDGER) -> AnyRun:
     if match := ROW.fullmatch(what.strip()):
         return _of_row(int(match[1]), base_dir, ledger)
     folder = folder_of(what, base_dir)
+    recorded = record_dir(folder.parent.parent, folder.name)
+    if folder.parent.name == BASE.checkpoint_root and (recorded / "run.json").exists():
+        folder = recorded  # it says more than the checkpoint beside it
     record, metrics, profile = read_run(folder)
     rows = experiments.read(ledger) if Path(ledger).exists() else []
     known = next((row for row in reversed(rows) if experiments.is_of(record, row)), None)
     row = known or {**experiments.row_of_record(record, metrics, recipe=profile), "row": None}
+    if record.get("status") == "running":
+        row["status"] = "running"
     if not (folder / "run.json").exists():
         row["timestamp"] = _written(folder)
     return _make(folder.name, "record" if (folder / "run.json").exists() else "checkpoint", row, record, metrics)
@@ -75,7 +83,8 @@ def _of_row(number: int, base_dir, ledger) -> AnyRun:
 def _make(name: str, source: str, row: dict, record: dict, metrics: list[dict]) -> AnyRun:
     resolved, results = record.get("resolved") or {}, record.get("results") or {}
     batch = row["effective_total_batch_size"]
-    curve = [(step, step * batch if batch else None, sec, bpb) for step, sec, bpb in experiments.metric_curve(metrics)]
+    curve = [(step, step * batch if batch else None, sec, bpb)
+             for step, sec, bpb in experiments.metric_curve(metrics) if math.isfinite(bpb)]
     steps = results.get("steps") or (max((point[0] for point in curve), default=None) if source != "row" else None)
     asked = _asked(record)
     return AnyRun(name, source, row, _as_run(asked, resolved), asked, curve, row["tree_hash"], steps)

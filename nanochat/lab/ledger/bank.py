@@ -12,6 +12,7 @@ from collections import defaultdict
 
 import numpy as np
 
+from nanochat.checks import MOST_SEEDS, cut
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.ledger.banked import FIRST_SEED, bank, banked_runs
 from nanochat.lab.ledger.experiments import NOISE, REFERENCE, from_reference, metric_curve, value_of
@@ -34,6 +35,8 @@ def noise_seeds(n: int) -> list[int]:
     """
     if n < 2:
         raise ValueError(f"--seeds={n}: expected 2 or more; one run shows no spread")
+    if n > MOST_SEEDS:
+        raise ValueError(f"--seeds={cut(n)}: expected at most {MOST_SEEDS:,} runs")
     return [FIRST_SEED + i for i in range(n)]
 
 

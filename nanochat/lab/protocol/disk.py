@@ -22,8 +22,9 @@ from nanochat.lab.table import table
 from nanochat.record import read_record
 from nanochat.stage import STAGES
 
-# The tag of a cell, as arms.cell_tag makes it; .1 and so on: moved aside by a fresh start of the same tag.
-CELL = re.compile(r"nc_(?:(?P<label>.+)_)?d\d+_(?P<arm>.+)_s\d+")
+# The tag of a cell, as arms.cell_tag makes it, and as `scripts.ledger --rerun` repeats it; .1 and so on: moved aside by
+# a fresh start of the same tag.
+CELL = re.compile(r"nc_(?:(?P<label>.+)_)?d\d+_(?P<arm>.+)_s\d+(?:_rerun)?")
 ASIDE = re.compile(r"(?P<tag>.+)\.[1-9]\d*")
 TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)\.tmp|\.probe\.(?P<probe>\d+)")
 KINDS = {"checkpoint": "checkpoints", "aside": "checkpoints that a fresh start moved aside",

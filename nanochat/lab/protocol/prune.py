@@ -81,6 +81,9 @@ def _why_checkpoint_stays(item: Item) -> str | None:
         return "no record says how its run ended"
     if record.get("status") not in COMPLETE:
         return "its run has not ended well: the same command resumes it from here"
+    ordered = (item.home / "tree_cells" / f"{item.tag}.json").exists()  # an arm on another tree (trees/orders.py)
+    if ordered and not record.get("tree"):
+        return "its run has ended on another tree, and has not been taken over yet"
     if record.get("tree") and not is_scored(record, (record.get("config") or {}).get("eval_every", -1)):
         return "it has no score yet: the next run of its protocol reads the weights"
     if item.comparison.endswith(CALIBRATION):

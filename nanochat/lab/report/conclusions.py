@@ -36,7 +36,9 @@ def loss_obstacles(a: AnyRun, b: AnyRun) -> list[str]:
     """Why the losses of the two do not compare; [] where they may."""
     lines = []
     for letter, run in (("A", a), ("B", b)):
-        if run.row["status"] not in ("ok", None):
+        if run.row["status"] == "running":
+            lines.append(f"{letter} is still going on, or was killed: it has no result to compare.")
+        elif run.row["status"] not in ("ok", None):
             lines.append(f"{letter} ended {run.row['status']}: it has no result to compare.")
         elif run.row["val_bpb"] is None:
             lines.append(f"{letter} has no val_bpb of the control's evaluator: nothing to compare.")
@@ -67,14 +69,15 @@ def difference_lines(a: AnyRun, b: AnyRun, bank_rows: list[dict]) -> list[str]:
         return ["Both ended at the same val_bpb to the last bit: they are one run twice, or the difference changes "
                 "nothing."]
     how = "lower, so better" if gain > 0 else "higher, so worse"
-    line = f"B ends {abs(gain):.5f} bits per byte {how}."
+    size = f"{abs(gain):.5f}" if abs(gain) >= 1e-5 else f"{abs(gain):.0e}"
+    line = f"B ends {size} bits per byte {how}."
     found, why = fitting_bank(a, b, bank_rows)
     if not found:
         return [f"{line} One seed each, and no banked noise fits ({why}): whether that is luck is not known."]
     typical = math.sqrt(2) * found.s_b
     times = abs(gain) / typical
     shown = "not shown" if times < CLEAR else "worth asking, and not shown by one seed each"
-    return [f"{line} One seed each: the difference {abs(gain):.5f} is {times:.1f} times what two runs of one recipe "
+    return [f"{line} One seed each: the difference {size} is {times:.1f} times what two runs of one recipe "
             f"differ by ({len(found.values)} banked control runs: sd {found.s_b:.4f}): {shown}."]
 
 

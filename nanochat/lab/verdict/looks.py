@@ -33,6 +33,7 @@ from nanochat.lab.verdict.stats import ALPHA, MIN_PAIRS_WITHOUT_BANK, moderated_
 
 FIRST_LOOK = 3  # pairs, with a bank
 MAX_SEEDS = 12  # the last look of `UNTIL=decided`, unless another is declared
+MOST_SEEDS = 100  # that may be declared: the levels of so many looks are simulated in a minute, of 1,000 in hours
 PATHS, CHUNK = 400_000, 20_000  # simulated protocols behind c, and how many at a time fit into the processor's cache
 SEED = 20261121  # of the simulated protocols: the same looks and nu have the same levels everywhere
 FUTILE = 0.10  # a candidate is futile when its chance to pass at N is below this
