@@ -86,16 +86,20 @@ def read_tokenizer_json(tokenizer_dir) -> dict:
             raise FileNotFoundError(f"{path.parent} has a {PICKLE_NAME} but no {JSON_NAME}, and pickles are not "
                                     f"loaded; import it once: {import_it}")
         raise FileNotFoundError(to_paste(f"no tokenizer in {path.parent}; make it: python -m scripts.tok_train"))
-    restore = f"restore it from a copy, or from the file beside it: {import_it}"
     try:
         stored = read_json(path)
-    except ValueError as e:
-        raise ValueError(f"{e}; {restore}") from e
+    except ValueError:
+        stored = {}
     if stored.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
-        raise ValueError(f"{path}: schema_version {stored['schema_version']}: expected {SCHEMA_VERSION}; "
+        raise ValueError(f"{path}: schema_version {str(stored['schema_version'])[:40]}: expected {SCHEMA_VERSION}; "
                          "it is from another version of this project")
-    if stored.get("tokenizer_id") != hash_json({key: stored.get(key) for key in CONTENT_KEYS}):
-        raise ValueError(f"{path} is damaged (its content does not match its tokenizer_id); {restore}")
+    try:
+        intact = stored["tokenizer_id"] == hash_json({key: stored[key] for key in CONTENT_KEYS})
+    except (KeyError, ValueError):
+        intact = False
+    if not intact:
+        raise ValueError(f"{path} is damaged (its content does not match its tokenizer_id); restore it from a copy, or "
+                         f"from the file beside it: {import_it}")
     return stored
 
 
