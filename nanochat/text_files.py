@@ -143,7 +143,7 @@ def file_texts(files, whole: bool, progress: bool, left_out: LeftOut | None = No
     With `whole` a .txt or .md file is one text. Without it, a long file is several texts.
     """
     left_out = LeftOut() if left_out is None else left_out
-    sizes = [path.stat().st_size if path.exists() else 0 for path in files]
+    sizes = [os.path.getsize(path) if os.path.exists(path) else 0 for path in files]  # a missing file is named later
     with tqdm(total=sum(sizes), unit="B", unit_scale=True, desc="reading", disable=None if progress else True) as bar:
         for path, before in zip(files, itertools.accumulate(sizes, initial=0)):
             found = False

@@ -75,7 +75,7 @@ def _folder_kind(path: Path, outputs: set[str]) -> str:
         return "symbolic links"
     if os.path.realpath(path) in outputs:
         return "written by this project"
-    if name in TOOL_FOLDERS or TOOL_FOLDER.fullmatch(name) or (path / "pyvenv.cfg").exists():
+    if name in TOOL_FOLDERS or TOOL_FOLDER.fullmatch(name) or os.path.exists(path / "pyvenv.cfg"):
         return "of tools or systems"
     return ""
 
