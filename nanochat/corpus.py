@@ -18,7 +18,7 @@ from nanochat.common import fsync_dir, get_base_dir, print0
 from nanochat.manifest import MANIFEST, changed_shards, dataset_lock, read_manifest, write_manifest, writing
 from nanochat.shards import MAX_DOC_CHARS, PACKING, SPLIT_RULE, ShardWriter, packing_share, split_sources
 from nanochat.text_files import file_texts
-from nanochat.text_walk import LeftOut, find_files, name_hash, shown
+from nanochat.text_walk import SUFFIXES, LeftOut, find_files, name_hash, shown
 
 # -----------------------------------------------------------------------------
 # The built-in corpus
@@ -116,7 +116,8 @@ def build_from_paths(data_dir, paths, max_doc_chars=MAX_DOC_CHARS, progress=True
     data_dir, left_out = Path(data_dir), LeftOut()
     files = find_files(paths, left_out, outputs=(data_dir, get_base_dir()))
     source = dict(kind="files", paths=[shown(Path(p).expanduser().resolve()) for p in paths])
-    _say(left_out)
+    if _say(left_out):
+        print0(f"read: {' '.join(SUFFIXES)}; to read a path that is hidden or a link, type it after --from")
     with dataset_lock(data_dir):
         texts = file_texts(files, max_doc_chars == 0, progress, left_out)
         try:
@@ -125,9 +126,12 @@ def build_from_paths(data_dir, paths, max_doc_chars=MAX_DOC_CHARS, progress=True
             _say(left_out)
 
 
-def _say(left_out: LeftOut):
-    for line in left_out.take_lines():
+def _say(left_out: LeftOut) -> bool:
+    """Print what is left out. Returns whether anything is."""
+    lines = left_out.take_lines()
+    for line in lines:
         print0(line)
+    return bool(lines)
 
 
 # -----------------------------------------------------------------------------

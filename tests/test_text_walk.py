@@ -70,7 +70,9 @@ def test_a_corpus_is_the_same_with_and_without_hidden_copies(texts, tmp_path, ca
     for i in range(4):
         put(texts / ".ipynb_checkpoints" / f"text{i}-checkpoint.txt", prose(i).replace("alpha", "Alpha"))
     assert corpus.build_from_paths(tmp_path / "b", [texts], progress=False)["dataset_id"] == before["dataset_id"]
-    assert capsys.readouterr().out == "left out, hidden: 1 (.ipynb_checkpoints)\n"
+    assert capsys.readouterr().out == (
+        "left out, hidden: 1 (.ipynb_checkpoints)\n"
+        "read: .txt .md .jsonl .jsonl.gz .parquet; to read a path that is hidden or a link, type it after --from\n")
 
 
 @pytest.mark.parametrize("hidden", [".notes", "venv", ".a/b"])
