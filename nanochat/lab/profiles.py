@@ -110,7 +110,7 @@ def cuda_memory_mib() -> int | None:
 def machine_name(device_type: str) -> str:
     """The device as records name it, because a noise bank belongs to one machine. Empty where it cannot be known
     beforehand."""
-    if device_type == "cpu":
+    if device_type in ("cpu", "mps"):  # the GPU of a Mac is a part of its chip
         return cpu_name()
     try:
         names = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True,
