@@ -17,13 +17,15 @@ define newline
 endef
 # $(call quote,text): one word for the shell. A line break would end the recipe's line, so it becomes a blank.
 quote = '$(subst $(newline), ,$(subst ','\'',$(1)))'
+# The same for a program; many shells leave the ~ of PYTHON=~/bin/python to us.
+quote_path = $(subst !',',$(subst !'~/,"$$HOME"/',!$(call quote,$(1))))
 quote_each = $(foreach word,$(1),$(call quote,$(word)))
 # $(call option,flag,VARIABLE): the flag with the variable's value as one word, where the variable is given
 option = $(if $($(2)),$(1)=$(call quote,$($(2))))
 PYTHON ?= python3
 VENV_PYTHON = $(if $(filter Windows_NT,$(OS)),.venv/Scripts/python.exe,.venv/bin/python)
-PY = $(if $(SKIP_SETUP),$(call quote,$(PYTHON)),$(VENV_PYTHON))
-SETUP = $(if $(SKIP_SETUP),@true,@$(call quote,$(PYTHON)) -m scripts.setup)
+PY = $(if $(SKIP_SETUP),$(call quote_path,$(PYTHON)),$(VENV_PYTHON))
+SETUP = $(if $(SKIP_SETUP),@true,@$(call quote_path,$(PYTHON)) -m scripts.setup)
 
 .DEFAULT_GOAL := help
 

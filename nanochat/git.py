@@ -41,7 +41,7 @@ def git_state(root=REPO_ROOT) -> dict:
         if top != Path(root).resolve():  # another repository around an unpacked copy of this one
             return {"git_commit": None, "dirty": None}
         commit = git("rev-parse", "HEAD").strip()
-        dirty = bool(git("status", "--porcelain", "--", *TRACKED_DIRS).strip())
+        dirty = bool(git("status", "--porcelain", "--untracked-files=normal", "--", *TRACKED_DIRS).strip())
     except OSError:
         return {"git_commit": None, "dirty": None}
     return {"git_commit": commit, "dirty": dirty}

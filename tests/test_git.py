@@ -88,6 +88,13 @@ def test_without_git_or_commit_or_in_a_strangers_repository_nothing_is_known(rep
     assert git_state(root) == unknown
 
 
+def test_new_file_is_dirty_though_the_user_hides_such_files(repo):
+    root, git = repo
+    git("config", "status.showUntrackedFiles", "no")
+    atomic_write(root / "nanochat" / "new.py", "1")
+    assert git_state(root)["dirty"] is True
+
+
 def test_shallow_clone_and_detached_head_have_a_commit(repo, tmp_path):
     root, git = repo
     atomic_write(root / "nanochat" / "a.py", "two")

@@ -65,6 +65,12 @@ def test_no_variable_runs_anything(recorded, tmp_path, target, variable, value):
     assert not (tmp_path / "ran").exists()
 
 
+def test_python_may_be_named_from_the_home_folder(recorded, tmp_path):
+    """bash expands PYTHON=~/bin/python on its command line; zsh and dash do not."""
+    done, words = recorded("ledger", "PYTHON=~/My Drive/python", HOME=str(tmp_path))
+    assert done.returncode == 0 and words == ["-m", "scripts.ledger", "--last=20"], done.stderr
+
+
 def test_variable_that_the_makefile_does_not_know_runs_nothing(recorded, tmp_path):
     recorded("ledger", f"OTHER=$(shell touch {tmp_path / 'ran'})")
     assert not (tmp_path / "ran").exists()

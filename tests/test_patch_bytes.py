@@ -238,7 +238,7 @@ def test_patch_that_is_a_pipe_is_refused_and_not_waited_for(tree, tmp_path):
 
 
 def test_upstream_is_checked_out_with_lf_whatever_git_converts(tree, tmp_path, monkeypatch):
-    (tmp_path / "gitconfig").write_text("[core]\nautocrlf = true\n")
+    (tmp_path / "gitconfig").write_text("[core]\nautocrlf = true\n[clone]\ndefaultRemoteName = theirs\n")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     checkouts.upstream(tmp_path / "up", str(tree))
     assert b"\r" not in (tmp_path / "up/nanochat/model.py").read_bytes()

@@ -71,7 +71,7 @@ def upstream(folder, remote=None, commit=None) -> dict:
         commit = UPSTREAM_COMMIT
     commit = _find(folder, commit)
     if commit != head(folder):
-        if changed := git(folder, "status", "--porcelain"):
+        if changed := git(folder, "status", "--porcelain", "--untracked-files=normal"):
             raise ValueError(f"{folder} has changes, so it stays at {head(folder)}; "
                              f"revert patches and commit or undo the rest:\n{changed}")
     git(folder, "checkout", "--quiet", "--detach", commit)
@@ -90,7 +90,8 @@ def _clone(remote, folder):
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         # The same bytes on every system: code is compared by its hash, and patches are made for LF.
-        git(folder.parent, "clone", "--quiet", "--config=core.autocrlf=false", remote, unfinished)
+        git(folder.parent, "clone", "--quiet", "--origin=origin", "--config=core.autocrlf=false", remote,
+            unfinished)
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
