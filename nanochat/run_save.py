@@ -63,7 +63,7 @@ def save_result(run: Run):
     """Bring the meta file of the saved step up to date with the validation that came after the save."""
     try:
         replace_meta(run.checkpoint_dir, run.step, checkpoint_meta(run))
-    except OSError as e:
+    except (OSError, ValueError) as e:
         print0(f"Warning: the meta file of step {run.step} lacks the last validation: {e}")
 
 
