@@ -62,6 +62,8 @@ def test_mapped_flags_reach_the_trainer_and_the_record_and_the_hash_says_so():
     assert record["results"]["steps"] == 20 and "--lr-matrix=0.03" in record["command"]
     half, = arms_of("control: tree=other rename=matrix-lr:lr-matrix", common=LR)
     assert half.argv == made.arms[0].argv and half.tree_id != made.arms[0].tree_id
+    faster, = arms_of("control: tree=other rename=matrix-lr:lr-matrix flags=--matrix-lr=0.05")
+    assert "--matrix-lr=0.05" in faster.argv and faster.config.matrix_lr == 0.05
     assert made.arms[0].argument == f"--arm={MAPPED}"
 
 
