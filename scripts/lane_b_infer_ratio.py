@@ -20,6 +20,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from nanochat.checks import MOST_FLOPS, cut
 from nanochat.common import get_base_dir, read_json, write_json
 from nanochat.config import TrainConfig
 from nanochat.lab.arms import parse_arm, split_flags
@@ -92,7 +93,7 @@ def check(args):
     for name in ("default-ratio", "ratio-ref", "num-scaling-params", "ref-scaling-params", "distinct-tokens",
                  "bytes-per-token"):
         value = getattr(args, name.replace("-", "_"))
-        require(value is None or 0 < value < float("inf"), name, value, "a number above 0")
+        require(value is None or 0 < value <= MOST_FLOPS, name, cut(value), f"a number above 0, at most {MOST_FLOPS:g}")
     require(abs(args.target_threshold) < float("inf"), "target-threshold", args.target_threshold, "a finite number")
     require((args.alpha is None) == (args.alpha_ci is None), "alpha-ci", args.alpha_ci,
             "an interval with --alpha, and none without")
