@@ -23,8 +23,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from nanochat.common import cpu_name, get_base_dir
+from nanochat.common import get_base_dir
 from nanochat.config import config_hash, parse, profile_hash
+from nanochat.machine import cpu_name
 from nanochat.record import RunRecord, read_record
 from nanochat.stage import BASE
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nanochat import machine
-from nanochat.lab import profiles
+from nanochat.lab import hardware
 from nanochat.machine import cpu_name
 
 EPYC = """\
@@ -117,5 +117,5 @@ def test_windows_is_named_by_its_registry(monkeypatch):
 
 def test_gpu_of_a_mac_has_the_name_of_its_chip(monkeypatch):
     """A record's device name is this one, and a bank is looked for under it before the run."""
-    monkeypatch.setattr(profiles, "cpu_name", lambda: "Apple M2 Pro")
-    assert profiles.machine_name("mps") == profiles.machine_name("cpu") == "Apple M2 Pro"
+    monkeypatch.setattr(hardware, "cpu_name", lambda: "Apple M2 Pro")
+    assert hardware.machine_name("mps") == hardware.machine_name("cpu") == "Apple M2 Pro"

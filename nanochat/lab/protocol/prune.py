@@ -19,10 +19,10 @@ from filelock import FileLock, Timeout
 
 from nanochat.code_identity import tree_hash
 from nanochat.common import read_json
+from nanochat.git import run_git
 from nanochat.lab.protocol.disk import KINDS, TEMPORARY, Item, human
 from nanochat.lab.protocol.runner import COMPLETE
 from nanochat.lab.table import table
-from nanochat.lab.trees.patches import run_git
 from nanochat.lab.trees.score import is_scored
 from nanochat.record import read_record
 from nanochat.stage import BASE
