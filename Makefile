@@ -3,7 +3,7 @@
 # PYTHON makes .venv on the first run; SKIP_SETUP=1 uses PYTHON itself, as it is.
 # Values are text, never make: in LABEL='a$(shell ...)' nothing runs, and cost$5 stays cost$5. Make would expand a value
 # where it is used, and a second time where it is handed on to a command. So each is replaced by its own literal text.
-TAKEN = PYTHON SKIP_SETUP OS FRESH AA DRY_RUN N FROM NAME VOCAB BUDGET FLAGS LABEL PROFILE SEEDS NUM_ITERATIONS CANDIDATE \
+TAKEN = PYTHON SKIP_SETUP OS FRESH AA DRY_RUN N FROM NAME VOCAB BUDGET FLAGS LABEL PROFILE DATA SEEDS NUM_ITERATIONS CANDIDATE \
 	UNTIL MAX_SEEDS PRIMARY TARGET NOISE MIN_GAIN NEW_HYPOTHESIS JOBS DEPTHS NOISE_SEEDS DTYPE LAST WHERE LEDGER REMOTE \
 	COMMIT FOLDER PATCH TREE TEST_WORKERS
 origin_of = $(firstword $(origin $(1)))

@@ -81,7 +81,7 @@ def usable_cores() -> int:
 def cgroup_cores(mounted="/sys/fs/cgroup", mine="/proc/self/cgroup") -> float | None:
     """Smallest quota, in cores, of this process's control groups (Linux, versions 1 and 2); None without one."""
     try:
-        groups = [line.split(":", 2) for line in Path(mine).read_text().splitlines()]
+        groups = [line.split(":", 2) for line in Path(mine).read_text(encoding="utf-8").splitlines()]
     except OSError:
         return None
     quotas = []
@@ -99,7 +99,7 @@ def cgroup_cores(mounted="/sys/fs/cgroup", mine="/proc/self/cgroup") -> float | 
 def _quota(folder, *names) -> list[float]:
     """[microseconds of work / microseconds], as the files of one control group say it; [] where they limit nothing."""
     try:
-        work, period = " ".join((folder / name).read_text() for name in names).split()
+        work, period = " ".join((folder / name).read_text(encoding="utf-8") for name in names).split()
         return [int(work) / int(period)] if int(work) > 0 else []
     except (OSError, ValueError):  # no such file, or "max"
         return []

@@ -113,7 +113,7 @@ def test_a_step_that_is_not_finite_is_not_applied_and_never_saved(base, monkeypa
 
 
 def test_a_diverging_run_ends_with_status_3(base):
-    result = cli(base, "--model-tag=a", "--matrix-lr=1e30", "--embedding-lr=1e30", "--unembedding-lr=1e30")
+    result = cli(base, "--model-tag=a", "--matrix-lr=1e6", "--embedding-lr=1e6", "--unembedding-lr=1e6")
     assert result.returncode == 3 and read_record(base, "a")["status"] == "diverged", result.stdout + result.stderr
 
 

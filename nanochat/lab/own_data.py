@@ -8,10 +8,9 @@ A corpus lies in <base dir>/lab/<name>/ with everything that is made from it: to
 comparison on it touches nothing of another corpus, and its dataset_id is part of the workload.
 """
 
-import shlex
 from pathlib import Path
 
-from nanochat.common import to_paste
+from nanochat.common import paste_command, quote_word
 from nanochat.manifest import get_data_dir, lab_home, read_manifest
 
 LARGEST_VOCAB, SMALLEST_VOCAB = 32768, 512
@@ -42,13 +41,14 @@ def find(name: str, base_dir) -> Path:
     if name != Path(name).name or "\\" in name or name.startswith((".", "~")):
         made = Path(name.replace("\\", "/")).stem.lstrip(".~") or "mine"
         raise ValueError(f"DATA={name} is a path, and expected is the name of a corpus; make one first: "
-                         + to_paste(f"python -m nanochat.dataset --from {shlex.quote(name)} --name {shlex.quote(made)}"
-                                    f", then DATA={shlex.quote(made)}"))
+                         + paste_command(["python", "-m", "nanochat.dataset", "--from", name, "--name", made])
+                         + f", then DATA={quote_word(made)}")
     if not _has_shards(home_of(name, base_dir)):
         there = ", ".join(names(base_dir)) or "none yet"
         raise ValueError(f"DATA={name}: no corpus of this name in {lab_home(name, base_dir).parent}; there are: "
-                         f"{there}. " + to_paste("python -m nanochat.dataset --from PATH --name "
-                                                 f"{shlex.quote(name)} makes it"))
+                         f"{there}. "
+                         + paste_command(["python", "-m", "nanochat.dataset", "--from", "PATH", "--name", name])
+                         + " makes it")
     return home_of(name, base_dir)
 
 

@@ -15,11 +15,11 @@ from filelock import FileLock, Timeout
 
 from nanochat.code_identity import tree_hash
 from nanochat.config import profile_hash
-from nanochat.lab.arms import NAME, Arm, Cell, Inputs, make_cells, same_options
+from nanochat.lab.arms import NAME, Arm, Cell, Inputs, make_cells
 from nanochat.lab.commands import EXIT_FAILED_CELL, EXIT_INTERRUPTED, EXIT_OK, RESULTS_DIR, complete, paste
-from nanochat.lab.ledger.bank import reference_lines
 from nanochat.lab.profiles import Profile, noise_options
 from nanochat.lab.protocol import preflight
+from nanochat.lab.protocol.announce import announce, announce_cells, say_notes
 from nanochat.lab.protocol.attempts import begin, end, poll, see, tell
 from nanochat.lab.protocol.books import Books
 from nanochat.lab.protocol.earlier import DeclaredMeanwhile
@@ -34,7 +34,7 @@ from nanochat.lab.report.html import write_report
 from nanochat.lab.report.index import write_index
 from nanochat.lab.report.plots import draw_protocol
 from nanochat.lab.report.result_file import ResultFile
-from nanochat.lab.report.text import label_lines, results_table
+from nanochat.lab.report.text import results_table
 from nanochat.lab.trees.orders import reader_hash
 from nanochat.lab.trees.tree_arms import check_seeds
 from nanochat.lab.verdict import gates
@@ -135,13 +135,13 @@ def _run(protocol: Protocol, say) -> int:
     with _only_one(protocol, say):
         Books(protocol).check()
         session, changed = _declared(protocol, say)
-        _announce(session, changed, say)
+        announce(session, changed, say)
         for line in preflight.lines(session):
             say(f"  {line}")
         for cells in batches(session):
             left = session.reuse(cells)
             session.write()
-            _announce_cells(session, cells, left, say)
+            announce_cells(session, cells, left, say)
             if run_cells(session, left):
                 session.write()
                 say(f"stopped; what was trained is saved. Go on with the same command:\n  {protocol.again()}")
@@ -156,7 +156,7 @@ def _declared(protocol: Protocol, say) -> tuple[Session, list[str]]:
     for more in (True, True, False):
         try:
             session = Session(protocol)
-            _say_notes(session, say)
+            say_notes(session, say)
             return session, session.declare()
         except DeclaredMeanwhile:
             if not more:
@@ -233,53 +233,6 @@ def report_results(session: Session, facts: ResultFile, say=print):
     written += filter(None, [page, write_index(page.parent.parent)])
     written = [path for path in written if path.exists()]
     say(f"written: {', '.join(map(str, written))}; logs in {session.results.logs}")
-
-
-def _announce(session, changed, say):
-    p = session.protocol
-    say(f"protocol {p.name}: profile {p.profile.name} ({p.profile.about})")
-    if p.workload.why:
-        say(f"  {p.profile.name}: {p.workload.why}")
-    if p.profile.data:
-        say(f"  data {p.profile.data}: dataset_id {p.inputs.dataset_id[:8]}, in {p.home}")
-    if p.workload.added_flags:
-        say(f"  every arm: {shlex.join(p.workload.added_flags)}")
-    for arm in p.arms:
-        say(f"  {arm.name}: {arm.flags or 'the profile as it is'}")
-    for a, b in same_options(p.arms):
-        say(f"  {b} has the options of {a}: an A/A comparison, differences should be exactly 0")
-    for arm in session.declaration.arms:
-        if arm.profile_changes:
-            say(f"  {arm.name} changes the workload ({'; '.join(arm.profile_changes)}): "
-                "it is run and shown, and gets no verdict")
-    if session.was_on not in (None, p.inputs.dataset_id):
-        say(f"  {session.results.latest} was a comparison on other data (dataset_id {session.was_on[:8]}) and is "
-            "replaced; another LABEL keeps both")
-    for line in changed:
-        say(f"  new declaration, {line}")
-    noise = session.declaration.noise
-    for line in [*reference_lines(noise.from_reference), *map("left out of the bank: {}".format, noise.left_out)] \
-            if noise else []:
-        say(f"  {line}")
-    if others := session.bank_of_others():
-        say(f"  {others}")
-    for line in label_lines(session.declaration):
-        say(f"  {line}")
-
-
-def _say_notes(session, say):
-    while session.notes:
-        say(f"note: {session.notes.pop(0)}")
-
-
-def _announce_cells(session, cells, left, say):
-    _say_notes(session, say)
-    reused = [cell.title for cell in cells if cell not in left]
-    if reused:
-        say(f"  reused {len(reused)} of {len(cells)} cells (one arm at one seed each), because their runs are complete "
-            f"and nothing that decides their numbers has changed: {', '.join(reused)} (FRESH=1 runs anew)")
-    if left:
-        say(f"  to run: {len(left)} cells, {', '.join(cell.title for cell in left)}")
 
 
 @contextlib.contextmanager

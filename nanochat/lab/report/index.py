@@ -21,6 +21,7 @@ from nanochat.lab.ledger.experiments import NOISE
 from nanochat.lab.report.fact_page import document, write_fact_page
 from nanochat.lab.report.html import Markup, el
 from nanochat.lab.report.result_file import read_results
+from nanochat.lab.report.sentence import sentence
 
 NAME = "index.html"
 SUFFIXES = {"_latest": "protocol", "_miniseries": "miniseries", "_cycle": "cycle", "_stats": "Lane B, statistics",
@@ -118,10 +119,10 @@ def _protocol(path: Path, label: str) -> Line:
     verdicts = [(str(verdict.verdict or "no verdict"), str(verdict.candidate)) for verdict in results.verdicts]
     seeds, ok = len({run.seed for run in results.runs}), sum(run.run_status == "ok" for run in results.runs)
     runs = f"{len(results.runs)} runs on {seeds} seeds, {ok} ok"
-    reasons = [str(verdict.reason) for verdict in results.verdicts if verdict.reason]
+    said = [sentence(verdict, results.declaration, results.noise) for verdict in results.verdicts if verdict.verdict]
     kind = "noise" if label == NOISE else "protocol"
     return Line(label, kind, date_of(results.timestamp, path), link, verdicts,
-                reasons[0] if len(reasons) == 1 else runs)
+                said[0] if len(said) == 1 else runs)
 
 
 def _miniseries(facts) -> tuple[list, str]:
