@@ -73,7 +73,9 @@ def _save(part: dict, f):
     try:
         torch.save(part, f)
     except RuntimeError as e:  # torch closes its archive in spite of a full disk, and hides the reason behind that
-        raise e.__context__ if isinstance(e.__context__, OSError) else e
+        if isinstance(e.__context__, OSError):
+            raise e.__context__ from None
+        raise
 
 
 def _json(obj) -> bytes:
