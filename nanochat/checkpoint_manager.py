@@ -72,8 +72,8 @@ def save_checkpoint(folder, step: int, model_state: dict, optim_state: dict | No
 def _save(part: dict, f):
     try:
         torch.save(part, f)
-    except RuntimeError as e:  # torch closes its archive in spite of a full disk, and hides the reason behind that
-        if isinstance(e.__context__, OSError):
+    except RuntimeError as e:  # torch closes its archive after a full disk or a Ctrl-C, and that error hides the reason
+        if isinstance(e.__context__, (OSError, KeyboardInterrupt)):
             raise e.__context__ from None
         raise
 
