@@ -8,8 +8,9 @@ import contextlib
 import json
 
 import pytest
+import torch
 
-from nanochat.checkpoint_manager import find_last_step
+from nanochat.checkpoint_manager import find_last_step, save_checkpoint
 from nanochat.record import RunRecord, read_metrics, read_record
 from tests.tiny import make_base
 from tests.train_case import metrics, run
@@ -68,3 +69,24 @@ def test_a_checkpoint_that_does_not_fit_says_how_much_is_needed_and_the_run_can_
     assert run("--model-tag=a", "--save-every=4", "--resume")["status"] == "ok"
     assert find_last_step(base_dir / "base_checkpoints" / "a") == 12 and metrics(base_dir, "a") == metrics(base_dir,
                                                                                                           "whole")
+
+
+@pytest.mark.parametrize("reason", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)
+def test_the_reason_why_a_checkpoint_was_cut_short_is_not_hidden_by_torch(tmp_path, monkeypatch, reason):
+    class Stop:
+        def __init__(self, f):
+            self.f, self.written = f, 0
+
+        def write(self, data):
+            self.written += len(data)
+            if self.written > 100_000:
+                raise reason
+            return self.f.write(data)
+
+        def __getattr__(self, name):
+            return getattr(self.f, name)
+    real = torch.save
+    monkeypatch.setattr(torch, "save", lambda obj, f: real(obj, Stop(f)))
+    with pytest.raises(type(reason)):
+        save_checkpoint(tmp_path, 1, {f"w{i}": torch.ones(20_000) for i in range(4)}, None, {"step": 1})
+    assert not list(tmp_path.iterdir())

@@ -167,7 +167,7 @@ def append_missing(path, row: dict, key=None) -> bool:
     True if it was appended. Two processes that offer the row of one run at once append one row.
     """
     row, key = _cells(row), key or identity
-    return append_missing_row(path, schema(), row, lambda: key(row) in map(key, read(path, run_id=row["run_id"])))
+    return append_missing_row(path, schema(), row, lambda: key(row) in map(key, read_all(path, run_id=row["run_id"])))
 
 
 def start_of(row: dict) -> tuple:
