@@ -72,15 +72,10 @@ def save_checkpoint(folder, step: int, model_state: dict, optim_state: dict | No
 def _save(part: dict, f):
     try:
         torch.save(part, f)
-<<<<<<< HEAD
-    except RuntimeError as e:  # torch closes its archive in spite of a full disk, and hides the reason behind that
-        raise (e.__context__ if isinstance(e.__context__, OSError) else e) from None
-=======
     except RuntimeError as e:  # torch closes its archive after a full disk or a Ctrl-C, and that error hides the reason
         if isinstance(e.__context__, (OSError, KeyboardInterrupt)):
             raise e.__context__ from None
         raise
->>>>>>> w-weights
 
 
 def _json(obj) -> bytes:

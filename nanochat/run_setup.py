@@ -243,13 +243,8 @@ def _find_start(config, folder, device, tokenizer_id, ranks):
         checkpoint = load_checkpoint(folder, step, device, load_optimizer=True, rank=ranks.rank)
         for key in ("user_config", "loop_state", "dataloader_state_dict"):
             if not isinstance(checkpoint[2].get(key), dict):
-<<<<<<< HEAD
-                raise ValueError(f"the meta file of step {step} of {folder} has no {key}, so no run can resume: "
-                                 "load its weights under a new --model-tag instead")
-=======
                 raise ValueError(f"the meta file of step {step} of {folder} has no {key}, so a run cannot be resumed "
                                  "from it; load its weights under a new --model-tag instead")
->>>>>>> w-weights
         if checkpoint[2].get("tokenizer_id", tokenizer_id) != tokenizer_id:
             raise ValueError(f"step {step} of {folder} was trained with another tokenizer; "
                              "put it back, or choose another --model-tag")
