@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import NoneType
 
-from nanochat.common import atomic_write, read_json, to_paste, write_json
+from nanochat.common import atomic_write, paste_command, read_json, write_json
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "diverged", "oom", "crash", "timeout", "interrupted")
@@ -271,5 +271,5 @@ class TensorBoardSink:
 
 
 def _missing(package: str, flag: str) -> ValueError:
-    return ValueError(to_paste(f"{flag} needs the package {package}: install it with python -m pip install {package}, "
-                               "or leave the option out"))
+    return ValueError(f"{flag} needs the package {package}: install it with "
+                      + paste_command(["python", "-m", "pip", "install", package]) + ", or leave the option out")

@@ -9,8 +9,7 @@ beta says how fast correlations between tokens fade with their distance n. gamma
 context fades (ideas/lane_b_data_horizon_theory.md). n* is the largest distance at which correlations are seen. <|bos|>
 is left out, because it only marks where a document begins, which is known. No pair of tokens crosses the end of a
 document. Temporary files (about 6 bytes a token) go to TMPDIR. Exit code: 0 ok; 2 bad input, or no number could be
-measured; 130 interrupted. With exit code 2 the JSON is written too. The reason has a name, which is printed and is in
-the JSON.
+measured; 130 interrupted. With exit code 2 the JSON is written too; the reason has a name, printed and in the JSON.
 """
 
 import argparse

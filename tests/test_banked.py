@@ -14,7 +14,7 @@ from nanochat.config import parse
 from nanochat.lab.ledger.bank import measure
 from nanochat.lab.ledger.banked import FIRST_SEED, bank, banked_runs, borrower, codes_alike, outlier, seeds_text
 from nanochat.lab.ledger.experiments import append
-from nanochat.lab.protocol.protocol import _announce
+from nanochat.lab.protocol.announce import announce
 from nanochat.lab.protocol.session import Session
 from nanochat.lab.report.text import basis_lines
 from tests import lab_case
@@ -192,7 +192,7 @@ def test_a_protocol_declares_the_bank_that_is_lent_to_it_or_why_none_is(tmp_path
     assert line.startswith("seeds 900001 to 900008 (8 rows): by other code of the trainer (tree, now edited)")
     assert "; bank anew with `make noise SEEDS=8`" in line
     said = []
-    _announce(session, [], said.append)
+    announce(session, [], said.append)
     assert f"  left out of the bank: {line}" in said
     assert f"left out of the bank: {line}" in basis_lines(session.facts())
 

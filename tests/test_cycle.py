@@ -29,7 +29,7 @@ from nanochat.lab.cycle.rules import (
 from nanochat.lab.cycle.walk import Cycle, read_cycles, walk
 from nanochat.lab.ledger import experiments
 from nanochat.lab.report.result_file import ResultFile, read_results
-from nanochat.manifest import DATA_FOLDER
+from nanochat.manifest import DATA_FOLDER, dataset_id
 from scripts import cycle as script
 from tests.cycle_case import CPU, Place, entry, facts, noise_row
 
@@ -223,8 +223,10 @@ def test_dry_run_prints_every_step_and_leaves_nothing_behind(place):
 def test_cycle_on_own_text_passes_it_on_and_counts_no_bank_of_other_text(place, tmp_path):
     home = tmp_path / "lab" / "mine"
     (home / DATA_FOLDER).mkdir(parents=True)
-    (home / DATA_FOLDER / "manifest.json").write_text('{"dataset_id": "mine"}')
-    for seed, data in ((1, "other"), (2, "other"), (3, "mine")):
+    mine = dataset_id([], "v.parquet", "made up")
+    write_json(home / DATA_FOLDER / "manifest.json", {
+        "dataset_id": mine, "source": {}, "validation_shard": "v.parquet", "split_rule": "made up", "shards": []})
+    for seed, data in ((1, "other"), (2, "other"), (3, mine)):
         experiments.append(place.ledger, noise_row(seed, dataset_id=data))
     said, profile = [], replace(CPU, data="mine")
     walk(place.cycle(dry_run=True, profile=profile, home=home), place, said.append)

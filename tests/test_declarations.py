@@ -224,7 +224,7 @@ def test_labels_of_a_candidate_share_one_level_until_a_new_hypothesis(decided, m
         levels.append(read_json(f"results/t{i}_latest.json")["declaration"]["alpha"])
     assert levels == [0.008, 0.0016, 0.04, 0.008]
     said = capsys.readouterr().out
-    assert "label 3 of candidate gate: the levels of all its labels add up to 0.05, and 0.0016 is left" in said
+    assert "label 3 of candidate gate: the levels of all its labels add up to 5 %, and 0.16 % is left" in said
     assert "new hypothesis: the gate after a fix of its rate" in said
     run(protocol([RATE], seeds=[77, 78], label="other"))
     assert read_json("results/other_latest.json")["declaration"]["alpha"] == 0.008  # rate's second label, not gate's

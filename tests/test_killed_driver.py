@@ -135,13 +135,13 @@ def test_cells_that_end_while_nobody_watches_get_their_rows_on_reuse(monkeypatch
 
 
 def test_two_drivers_of_one_label_train_each_cell_once(monkeypatch):
-    behave(monkeypatch, control_s1="slow", gate_s1="slow")
-    drivers = [start(jobs=1, results=f"results{i}") for i in (1, 2)]
-    wait_until(lambda: steps("control"))
-    time.sleep(1)
+    behave(monkeypatch, control_s1="slow", gate_s1="stopped")  # a run takes longer than the start of another
+    first = start(jobs=1, results="results1")
+    wait_until(lambda: steps("control"), first)
+    second = start(jobs=1, results="results2")
+    out = read_until(second, "control s1 is still running")
     Path("go_on").touch()
-    for driver in drivers:
-        assert "crash" not in end(driver)
+    assert "crash" not in end(first) and "crash" not in out + end(second)
     assert rows() == BOTH, "one row a run, whoever wrote it"
     runs = [read_json(f"results{i}/t_latest.json")["runs"] for i in (1, 2)]
     assert [[(r["run_id"], r["started_at"], r["val_bpb"]) for r in each] for each in runs][0] == \

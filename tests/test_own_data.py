@@ -26,16 +26,21 @@ from scripts import gates, noise, protocol
 from tests.lab_case import FAKE, enter
 
 
+def id_of(facts) -> str:
+    return manifest.dataset_id(*(facts[key] for key in ("shards", "validation_shard", "split_rule")))
+
+
 def corpus(base_dir, name="mine", chars=200_000):
     """A corpus as nanochat.dataset leaves it, as far as the lab reads it."""
     folder = base_dir / "lab" / name / manifest.DATA_FOLDER
     folder.mkdir(parents=True)
     for shard in ("shard_00000.parquet", "shard_00001.parquet"):
         (folder / shard).touch()
-    shards = [{"name": "shard_00000.parquet", "chars": chars}, {"name": "shard_00001.parquet", "chars": 1000}]
-    write_json(folder / manifest.MANIFEST, {"dataset_id": f"id of {name}", "validation_shard": "shard_00001.parquet",
-                                            "shards": shards, "packing_share": 0.5,
-                                            "packing_assumptions": {"bytes_per_token": 4.0}})
+    shards = [{"name": shard, "chars": size, "bytes": 0, "sha256": f"{name} {shard}", "documents": 1, "row_groups": 1}
+              for shard, size in (("shard_00000.parquet", chars), ("shard_00001.parquet", 1000))]
+    facts = {"validation_shard": "shard_00001.parquet", "shards": shards, "split_rule": "made up", "source": {},
+             "packing_share": 0.5, "packing_assumptions": {"bytes_per_token": 4.0}}
+    write_json(folder / manifest.MANIFEST, {"dataset_id": id_of(facts), **facts})
     return folder.parent
 
 
@@ -169,9 +174,9 @@ def test_gates_name_the_base_dir_of_the_comparison_where_another_is_set(stand_in
 
 def test_row_on_own_data_is_run_again_in_its_own_folder(base_dir):
     mine, other = corpus(base_dir), corpus(base_dir, "other")
-    row = dict.fromkeys(experiments.schema()) | {"profile": "smoke-cpu", "dataset_id": "id of other"}
+    row = dict.fromkeys(experiments.schema()) | {"profile": "smoke-cpu", "dataset_id": own_data.dataset_id(other)}
     assert home_of(row, base_dir) == other.resolve()
-    assert home_of(row | {"dataset_id": "id of mine"}, base_dir) == mine.resolve()
+    assert home_of(row | {"dataset_id": own_data.dataset_id(mine)}, base_dir) == mine.resolve()
     assert home_of(row | {"dataset_id": "gone"}, base_dir) == (base_dir / "lab" / "smoke-cpu").resolve()
 
 

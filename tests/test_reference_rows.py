@@ -16,7 +16,7 @@ from nanochat.lab.ledger import experiments
 from nanochat.lab.ledger.bank import describe, measure, profiles_present
 from nanochat.lab.ledger.banked import FIRST_SEED, banked_runs, borrower
 from nanochat.lab.ledger.experiments import append, from_reference, read, read_all
-from nanochat.lab.protocol.protocol import _announce
+from nanochat.lab.protocol.announce import announce
 from nanochat.lab.protocol.session import Session
 from nanochat.lab.report.text import basis_lines
 from scripts import ledger as ledger_script
@@ -198,7 +198,7 @@ def test_a_protocol_says_that_its_bank_came_with_the_project(files, tmp_path, mo
     session.declare()
     assert session.declaration.noise_source == "bank" and session.declaration.noise.metrics["val_bpb"].nu == 7
     said = []
-    _announce(session, [], said.append)
+    announce(session, [], said.append)
     line = "8 of the banked runs came with the project (dev/ledger/reference.csv)"
     assert f"  {line}" in said and line in basis_lines(session.facts())
     assert not own.exists()  # declaring writes beside it, in the user's folder

@@ -153,10 +153,18 @@ def was_moved_aside(folder: Path, tag: str) -> bool:
 
 def _of_run(kind: str, home: Path, path: Path, labels: dict, tag: str | None = None) -> Item:
     tag = path.name if tag is None else tag
-    record, row, cell = read_record(home, tag) or {}, labels.get(tag), CELL.fullmatch(tag)
+    record, row, cell = _record(home, tag), labels.get(tag), CELL.fullmatch(tag)
     label = (row or {}).get("label") or (cell and cell["label"])
     return _item(kind, path, home, tag=tag, label=label, status=record.get("status"),
                  has_row=bool(row) and experiments.is_of(record, row))
+
+
+def _record(home: Path, tag: str) -> dict:
+    """run.json, or {} where it is missing or damaged. What is damaged is listed too, and prune says why it stays."""
+    try:
+        return read_record(home, tag) or {}
+    except ValueError:
+        return {}
 
 
 # -----------------------------------------------------------------------------

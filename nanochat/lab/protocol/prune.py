@@ -76,7 +76,10 @@ def why_it_stays(item: Item, training: bool) -> str | None:
 
 
 def _why_checkpoint_stays(item: Item) -> str | None:
-    record = read_record(item.home, item.tag)
+    try:
+        record = read_record(item.home, item.tag)
+    except ValueError as e:
+        return f"its record cannot be read: {e}"
     if record is None:
         return "no record says how its run ended"
     if record.get("status") not in COMPLETE:
