@@ -127,19 +127,8 @@ def import_run(args):
     print(f"added {row['run_id']} ({row['status'] or 'status not known'}) to {args.ledger}")
 
 
-def row_of_number(ledger, number: str) -> dict:
-    """The row of a number as it is shown. Raises ValueError where there is none."""
-    rows = {str(row["row"]): row for row in experiments.read_all(ledger)}
-    if number not in rows:
-        own = [row for row in rows.values() if not experiments.from_reference(row)]
-        shipped = len(rows) - len(own)
-        also = f", or from r1 to r{shipped} of {experiments.REFERENCE}" if shipped else ""
-        raise ValueError(f"--rerun={number}: expected a row from 1 to {own[-1]['row'] if own else 0} of {ledger}{also}")
-    return rows[number]
-
-
 def rerun(args) -> int:
-    row = row_of_number(args.ledger, args.rerun)
+    row = experiments.row_of_number(args.ledger, args.rerun, f"--rerun={args.rerun}")
     again = Rerun(row, home_of(row, get_base_dir()))
     print(again.describe(), flush=True)
     if not args.run:

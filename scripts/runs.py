@@ -43,7 +43,7 @@ def build_parser():
 def read_rows(ledger: Path) -> list[dict]:
     """Rows of the ledger, and of those that lie beside results, as that of `make smoke` does."""
     paths = [ledger, *sorted(RESULTS_DIR.glob("*_experiments.csv"))]
-    return [row for path in paths if path.exists() for row in experiments.read(path)]
+    return [row for path in paths for row in experiments.read_all(path)]
 
 
 def check(args):

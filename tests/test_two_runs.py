@@ -60,7 +60,7 @@ def test_a_row_whose_record_is_gone_keeps_its_options_and_has_no_curve(base_dir,
 
 
 @pytest.mark.parametrize("what, message", [
-    ("row 9", "row 9: .* has rows 1 to 6"), ("nobody", "no such path, and no run of this id"),
+    ("row 9", "row 9: expected a row from 1 to 6 of"), ("nobody", "no such path, and no run of this id"),
     ("", "expected a folder with run.json")])
 def test_a_run_that_is_not_there_is_named(base_dir, ledger, what, message):
     bank(ledger)

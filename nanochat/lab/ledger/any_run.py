@@ -21,7 +21,7 @@ from nanochat.options import said_once, tagged, with_role
 from nanochat.record import record_dir
 from nanochat.stage import BASE
 
-ROW = re.compile(r"row\s*(\d{1,9})")
+ROW = re.compile(r"row\s*(r?\d{1,9})")
 # What the options of a model's size, and those of rate and decay with the laws of scaling, come to
 SHAPE = ("n_embd", "n_head", "n_kv_head", "vocab_size")
 SCALED = ("matrix_lr", "weight_decay")
@@ -49,13 +49,13 @@ class AnyRun:
 def find(what: str, base_dir, ledger=experiments.LEDGER) -> AnyRun:
     """The run of a tag, a path, or "row N" of the ledger. Raises ValueError where there is none, or more than one."""
     if match := ROW.fullmatch(what.strip()):
-        return _of_row(int(match[1]), base_dir, ledger)
+        return _of_row(match[1], base_dir, ledger)
     folder = folder_of(what, base_dir)
     recorded = record_dir(folder.parent.parent, folder.name)
     if folder.parent.name == BASE.checkpoint_root and (recorded / "run.json").exists():
         folder = recorded  # it says more than the checkpoint beside it
     record, metrics, profile = read_run(folder)
-    rows = experiments.read(ledger) if Path(ledger).exists() else []
+    rows = experiments.read_all(ledger)
     known = next((row for row in reversed(rows) if experiments.is_of(record, row)), None)
     row = known or {**experiments.row_of_record(record, metrics, recipe=profile), "row": None}
     if record.get("status") == "running":
@@ -65,11 +65,8 @@ def find(what: str, base_dir, ledger=experiments.LEDGER) -> AnyRun:
     return _make(folder.name, "record" if (folder / "run.json").exists() else "checkpoint", row, record, metrics)
 
 
-def _of_row(number: int, base_dir, ledger) -> AnyRun:
-    rows = experiments.read(ledger)
-    if not 1 <= number <= len(rows):
-        raise ValueError(f"row {number}: {ledger} has rows 1 to {len(rows)}; `make ledger` shows the newest")
-    row = rows[number - 1]
+def _of_row(number: str, base_dir, ledger) -> AnyRun:
+    row = experiments.row_of_number(ledger, number, f"row {number}")
     try:
         record, metrics, _ = read_run(folder_of(row["run_id"] or "", base_dir))
     except ValueError:

@@ -29,7 +29,7 @@ from nanochat.lab.trees.marks import versions_of_tree
 from nanochat.lab.verdict.time_to_target import crossing, extrapolate
 
 OWN = REPO_ROOT / "dev" / "ledger" / "experiments.csv"
-LEDGER = Path(os.environ.get("NANOCHAT_LEDGER") or OWN)
+LEDGER = Path(os.path.expanduser(os.environ.get("NANOCHAT_LEDGER") or OWN))
 REFERENCE = OWN.with_name("reference.csv")  # the rows that come with the project
 OF_REFERENCE = "r"  # its row 12 is r12, and 12 is the twelfth row of the user's own
 NOISE = "noise"  # label of the banked runs: the control alone, on seeds that protocols do not use
@@ -233,6 +233,18 @@ def read_all(path, where=(), last: int | None = None, **filters) -> list[dict]:
     known = {identity(row) for row in shipped}
     rows = shipped + [row for row in read(path, where, **filters) if identity(row) not in known]
     return rows[-last:] if last else rows
+
+
+def row_of_number(path, number: str, asked: str) -> dict:
+    """The row of a number as it is shown: "12", or "r12". asked: as the user typed it. ValueError: there is none."""
+    rows = {str(row["row"]): row for row in read_all(path)}
+    if number not in rows:
+        own = [row for row in rows.values() if not from_reference(row)]
+        shipped = len(rows) - len(own)
+        also = f", or from r1 to r{shipped} of {REFERENCE}" if shipped else ""
+        raise ValueError(f"{asked}: expected a row from 1 to {own[-1]['row'] if own else 0} of {path}{also}; "
+                         "`make ledger` shows the newest")
+    return rows[number]
 
 
 def from_reference(row: dict) -> bool:
