@@ -8,6 +8,7 @@ in milliseconds. FAKE_PLAN in the environment is JSON, {run tag: how it behaves}
     meet    | goes on when a second run has begun
     slow    | steps until the file go_on is there, then ends ok      late    | sleeps before it takes its lock
     stopped | steps a little, then stands still until the file go_on is there
+    torn down | is killed when its record says ok
 As the trainer does, it holds the lock of its tag, and ends with exit code 2 where another process holds it.
 """
 
@@ -104,6 +105,8 @@ def train(config, behaviour):
     record.finish("ok", clocks={"wall_time_sec": 1.5, "total_training_time": 1.0},
                   results={"val_bpb": bpb, "min_val_bpb": bpb, "avg_tok_per_sec": speed, "steps": config.num_iterations,
                            "trained_tokens": config.num_iterations * config.total_batch_size})
+    if behaviour == "torn down":
+        os.kill(os.getpid(), signal.SIGKILL)
     return 0
 
 

@@ -290,3 +290,10 @@ def test_a_row_is_appended_once_however_often_it_is_offered(path):
     for _ in range(2):
         csv_file.append_missing(path, SCHEMA, row(1), lambda: any(r["seed"] == "1" for r in read_rows(path)))
     assert len(read_rows(path)) == 1
+
+
+def test_what_a_killed_check_left_goes_with_the_next_check(path):
+    path.parent.mkdir()
+    path.with_name(f".{path.name}.probe").write_bytes(b"left")
+    check_appendable(path, SCHEMA)
+    assert [p.name for p in path.parent.iterdir()] == [f".{path.name}.lock"]

@@ -4,6 +4,8 @@ A label or a candidate that comes back: without its bank, without its reason, as
 python -m pytest tests/test_declared_again.py -q
 """
 
+from pathlib import Path
+
 import pytest
 
 from nanochat.common import read_json
@@ -39,6 +41,21 @@ def test_label_whose_bank_is_not_lent_any_more_goes_on_as_its_next_number(monkey
     monkeypatch.setattr("nanochat.lab.protocol.protocol.run_cells", lambda *_: None)
     run(protocol(seeds=[7, 8], label="next"))
     assert read_json("results/next_latest.json")["declaration"]["numbers"] == {"gate": 3}
+
+
+@pytest.mark.parametrize("file", ["result file", "no result file"])
+def test_label_that_was_killed_before_its_first_run_is_declared_once(monkeypatch, file):
+    monkeypatch.setattr(session.Session, "reuse", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(protocol())
+    declared = Path("declarations.csv").read_text()
+    if file == "no result file":
+        Path(LATEST).unlink()
+    monkeypatch.setattr(session, "now", lambda: "2999-01-01T00:00:00+00:00")
+    with pytest.raises(ZeroDivisionError):
+        run(protocol())
+    assert Path("declarations.csv").read_text() == declared
+    assert read_json(LATEST)["declaration"]["declared_at"] in declared
 
 
 def test_reason_of_a_new_hypothesis_need_not_be_typed_again():

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from nanochat.checkpoint_manager import find_last_step, save_checkpoint
+from nanochat.common import write_json
+from nanochat.lab.csv_file import append_row
 from nanochat.record import RunRecord, read_metrics, read_record
 from tests.tiny import make_base
 from tests.train_case import metrics, run
@@ -69,6 +71,19 @@ def test_a_checkpoint_that_does_not_fit_says_how_much_is_needed_and_the_run_can_
     assert run("--model-tag=a", "--save-every=4", "--resume")["status"] == "ok"
     assert find_last_step(base_dir / "base_checkpoints" / "a") == 12 and metrics(base_dir, "a") == metrics(base_dir,
                                                                                                           "whole")
+
+
+def test_a_file_that_does_not_fit_is_named(tmp_path):
+    """The system's own message is "No space left on device", of whichever of five folders."""
+    table, whole = tmp_path / "table.csv", tmp_path / "whole.json"
+    append_row(table, ["a"], {"a": 1})
+    before = table.read_bytes()
+    with files_of_at_most(len(before) + 5):
+        for write in (lambda: append_row(table, ["a"], {"a": "x" * 99}), lambda: write_json(whole, {"a": "x" * 99})):
+            with pytest.raises(OSError, match="File too large") as caught:
+                write()
+            assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+    assert table.read_bytes() == before and not whole.exists()
 
 
 @pytest.mark.parametrize("reason", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)

@@ -180,6 +180,13 @@ def test_a_failed_run_that_nobody_recorded_gets_its_row_before_it_is_resumed(mon
         before[1].split("\n")[0]
 
 
+def test_a_run_that_is_killed_after_its_record_says_ok_is_ok_in_every_book(monkeypatch):
+    behave(monkeypatch, gate_s1="torn down")
+    for _ in range(2):
+        assert run(make(seeds=[1], ledger=LEDGER)) == 0
+        assert rows() == BOTH and [row["run_status"] for row in read_rows(HISTORY)] == ["ok", "ok"]
+
+
 @pytest.mark.parametrize("lost", ["ledger", "history", "both"])
 def test_a_missing_row_is_the_row_that_would_have_been_written(lost):
     assert run(make(seeds=[1], ledger=LEDGER)) == 0

@@ -6,6 +6,7 @@ python -m pytest tests/test_results.py -q
 """
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,3 +123,14 @@ def test_meta_file_that_was_cut_off_is_named(tmp_path):
     (tmp_path / "meta_000005.json").write_text('{"step": 5, "val_', encoding="utf-8")
     with pytest.raises(ValueError, match="meta_000005.json: expected the meta file of a checkpoint"):
         record_of_metas(tmp_path)
+
+
+def test_what_killed_writes_left_is_swept_and_other_labels_files_stay(tmp_path):
+    (tmp_path / "a").mkdir()
+    left = [".a_latest.json.9.tmp", ".a.png.9.tmp", "a/.report.html.9.tmp", ".index.html.9.tmp"]
+    stays = [".b_latest.json.9.tmp", ".index.html.8.tmp", "a_latest.json"]
+    for name in left + stays:
+        (tmp_path / name).write_text("")
+    os.utime(tmp_path / ".index.html.9.tmp", (1, 1))
+    Results(tmp_path, "a").sweep()
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()) == sorted(stays)

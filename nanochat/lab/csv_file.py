@@ -65,7 +65,7 @@ def check_appendable(path, schema: list[str]):
     path = Path(path)
     with _locked(path):
         check_header(path, schema)
-        probe = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        probe = path.with_name(f".{path.name}.probe")  # one name, under the lock: what a kill leaves goes next time
         try:
             if path.exists():
                 open(path, "r+b").close()
@@ -178,9 +178,12 @@ def _append(path: Path, schema, lines: list[bytes]):
                 _write(f, start, line[:1])
                 start += len(line)
             os.fsync(f.fileno())
-        except BaseException:  # a full disk: what is there now was not acknowledged
+        except BaseException as e:  # a full disk: what is there now was not acknowledged
             with contextlib.suppress(OSError):
                 f.truncate(end)
+            if isinstance(e, OSError) and e.filename is None:
+                raise OSError(f"{path} cannot be written: {e.strerror}; free or allow it, then the same command goes "
+                              "on") from e
             raise
     if is_new:
         fsync_dir(path.parent)

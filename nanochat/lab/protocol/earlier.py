@@ -117,7 +117,10 @@ class Earlier:
                            "lent any more; `make noise SEEDS=8` banks anew, for a label of its own")
         if added:
             changed.append(f"level: {old.alpha:g} -> {level:g}, because its runs were seen before it could decide")
-        return replace(new, numbers=numbers, alpha=level), changed
+        new = replace(new, numbers=numbers, alpha=level)
+        if old and replace(new, declared_at=old.declared_at) == old:  # its protocol was killed before the first run
+            return old, []
+        return new, changed
 
     def uses(self, name: str, replaces: bool) -> list[Use]:
         """The earlier labels of a candidate. replaces: nothing of this label was seen, so this label is left out."""

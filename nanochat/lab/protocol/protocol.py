@@ -110,7 +110,6 @@ class Protocol:
         words += [arm.argument for arm in self.arms if arm.argument]
         return shlex.join([*words, *self.plan.words(max_seeds=len(self.seeds))])
 
-
     def again(self, seeds=None) -> str:
         """The command, to paste, that goes on with this protocol, or runs it with other seeds."""
         return paste([*shlex.split(self.command(seeds)), *self.extra])
@@ -252,6 +251,7 @@ def _only_one(protocol: Protocol, say):
             "are taken over. Ctrl-C stops the waiting only; another --label would not wait")
         lock.acquire(timeout=-1, poll_interval=POLL_SEC)
     try:
+        protocol.results.sweep()
         yield
     finally:
         lock.release()

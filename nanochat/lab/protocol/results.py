@@ -8,6 +8,8 @@ duration_sec is the wall clock of a run, with start-up and validation: it tells 
 avg_tok_per_sec is not made from duration_sec. It counts training steps only, so that speeds can be compared.
 """
 
+import contextlib
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +17,13 @@ from nanochat.common import write_json
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.commands import RESULTS_DIR
 from nanochat.lab.csv_file import append_row, check_header, read_schema
+from nanochat.lab.report.index import NAME as INDEX
 from nanochat.lab.report.result_file import ResultFile, read_results
 from nanochat.lab.runs import RunSummary, rounded
 from nanochat.machine import usable_cores
 from nanochat.record import read_metrics, record_dir
 
+INDEX_SEC = 60  # a temporary file of the index is left over after this long
 OVERLOAD = 1.5  # times the cores that we may use: above, times say more about the machine than about the arm
 
 
@@ -50,6 +54,19 @@ class Results:
         """Rename the result file; returns its new path."""
         names = (self.latest.with_name(f"{self.latest.name}.damaged.{i}") for i in range(1, 10 ** 6))
         return self.latest.rename(next(path for path in names if not path.exists()))
+
+    def sweep(self):
+        """Delete what killed writes of these files left. Only for the holder of the label's lock.
+
+        The index is of all labels: another protocol may be writing it now, which takes less than a second.
+        """
+        own = self.latest, self.picture, self.logs / "report.html"
+        left = [path for file in own for path in file.parent.glob(f".{file.name}.*.tmp")]
+        old = time.time() - INDEX_SEC
+        with contextlib.suppress(OSError):  # a read-only folder is named by the check of the books
+            left += [path for path in self.latest.parent.glob(f".{INDEX}.*.tmp") if path.stat().st_mtime < old]
+            for path in left:
+                path.unlink(missing_ok=True)
 
     def append(self, run: RunSummary):
         append_row(self.history, self.schema, run.to_json())

@@ -158,14 +158,19 @@ class Runner:
         return (row["step"] if row else None), total
 
     def judge(self, attempt: "Attempt", code: int, timed_out=False, stopped_by=None) -> Outcome:
-        """The status is the record's if this run wrote one. Otherwise it follows from the exit code."""
+        """The status is the record's if this run wrote one. Otherwise it follows from the exit code.
+
+        The record is written last, after weights and validation. A process that is killed after that, or whose driver
+        of the card fails at exit, ends a run that is complete: the next protocol would reuse it.
+        """
         cell = attempt.cell
         record = self.record(cell)
         own = record is not None and record_stamp(self.home, cell.tag) != attempt.stamp
         status = EXIT_STATUS.get(code, "crash")
         error = None if code == 0 else _describe(code)
-        if own and record.get("status") in STATUSES and (code == 0 or record["status"] != "ok"):
-            status, error = record["status"], record.get("error") or error
+        if own and record.get("status") in STATUSES:
+            status = record["status"]
+            error = record.get("error") or (None if status == "ok" else error)
         elif code == 0:
             error = "exit code 0, and no record that says how it ended"
         if own and status in COMPLETE and record.get("config_hash") != cell.config_hash:
