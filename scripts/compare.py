@@ -34,7 +34,7 @@ def build_parser():
 def compare(args) -> int:
     base_dir = get_base_dir()
     a, b = find(args.a, base_dir, args.ledger), find(args.b, base_dir, args.ledger)
-    rows = experiments.read(args.ledger) if args.ledger.exists() else []
+    rows = experiments.read_all(args.ledger)
     print(page(a, b, rows, REPO_ROOT))
     return EXIT_OK
 

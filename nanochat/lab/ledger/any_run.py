@@ -21,7 +21,7 @@ from nanochat.options import said_once, tagged, with_role
 from nanochat.record import record_dir
 from nanochat.stage import BASE
 
-ROW = re.compile(r"row\s*(\d{1,9})")
+ROW = re.compile(rf"row\s*({experiments.OF_REFERENCE}?\d{{1,9}})")
 # What the options of a model's size, and those of rate and decay with the laws of scaling, come to
 SHAPE = ("n_embd", "n_head", "n_kv_head", "vocab_size")
 SCALED = ("matrix_lr", "weight_decay")
@@ -49,13 +49,13 @@ class AnyRun:
 def find(what: str, base_dir, ledger=experiments.LEDGER) -> AnyRun:
     """The run of a tag, a path, or "row N" of the ledger. Raises ValueError where there is none, or more than one."""
     if match := ROW.fullmatch(what.strip()):
-        return _of_row(int(match[1]), base_dir, ledger)
+        return _of_row(match[1], base_dir, ledger)
     folder = folder_of(what, base_dir)
     recorded = record_dir(folder.parent.parent, folder.name)
     if folder.parent.name == BASE.checkpoint_root and (recorded / "run.json").exists():
         folder = recorded  # it says more than the checkpoint beside it
     record, metrics, profile = read_run(folder)
-    rows = experiments.read(ledger) if Path(ledger).exists() else []
+    rows = experiments.read_all(ledger)
     known = next((row for row in reversed(rows) if experiments.is_of(record, row)), None)
     row = known or {**experiments.row_of_record(record, metrics, recipe=profile), "row": None}
     if record.get("status") == "running":
@@ -65,11 +65,16 @@ def find(what: str, base_dir, ledger=experiments.LEDGER) -> AnyRun:
     return _make(folder.name, "record" if (folder / "run.json").exists() else "checkpoint", row, record, metrics)
 
 
-def _of_row(number: int, base_dir, ledger) -> AnyRun:
-    rows = experiments.read(ledger)
-    if not 1 <= number <= len(rows):
-        raise ValueError(f"row {number}: {ledger} has rows 1 to {len(rows)}; `make ledger` shows the newest")
-    row = rows[number - 1]
+def _of_row(number: str, base_dir, ledger) -> AnyRun:
+    """number: "12", or "r12" for a row that came with the project."""
+    number = number if number.startswith(experiments.OF_REFERENCE) else int(number)
+    rows = {row["row"]: row for row in experiments.read_all(ledger)}
+    if number not in rows:
+        known = [f"{[*found][0]} to {[*found][-1]}" for found in
+                 ([key for key in rows if isinstance(key, kind)] for kind in (str, int)) if found]
+        rows_text = f"rows {' and '.join(known)}" if known else "no rows"
+        raise ValueError(f"row {number}: {ledger} has {rows_text}; `make ledger` shows the newest")
+    row = rows[number]
     try:
         record, metrics, _ = read_run(folder_of(row["run_id"] or "", base_dir))
     except ValueError:
