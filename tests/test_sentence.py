@@ -17,7 +17,7 @@ from nanochat.lab.report import html
 from nanochat.lab.report.gains import interval
 from nanochat.lab.report.log_entry import log_entry
 from nanochat.lab.report.sentence import sentence, title
-from nanochat.lab.report.text import results_table
+from nanochat.lab.report.text import details_text, results_table
 from nanochat.lab.verdict.facts import Declaration, DeclaredArm, MetricNoise, Noise, Verdict
 from nanochat.lab.verdict.gate_rows import hi_at_alpha
 from nanochat.lab.verdict.gates import judge, weigh
@@ -293,6 +293,14 @@ def test_terminal_report_and_log_say_the_same_sentence():
     for verdict in results.verdicts:
         text = sentence(verdict, results.declaration, results.noise)
         assert all(text in " ".join(page.split()) for page in pages), text
+
+
+def test_details_say_that_bounds_are_one_sided():
+    """By scipy: of 5 pairs each bound of 5 % is 2.132 standard errors away; two-sided it would be 2.776."""
+    found, = judge(declared(5), make_runs(control=CONTROL, candidate=BETTER))
+    assert found.gates[0].mean - found.gates[0].lo == pytest.approx(stats.t.isf(0.05, 4) * found.se)
+    text = " ".join(details_text(found).split())
+    assert "each bound of an interval is one-sided and misses the truth with a chance of 0.05" in text
 
 
 def test_bound_that_rejects_is_that_of_the_whole_label():
