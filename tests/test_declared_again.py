@@ -11,7 +11,9 @@ import pytest
 from nanochat.common import read_json
 from nanochat.lab.csv_file import read_rows
 from nanochat.lab.protocol import session
+from nanochat.lab.protocol.announce import announce
 from nanochat.lab.protocol.protocol import run
+from nanochat.lab.protocol.session import Session
 from nanochat.lab.verdict.facts import MetricNoise, Noise
 from tests.lab_case import GATE, enter, make
 
@@ -89,3 +91,21 @@ def test_second_comparison_without_a_label_is_told_to_take_one():
     run(protocol(label=""))
     with pytest.raises(ValueError, match="label protocol was declared otherwise .* give a comparison a --label of its"):
         run(protocol(["rate: --matrix-lr=0.03"], label=""))
+
+
+# -----------------------------------------------------------------------------
+# The same candidate on other data
+
+def test_a_candidate_that_was_declared_on_other_data_is_said_to_be_so(tmp_path):
+    """Other data ask another question and have a level of their own: so a promotion may be looked for text by text."""
+    def announced(label, data, seeds=(1, 2)):
+        made = make(label=label, seeds=seeds, ledger=tmp_path / "ledger.csv")
+        made.identify(data, "tok")
+        session, said = Session(made), []
+        session.declare()
+        announce(session, [], said.append)
+        return " ".join(said)
+    assert "was declared before on other data" not in announced("a", "data")
+    text = announced("b", "data with one line less")
+    assert "gate was declared before on other data or common flags (a): each of these may promote for nothing" in text
+    assert "(a, b)" in announced("c", "data with two lines less") and "(b, c)" in announced("d", "data", [3, 4])

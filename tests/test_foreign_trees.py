@@ -67,6 +67,15 @@ def test_mapped_flags_reach_the_trainer_and_the_record_and_the_hash_says_so():
     assert made.arms[0].argument == f"--arm={MAPPED}"
 
 
+def test_mapped_flag_that_is_never_given_makes_no_other_candidate():
+    """Else each spare mapping would be a first label of its own, with the whole level of a first label."""
+    other_tree(*RENAMED)
+    plain, = arms_of("control: tree=other")
+    spare, = arms_of("control: tree=other rename=matrix-lr:lr-matrix")
+    used, = arms_of("control: tree=other rename=matrix-lr:lr-matrix", common=LR)
+    assert spare.argv == plain.argv and spare.tree_id == plain.tree_id != used.tree_id
+
+
 def test_arm_without_renames_keeps_its_hash():
     """Cells that were run before flags could be mapped are reused."""
     arm, = arms_of("control: tree=tree")

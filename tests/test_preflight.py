@@ -79,6 +79,19 @@ def test_time_of_another_workload_is_scaled_by_flops_and_said(tmp_path):
     assert "(0:40 a run" in said
 
 
+def test_times_of_the_projects_rows_are_not_said_to_be_of_this_machine(tmp_path, monkeypatch):
+    """A device of the same name may be another machine; one run of the user's own says more than all of these."""
+    monkeypatch.setattr(experiments, "OWN", tmp_path / "ledger.csv")
+    monkeypatch.setattr(experiments, "REFERENCE", tmp_path / "project" / "ledger.csv")
+    made = session(tmp_path, jobs=1)
+    (tmp_path / "project").mkdir()
+    for seconds in (50.0, 60.0, 70.0):
+        ran(tmp_path / "project", made, seconds)
+    assert "from 3 runs of this workload that came with the project, on a device of this name" in lines(made)[1]
+    ran(tmp_path, made, 120.0)
+    assert lines(made)[1].startswith("time: about 12:00, computed from 1 run of this workload on this machine (2:00")
+
+
 def test_longer_arm_takes_longer(tmp_path):
     made = session(tmp_path, seeds=(1,), candidates=["long: --num-iterations=180"], jobs=1)
     ran(tmp_path, made, 60.0)

@@ -11,12 +11,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from nanochat.lab.report import html
 from nanochat.lab.report.gains import interval
 from nanochat.lab.report.log_entry import log_entry
 from nanochat.lab.report.sentence import sentence, title
-from nanochat.lab.report.text import results_table
+from nanochat.lab.report.text import details_text, results_table
 from nanochat.lab.verdict.facts import Declaration, DeclaredArm, MetricNoise, Noise, Verdict
 from nanochat.lab.verdict.gate_rows import hi_at_alpha
 from nanochat.lab.verdict.gates import judge, weigh
@@ -87,6 +88,47 @@ def test_largest_harm_is_the_one_that_is_named():
     text = said(declaration, full_runs(*GOOD, tok_per_sec_median=(1000.0, 800.0)))
     assert text.startswith("Too costly: the candidate is 20.0 % slower (somewhere from 19.6 % to 20.5 % slower), ")
     assert ", more than the 10 % that you allow. It makes val_bpb 0.0" in text and " better " in text
+
+
+def test_sentence_and_reason_name_the_same_harm_also_where_the_gain_worth_having_is_no_noise():
+    """0.05 bpb worse, 38 sd of a run, and 20 % slower where 10 % are allowed: a wanted gain of 0.2 is no unit of it."""
+    declaration = declared(3, noise=BANK, floors=True, min_gain=0.2)
+    runs = full_runs(GOOD[0], [1.151, 1.152, 1.150], tok_per_sec_median=(1000.0, 800.0))
+    assert judge(declaration, runs)[0].reason.startswith("worse by 0.05")
+    assert said(declaration, runs).startswith("Worse: the candidate makes val_bpb 0.05")
+
+
+@pytest.mark.parametrize("speed, words", [
+    (899.7, r"is 10\.0[0-9]* % slower .*, more than the 10 % that you allow"),
+    (900.3, r"is 9\.9[0-9]* % slower .*, within the 10 % that you allow")])
+def test_no_bound_is_rounded_to_the_limit_that_it_keeps_or_breaks(speed, words):
+    """Speeds that hardly vary: with one decimal it would be "10.0 % to 10.0 % slower, more than the 10 %"."""
+    noise = replace(BANK, metrics=BANK.metrics | {"tok_per_sec": MetricNoise(1e-5, 9)})
+    runs = [replace(run, tok_per_sec_median=(1000.0 if run.arm == "control" else speed) * (1 + 1e-6 * run.seed))
+            for run in full_runs(*GOOD)]
+    text = said(declared(3, noise=noise, floors=True), runs)
+    assert re.search(words, text), text
+    of_speed = re.search(r"somewhere from ([0-9.]+) % to ([0-9.]+) % slower", text)
+    assert all((float(x) > 10) == (speed < 900) and float(x) != 10 for x in of_speed.groups())
+
+
+def test_excluded_gain_is_rounded_to_one_that_is_excluded():
+    """The bound is a millionth below the gain: "0.0025 better, which rules out a gain of 0.0025" would say nothing."""
+    d = np.array([0.0002, 0.0010, -0.0006])
+    half = stats.t.isf(0.05, 9 + 2) * math.sqrt((9 * 2 * 0.0013 ** 2 + 2 * d.var(ddof=1)) / 11 / 3)
+    wanted = d.mean() + half + 1e-6
+    declaration = declared(3, noise=BANK, min_gain=wanted)
+    text = said(declaration, make_runs(control=[1.1] * 3, candidate=list(1.1 - d)))
+    shown, excluded = re.search(r"and ([0-9.]+) better\), which rules out a gain of ([0-9.]+),", text).groups()
+    assert d.mean() + half == pytest.approx(float(shown), abs=1e-6) and float(shown) < float(excluded)
+
+
+def test_a_promotion_never_shows_a_gain_of_nothing():
+    d = np.array([8e-6, 9e-6, 7e-6])
+    noise = replace(BANK, metrics={"val_bpb": MetricNoise(1e-6, 9)})
+    text = said(declared(3, noise=noise), make_runs(control=[1.1] * 3, candidate=list(1.1 - d)))
+    at_least, = re.search(r"at least ([0-9.]+) better", text).groups()
+    assert 0 < float(at_least) < 8e-6
 
 
 def test_excluded_gain_says_what_would_be_worth_having():
@@ -251,6 +293,14 @@ def test_terminal_report_and_log_say_the_same_sentence():
     for verdict in results.verdicts:
         text = sentence(verdict, results.declaration, results.noise)
         assert all(text in " ".join(page.split()) for page in pages), text
+
+
+def test_details_say_that_bounds_are_one_sided():
+    """By scipy: of 5 pairs each bound of 5 % is 2.132 standard errors away; two-sided it would be 2.776."""
+    found, = judge(declared(5), make_runs(control=CONTROL, candidate=BETTER))
+    assert found.gates[0].mean - found.gates[0].lo == pytest.approx(stats.t.isf(0.05, 4) * found.se)
+    text = " ".join(details_text(found).split())
+    assert "each bound of an interval is one-sided and misses the truth with a chance of 0.05" in text
 
 
 def test_bound_that_rejects_is_that_of_the_whole_label():

@@ -8,13 +8,17 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from nanochat.common import REPO_ROOT
 from nanochat.lab.ledger import experiments
 from nanochat.lab.ledger.any_run import differences, find
+from nanochat.lab.ledger.banked import Bank
+from nanochat.lab.report import conclusions as conclude
 from nanochat.lab.report import two_runs
 from nanochat.lab.report.conclusions import conclusions
 from scripts import compare
@@ -146,7 +150,42 @@ def test_difference_is_told_in_units_of_two_runs_of_one_recipe(base_dir, ledger)
     text = said(a, b, ledger)
     assert "B ends 0.01200 bits per byte lower, so better. One seed each: " in text
     assert f"is {0.012 / (sd * 2 ** 0.5):.1f} times what two runs of one recipe differ by " \
-           f"(6 banked control runs: sd {sd:.4f}): not shown." in text
+           f"(6 banked control runs: sd {sd:.3f}), and one such pair in twenty is further apart than " \
+           f"{stats.t.isf(0.025, 5):.1f} times: not shown." in text
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_two_runs_of_one_recipe_are_called_worth_asking_about_one_time_in_twenty(base_dir, ledger, monkeypatch, n):
+    """Also with a bank of two runs, whose sd may be far too small: twice its sd would be passed by 30 % of pairs."""
+    a, b = pair(base_dir, ledger, *MIX)
+    rng, told = np.random.default_rng(n), []
+    for _ in range(4000):
+        values, (x, y) = list(rng.normal(1.0, 0.004, n)), rng.normal(1.0, 0.004, 2)
+        lent = Bank(values, float(np.std(values, ddof=1)), n - 1)
+        monkeypatch.setattr(conclude, "fitting_bank", lambda *args, lent=lent: (lent, None))
+        runs = (replace(run, row=run.row | {"val_bpb": value}) for run, value in ((a, x), (b, y)))
+        told.append("worth asking" in " ".join(conclude.difference_lines(*runs, [])))
+    assert np.mean(told) == pytest.approx(0.05, abs=0.013)
+
+
+def test_runs_on_two_devices_borrow_no_bank(base_dir, ledger):
+    bank(ledger)
+    a, b = pair(base_dir, ledger, *MIX, b={"values": (3.0, 2.8, 2.588)})
+    assert "times what two runs" in said(a, b, ledger)
+    b = replace(b, row=b.row | {"device": "cuda: another"})
+    assert "no banked noise fits (they ran on two devices, which round differently)" in said(a, b, ledger)
+
+
+def test_rows_of_the_project_are_found_and_lend(base_dir, ledger, monkeypatch):
+    reference = ledger.with_name("reference.csv")
+    bank(reference)
+    monkeypatch.setattr(experiments, "OWN", ledger)
+    monkeypatch.setattr(experiments, "REFERENCE", reference)
+    assert find("row r2", base_dir, ledger).row["val_bpb"] == 2.61
+    with pytest.raises(ValueError, match="row 1: .* has rows r1 to r6; `make ledger`"):
+        find("row 1", base_dir, ledger)
+    a, b = pair(base_dir, ledger, *MIX, b={"values": (3.0, 2.8, 2.588)})
+    assert "(6 banked control runs: sd " in " ".join(conclusions(a, b, experiments.read_all(ledger)))
 
 
 def test_even_a_large_difference_is_no_verdict(base_dir, ledger):

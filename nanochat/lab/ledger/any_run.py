@@ -66,6 +66,7 @@ def find(what: str, base_dir, ledger=experiments.LEDGER) -> AnyRun:
 
 
 def _of_row(number: str, base_dir, ledger) -> AnyRun:
+    """number: "12", or "r12" for a row that came with the project."""
     row = experiments.row_of_number(ledger, number, f"row {number}")
     try:
         record, metrics, _ = read_run(folder_of(row["run_id"] or "", base_dir))

@@ -27,6 +27,10 @@ def announce(session, changed, say):
         if arm.profile_changes:
             say(f"  {arm.name} changes the workload ({'; '.join(arm.profile_changes)}): "
                 "it is run and shown, and gets no verdict")
+    for arm in p.arms[1:] if not p.plan.aa else []:
+        if labels := session.earlier.elsewhere(arm.flags):
+            say(f"  {arm.name} was declared before on other data or common flags ({', '.join(labels)}): each of these "
+                f"may promote for nothing, so the best of {len(labels) + 1} answers promises less than any of them")
     if session.was_on not in (None, p.inputs.dataset_id):
         say(f"  {session.results.latest} was a comparison on other data (dataset_id {session.was_on[:8]}) and is "
             "replaced; another LABEL keeps both")

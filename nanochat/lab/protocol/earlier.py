@@ -129,6 +129,16 @@ class Earlier:
         found = declarations.uses_of(self.candidates[name], self.declared, rows)
         return [use for use in found if not (replaces and use.label == p.name)]
 
+    def elsewhere(self, flags: str) -> list[str]:
+        """The labels of arms with these flags under this profile's name, on other data or with other common flags.
+
+        They are not counted with this workload's: another text asks another question, and has a level of its own.
+        """
+        p = self.protocol
+        return list(dict.fromkeys(
+            d.label for d in self.declared if d.declaration.profile == p.profile.name
+            and d.profile_hash != p.profile_hash and flags in [arm.flags for arm in d.declaration.candidates]))
+
     def _number(self, name: str, new: Declaration, replaces: bool) -> int:
         """The candidate's number of this label. Raises ValueError for a seed on which the candidate was seen."""
         if self.protocol.plan.aa:

@@ -83,16 +83,23 @@ def cell_time(session) -> CellTime | None:
             if row["status"] == "ok" and row["device"] == like["device"] and row["wall_time_sec"]]
     same = [row for row in rows if row["profile_hash"] == protocol.profile_hash]
     same = [row for row in same if row["threads"] == like["threads"]] or same
+    same = [row for row in same if not experiments.from_reference(row)] or same
     if same:
         return CellTime(median(row["wall_time_sec"] for row in same),
-                        f"{len(same)} runs of this workload on this machine")
+                        f"{len(same)} run{'s' * (len(same) > 1)} of this workload {_where(same[-1])}")
     ours = flops_of(protocol, protocol.arms[0].config)
     for row in reversed(rows if ours else []):
         if options_of(row) and (theirs := flops_of(protocol, TrainConfig(**options_of(row)))):
             return CellTime(row["wall_time_sec"] * ours / theirs,
-                            f"a run of {row['profile'] or 'another workload'} on this machine "
+                            f"a run of {row['profile'] or 'another workload'} {_where(row)} "
                             f"({format_time(row['wall_time_sec'])}, row {row['row']}), scaled by FLOPs")
     return None
+
+
+def _where(row) -> str:
+    """The project's rows are of a device of this name, which another machine may have: "AMD EPYC" names many."""
+    return "that came with the project, on a device of this name" if experiments.from_reference(row) else \
+        "on this machine"
 
 
 # -----------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 What can be concluded from two runs, and what cannot, in sentences.
 
 Example: "One seed each: the difference 0.0120 is 1.4 times what two runs of one recipe differ by (8 banked control
-runs: sd 0.0060): not shown." Two runs never give a verdict, however far apart they are: a run differs from the next one
-of the same recipe, and these two were chosen after both had ended.
+runs: sd 0.0060), and one such pair in twenty is further apart than 2.4 times: not shown." Two runs never give a
+verdict, however far apart they are: a run differs from the next one of the same recipe, and these two were chosen after
+both had ended.
 """
 
 import math
@@ -16,11 +17,13 @@ from nanochat.lab.ledger.any_run import AnyRun, differences
 from nanochat.lab.ledger.banked import FIRST_SEED, bank
 from nanochat.lab.ledger.experiments import NOISE
 from nanochat.lab.profiles import PROFILES
+from nanochat.lab.report.gains import digits_of
+from nanochat.lab.verdict.stats import t_above
 from nanochat.options import flag, tagged, with_role
 
 WORKLOAD = with_role(FIELDS, "workload")
 LABEL, OTHER = "a-or-b", "../other"  # of the command that would answer: a label of its own, a folder for B's code
-CLEAR = 2.0  # times the sd of a difference; below it, two runs of one recipe are as far apart one time in twenty
+LUCK = 0.05  # share of the pairs of runs of one recipe that are called worth asking about
 
 
 def conclusions(a: AnyRun, b: AnyRun, bank_rows: list[dict]) -> list[str]:
@@ -75,10 +78,12 @@ def difference_lines(a: AnyRun, b: AnyRun, bank_rows: list[dict]) -> list[str]:
     if not found:
         return [f"{line} One seed each, and no banked noise fits ({why}): whether that is luck is not known."]
     typical = math.sqrt(2) * found.s_b
-    times = abs(gain) / typical
-    shown = "not shown" if times < CLEAR else "worth asking, and not shown by one seed each"
-    return [f"{line} One seed each: the difference {size} is {times:.1f} times what two runs of one recipe "
-            f"differ by ({len(found.values)} banked control runs: sd {found.s_b:.4f}): {shown}."]
+    times, clear = abs(gain) / typical, t_above(LUCK / 2, found.nu)  # a spread of few runs may be far too small
+    shown = "not shown" if times <= clear else "worth asking, and not shown by one seed each"
+    digits = next((n for n in range(1, 9) if round(times, n) != round(clear, n)), 1)
+    return [f"{line} One seed each: the difference {size} is {times:.{digits}f} times what two runs of one recipe "
+            f"differ by ({len(found.values)} banked control runs: sd {found.s_b:.{digits_of(found.s_b)}f}), and one "
+            f"such pair in twenty is further apart than {clear:.{digits}f} times: {shown}."]
 
 
 def fitting_bank(a: AnyRun, b: AnyRun, rows: list[dict]):
@@ -86,6 +91,8 @@ def fitting_bank(a: AnyRun, b: AnyRun, rows: list[dict]):
     hashes = [run.row["profile_hash"] for run in (a, b)]
     if hashes[0] is None or hashes[0] != hashes[1]:
         return None, "they are of two workloads" if None not in hashes else "the workload is not known"
+    if a.row["device"] != b.row["device"]:
+        return None, "they ran on two devices, which round differently"
     seeds, reasons = {a.row["seed"], b.row["seed"]}, []
     if not any((row["profile_hash"], row["label"]) == (hashes[0], NOISE) for row in rows):
         return None, "none is banked for this workload"

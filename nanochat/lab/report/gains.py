@@ -15,6 +15,7 @@ from nanochat.lab.runs import RunSummary
 from nanochat.lab.verdict.facts import Declaration, GateRow, Verdict
 from nanochat.lab.verdict.gate_rows import hi_at_alpha
 
+MOST_DECIMALS = 8  # losses are float32: what is smaller than that is no change
 
 def gain_text(metric: str, d: float) -> str:
     """
@@ -85,16 +86,40 @@ def shown(verdict: Verdict, gate: GateRow, declaration: Declaration) -> Shown:
     size = (hi - lo) / 2 if None not in (lo, hi) else abs(mean or 0.0)
     largest = max((abs(x) for x in (mean, lo, hi) if x is not None), default=0.0)
     digits = digits_of(size)
-    return Shown(mean, lo, hi, min(digits, 1 + digits_of(largest)) if m.log and largest else digits)
+    digits = min(digits, 1 + digits_of(largest)) if m.log and largest else digits
+    limits = [m.change(x) for x in _limits(verdict, gate, declaration)]
+    return Shown(mean, lo, hi, told_apart([(x, limit) for x in (lo, hi) for limit in limits], digits))
+
+
+def _limits(verdict: Verdict, gate: GateRow, declaration: Declaration) -> list[float]:
+    """The gains that the bounds of a gate were compared with."""
+    limit = 0.0 - (gate.threshold or 0.0)
+    if gate.role == "floor":
+        return [limit]
+    wanted = [declaration.min_gain] if verdict.verdict == "reject" and declaration.min_gain is not None else []
+    return [0.0, limit, *wanted]
+
+
+def told_apart(pairs: list[tuple[float | None, float]], digits: int) -> int:
+    """`digits`, or as many more as it takes that no bound is rounded to the limit that it keeps or breaks.
+
+    >>> told_apart([(-10.04, -10.0)], 1), told_apart([(-10.0, -10.0), (None, 0.0)], 1)
+    (2, 1)
+    """
+    def is_hidden(x, limit):
+        return x is not None and x != limit and abs(x - limit) <= 0.5 * 10.0 ** -digits
+    while digits < MOST_DECIMALS and any(is_hidden(*pair) for pair in pairs):
+        digits += 1
+    return digits
 
 
 def digits_of(size: float) -> int:
-    """Decimals that show two digits of a number of this size, at most 5.
+    """Decimals that show two digits of a number of this size, at most MOST_DECIMALS.
 
     >>> digits_of(13.5), digits_of(0.003), digits_of(0.00012), digits_of(0.0)
     (0, 4, 5, 4)
     """
-    return min(5, max(0, 1 - math.floor(math.log10(size)))) if size > 0 else 4
+    return min(MOST_DECIMALS, max(0, 1 - math.floor(math.log10(size)))) if size > 0 else 4
 
 
 def pair_gains(metric: str, runs: list[RunSummary], candidate: str) -> list[tuple[int, float]]:

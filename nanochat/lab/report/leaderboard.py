@@ -95,7 +95,8 @@ def noise_line(section: Section, spread: Spread | None) -> str:
         return "Noise: not known, because no arm here has two runs that differ."
     sd = f"{spread.sd:.1%} of the time" if spread.metric == TIME else f"{spread.sd:.4f} bits per byte"
     return (f"Noise: a single run has an sd of {sd}, pooled over the arms of this table (df {spread.df}). "
-            f"Within noise: not shown to be behind the best at {100 - 100 * ALPHA:g} % for the whole table.")
+            "Within noise (1=): not shown to be behind the best, which does not mean equal to it. The arm that is "
+            f"truly best is marked so in {100 - 100 * ALPHA:g} % of such tables, if all arms spread alike.")
 
 
 def fold(section: Section) -> list[str]:

@@ -84,7 +84,8 @@ def distances(section: Section) -> tuple[Spread | None, dict[int, Distance]]:
 
     The intervals hold together: with k entries each has the one-sided level ALPHA / (k - 1), so that the entry that is
     truly best is within noise of the first in 19 of 20 tables (multiple comparisons with the best, Hsu 1984,
-    doi 10.1214/aos/1176346732, with Bonferroni's bound for Dunnett's quantile). All entries are taken to spread alike.
+    doi 10.1214/aos/1176346732, with Bonferroni's bound for Dunnett's quantile). All entries are taken to spread alike:
+    where those with a single run spread three times as much as the others, it is only half to three quarters of tables.
     Pairs on shared seeds are not used, which makes the intervals wide rather than narrow: a test is the verdict's.
     """
     metric, values = _ranked_values(section)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.report.gains import Shown, decimal, digits_of, interval, primary_gate, shown
 from nanochat.lab.verdict.evidence import TIMED
-from nanochat.lab.verdict.facts import Declaration, GateRow, Noise, Verdict
+from nanochat.lab.verdict.facts import Declaration, GateRow, Noise, Verdict, bank_of
 from nanochat.lab.verdict.gate_rows import largest_harm
 from nanochat.lab.verdict.looks import FUTILE
 
@@ -134,8 +134,7 @@ def _promoted(case: Case) -> list[str]:
 def _rejected(case: Case) -> list[str]:
     verdict, primary = case.verdict, case.primary
     rows = [(gate, interval(verdict, gate, case.declaration).hi) for gate in verdict.gates if gate.mean is not None]
-    noise = verdict.min_gain or (verdict.se or 0.0) * (verdict.n / 2) ** 0.5
-    harm = largest_harm(rows, noise)
+    harm = largest_harm(rows, _sd_of_run(case))
     if harm and harm.role == "floor":
         return ["Too costly", f"{case.subject} {_change(case, harm)}, more than the {_limit(harm)} that you allow.",
                 f"It {_change(case, primary)}{_noise(case)}."]
@@ -147,12 +146,22 @@ def _rejected(case: Case) -> list[str]:
     return ["No gain worth having", f"{first}, which rules out a gain of {_worth(case)}."]
 
 
+def _sd_of_run(case: Case) -> float:
+    """The sd of one run in the unit of the deciding metric, as the verdict took it: harms are compared by it."""
+    s_b, nu = bank_of(case.declaration.noise, case.primary.metric)
+    lent = nu and "not lent" not in (case.primary.noise_source or "")
+    return s_b if lent else (case.verdict.se or 0.0) * (case.verdict.n / 2) ** 0.5
+
+
 def _worth(case: Case) -> str:
-    """The gain that was excluded, and why it is the one worth having."""
-    metric = case.primary.metric
-    size = decimal(METRICS[metric].change(case.verdict.min_gain), least=2)
-    if case.declaration.min_gain_by_hand:
-        return f"{_plain(metric, case.verdict.min_gain)}, as you asked for{_noise(case)}"
+    """The gain that was excluded, and why it is the one worth having. It is rounded to a value that is excluded too."""
+    metric, found = case.primary.metric, _shown(case, case.primary)
+    gain = METRICS[metric].change(case.verdict.min_gain)
+    by_hand = bool(case.declaration.min_gain_by_hand)
+    texts = [decimal(gain, least) for least in range(3 if by_hand else 2, 10)]
+    size = next((text for text in texts if float(text) > round(found.hi, found.digits)), texts[-1])
+    if by_hand:
+        return f"{size}{METRICS[metric].unit}, as you asked for{_noise(case)}"
     if metric == "wall_time":
         return f"{size} %, the least that is worth having{_noise(case)}"
     own = "" if (case.verdict.noise_source or "").startswith("bank") else _noise(case)

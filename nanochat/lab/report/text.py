@@ -147,12 +147,12 @@ def details_text(verdict: Verdict) -> str:
 
 
 def tested_line(verdict: Verdict) -> str:
-    """n, p against its level, and the source of the noise; empty where no test was made."""
+    """n, p against its level, the source of the noise, and what the bounds mean; empty where no test was made."""
     if verdict.p is None or verdict.se is None:
         return ""
     return (f"{primary_gate(verdict).metric}: n {verdict.n}, p {verdict.p:.3g} against level {verdict.level:.3g}, "
-            f"noise {verdict.noise_source} (df {verdict.df}); lower bounds are at this level, the upper bounds of a "
-            "reject at that of the whole label")
+            f"noise {verdict.noise_source} (df {verdict.df}); each bound of an interval is one-sided and misses the "
+            f"truth with a chance of {verdict.level:.3g}, the upper bound of a reject with that of the whole label")
 
 
 def checks(verdict: Verdict) -> list[str]:

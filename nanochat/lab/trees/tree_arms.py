@@ -22,6 +22,7 @@ from filelock import FileLock
 
 from nanochat.code_identity import CODE_DIRS, code_files, tree_hash, tree_hash_of_0_1
 from nanochat.common import REPO_ROOT, hash_json, read_json, write_json
+from nanochat.config import FIELDS
 from nanochat.git import git_state, run_git
 from nanochat.lab.arms import CONTROL, Arm, make_arms, parse_arm, split_flags
 from nanochat.lab.trees.checkouts import git, head, open_tree
@@ -29,8 +30,10 @@ from nanochat.lab.trees.flags import check_values, group_words, known_flags, rea
 from nanochat.lab.trees.orders import tree_command
 from nanochat.lab.trees.patch_files import Patch, put, read_patch
 from nanochat.lab.trees.score import is_scored
+from nanochat.options import flag, tagged
 
 SEED_PATCH = "patches/nanochat_seed.patch"
+OF_EVERY_CELL = {*map(flag, (*tagged(FIELDS, "cell", "name"), "save_every", "resume"))}  # added to an arm's own flags
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,12 @@ class TreeArm(Arm):
 
     @property
     def tree_id(self) -> str:
+        """A flag that is renamed and never given makes no other arm: its labels would be counted from 1 again."""
+        given = {word.partition("=")[0] for word in self.argv} | OF_EVERY_CELL
+        renames = {old: new for old, new in self.renames.items() if old in given}
         return hash_json({"commit": self.tree.commit, "patches": [patch.sha256 for patch in self.tree.patches],
                           "content": self.tree.content, "argv": self.argv, "environment": self.environment,
-                          **({"renames": self.renames} if self.renames else {})})
+                          **({"renames": renames} if renames else {})})
 
     @property
     def argument(self) -> str:
