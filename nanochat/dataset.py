@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from nanochat.checks import cut
+from nanochat.command_line import CommandParser
 from nanochat.common import get_base_dir, paste_setting, quote_word
 from nanochat.manifest import (
     DATA_FOLDER,
@@ -48,8 +49,8 @@ def lab_data_dir(name: str) -> Path:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m nanochat.dataset", allow_abbrev=False,
-                                     description="Make or download the pretraining data.")
+    parser = CommandParser(prog="python -m nanochat.dataset", allow_abbrev=False,
+                           description="Make or download the pretraining data.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("-n", "--num-files", type=int,
                       help="download this many training shards and the validation shard (-1 = all)")
@@ -98,7 +99,7 @@ def _build(args) -> int:
         manifest = corpus.build_from_paths(data_dir, args.paths, max_doc_chars=max_doc_chars)
     print(corpus.summary(manifest))
     print(f"{data_dir} is complete. To compare candidates on it:\n"
-          f"make protocol DATA={quote_word(args.name)} CANDIDATE=\"--flag ...\"\n"
+          f"make protocol DATA={quote_word(args.name)} LABEL=first CANDIDATE=--no-smear\n"
           f"To train on it:\n{paste_setting('NANOCHAT_BASE_DIR', data_dir.parent)}")
     return 0
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.checks import Check, cut
+from nanochat.command_line import Defaults
 
 ROLES = {
     "workload": "belongs to the profile and to its hash: rows that differ in it are never compared as equals",
@@ -208,7 +209,7 @@ class _Parser(argparse.ArgumentParser):
 def build_parser(cls, prog=None, description=None, add_help=True) -> argparse.ArgumentParser:
     """A parser with a flag for each option of `cls`; it raises ValueError for bad input."""
     parser = _Parser(prog=prog, description=description, allow_abbrev=False, add_help=add_help,
-                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                     formatter_class=Defaults)
     for name, o in declared(cls).items():
         kind = dict(action=argparse.BooleanOptionalAction) if o.type is bool else dict(
             type=o.type, choices=o.choices, metavar=None if o.choices else o.type.__name__.upper())

@@ -24,6 +24,7 @@ _FOREIGN = re.compile("[\udc81\udc8d\udc8f\udc90\udc9d]|[\udc80-\udcff]{4}")  # 
 _CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f]")
 MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
          codecs.BOM_UTF16_BE: "UTF-16"}
+NO_TEXT = "It holds control characters, so it may be no text at all (line {}): leave it out"
 
 
 @dataclass
@@ -97,16 +98,19 @@ def _convert(path: Path, suffix: str, encoding: str) -> str:
 def _advice(path: Path, suffix: str, s: Survey) -> str:
     if mark := next((MARKS[mark] for mark in MARKS if s.offset == 0 and s.start.startswith(mark)), ""):
         return f"Convert it (it begins as {mark} does): {_convert(path, suffix, mark)}; or leave it out"
+    if s.control and s.foreign and s.bad > s.good:  # in random bytes a few look like a half of a pair, or like UTF-8
+        return NO_TEXT.format(s.line)
     if s.halves:
-        return (f"It holds {s.halves} halves of surrogate pairs as bytes (CESU-8, as of an emoji that was cut), first "
-                f"in line {s.line}: mend those lines, or leave it out")
+        halves = "1 half of a surrogate pair" if s.halves == 1 else f"{s.halves} halves of surrogate pairs"
+        return (f"It holds {halves} as bytes (CESU-8, as of an emoji that was cut), first in line {s.line}: mend those "
+                "lines, or leave it out")
     if _is_cut(s):
         return f"It ends inside a character, in line {s.line}, so it may have been cut: get it again, or leave it out"
     if s.good and not (s.foreign and s.bad > s.good):  # in other encodings a few bytes look like UTF-8 by chance
         return (f"Its other {s.good:,} characters beyond ASCII are UTF-8, and converting the file would spoil them: "
                 f"mend line {s.line} ({s.bad:,} bad bytes in all), or leave it out")
     if s.control:
-        return f"It holds control characters, so it may be no text at all (line {s.line}): leave it out"
+        return NO_TEXT.format(s.line)
     if s.foreign or 4 * s.bad > s.chars:
         return (f"Its encoding is not one of Western Europe (line {s.line}): convert it with iconv from the encoding "
                 "that it has, or leave it out")

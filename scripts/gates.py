@@ -9,17 +9,16 @@ protocol can have written is refused, with what is wrong in it (nanochat/lab/rep
 verdict. --log-entry drafts the entry for dev/LOG.md. --plateau tells whether the cycles so far have reached a plateau.
 """
 
-import argparse
 import json
-import shlex
 import sys
 from pathlib import Path
 
+from nanochat.command_line import CommandParser
 from nanochat.common import get_base_dir
 from nanochat.lab.commands import RESULTS_DIR, complete
 from nanochat.lab.cycle.rules import plateau
 from nanochat.lab.cycle.walk import read_cycles
-from nanochat.lab.profiles import noise_options
+from nanochat.lab.report.advice import bank_options
 from nanochat.lab.report.log_entry import log_entry
 from nanochat.lab.report.result_check import changed_verdicts, read_judged
 from nanochat.lab.report.result_file import ResultFile, path_of
@@ -29,8 +28,8 @@ EXIT = {"promote": 0, "optional": 10, "inconclusive": 11, "reject": 12, None: 13
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(prog="python -m scripts.gates", allow_abbrev=False,
-                                     description="The verdict of a label, gate by gate.")
+    parser = CommandParser(prog="python -m scripts.gates", allow_abbrev=False,
+                           description="The verdict of a label, gate by gate.")
     parser.add_argument("--label", default="protocol", help="label of the protocol (default: %(default)s)")
     parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR,
                         help="folder that the protocol wrote to (default: %(default)s)")
@@ -57,15 +56,6 @@ def read_label(folder: Path, label: str) -> ResultFile:
     for line in changed_verdicts(path, results):
         print(f"note: {line}", file=sys.stderr)
     return results
-
-
-def bank_options(settings) -> list[str]:
-    """The options of scripts.noise that bank for a comparison, from its result file."""
-    if not settings.profile:
-        return []
-    words = shlex.split(settings.command or "")
-    data = next((word.removeprefix("--data=") for word in words if word.startswith("--data=")), None)
-    return noise_options(settings.profile, data, settings.common_flags, settings.jobs)
 
 
 def base_of(settings) -> dict:

@@ -13,6 +13,7 @@ interrupted.
 import argparse
 import sys
 
+from nanochat.command_line import CommandParser
 from nanochat.common import write_json
 from nanochat.lab.arms import NAME, parse_depths, parse_seeds
 from nanochat.lab.commands import EXIT_FAILED_CELL, RESULTS_DIR, call, module_command, now, paste
@@ -28,9 +29,9 @@ PASSED_ON = ("--candidate", "--seeds", "--until", "--max-seeds", "--noise", "--p
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(prog="python -m scripts.miniseries", allow_abbrev=False,
-                                     description="Compare a candidate with the control at several depths.",
-                                     epilog=f"These flags are passed on to scripts.protocol: {', '.join(PASSED_ON)}.")
+    parser = CommandParser(prog="python -m scripts.miniseries", allow_abbrev=False,
+                           description="Compare a candidate with the control at several depths.",
+                           epilog=f"These flags are passed on to scripts.protocol: {', '.join(PASSED_ON)}.")
     parser.add_argument("--label", default="miniseries",
                         help="name of the result files; each depth adds _d<depth> (default: %(default)s)")
     parser.add_argument("--depths", nargs="+", action="extend", metavar="DEPTH",

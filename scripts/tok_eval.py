@@ -9,10 +9,10 @@ decoded again and must come back unchanged. tiktoken downloads the published voc
 ours.
 """
 
-import argparse
 import sys
 import threading
 
+from nanochat.command_line import CommandParser
 from nanochat.manifest import split_paths
 from nanochat.shards import read_row_group
 from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
@@ -143,7 +143,7 @@ def format_table(texts, ours: dict[str, int], label=None, theirs=None, color=Fal
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="tok_eval", description="Measure bytes per token on several kinds of text.")
+    parser = CommandParser(prog="tok_eval", description="Measure bytes per token on several kinds of text.")
     parser.parse_args(argv)
     try:
         ours, texts = get_tokenizer(), load_texts()

@@ -12,6 +12,7 @@ import argparse
 import sys
 
 from nanochat.checks import MOST_CHANNELS
+from nanochat.command_line import CommandParser, Defaults
 from nanochat.common import get_base_dir
 from nanochat.options import hyphenate, require
 from nanochat.tokenizer import get_tokenizer_dir, get_tokenizer_id, import_tokenizer, train_tokenizer
@@ -19,10 +20,10 @@ from nanochat.tokenizer_files import JSON_NAME, PICKLE_NAME, TOKEN_BYTES_NAME
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tok_train", allow_abbrev=False,
-                                     description="Train a byte-level BPE tokenizer on the training shards, or import "
-                                                 "upstream's.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = CommandParser(prog="tok_train", allow_abbrev=False,
+                           description="Train a byte-level BPE tokenizer on the training shards, or import "
+                                       "upstream's.",
+                           formatter_class=Defaults)
     parser.add_argument("--max-chars", type=int, default=2_000_000_000, help="train on this many characters at most")
     parser.add_argument("--doc-cap", type=int, default=10_000, help="use this many characters of a document at most")
     parser.add_argument("--vocab-size", type=int, default=32768, help="number of tokens, special tokens included")

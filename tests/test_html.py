@@ -14,11 +14,11 @@ import pytest
 
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.report import svg
+from nanochat.lab.report.advice import page_sentence
 from nanochat.lab.report.gains import gain_text, pair_gains, shown
 from nanochat.lab.report.html import page, write_report
 from nanochat.lab.report.html_style import STYLE
 from nanochat.lab.report.result_file import ResultFile
-from nanochat.lab.report.sentence import sentence
 from nanochat.lab.report.verdict_table import SHOWN
 from nanochat.lab.runs import RunSummary
 from tests.report_case import five_candidates, make_curves, peeking, unbanked
@@ -81,7 +81,7 @@ def test_verdicts_come_first_and_every_number_is_there(make):
     text = "".join(reader.text)
     assert html.index('class="verdict ') < html.index("<svg ")
     for entry in results.verdicts:
-        said = sentence(entry, results.declaration, results.noise)
+        said = page_sentence(entry, results).replace("`", "")  # a command is a code element
         assert f"{entry.verdict or 'no verdict'} {entry.candidate}: {said}" in text
         for gate in entry.gates:
             assert SHOWN[gate.result] in text and gate.section in text

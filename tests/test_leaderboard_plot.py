@@ -66,3 +66,17 @@ def test_time_to_target_runs_to_the_left_so_that_right_is_faster(tmp_path, monke
     rows = [make_row(arm, seed, time=time + seed) for arm, time in (("a", 70), ("b", 90)) for seed in (1, 2)]
     (_, right), = drawn(tmp_path, monkeypatch, [*rows, make_row("never", 1)])
     assert right.xaxis_inverted() and [line.get_xdata()[0] for line in marked(right, "D")] == [71.5, 91.5]
+
+
+def test_speeds_that_nobody_measured_are_said_and_have_no_axis(tmp_path, monkeypatch):
+    rows = [make_row(arm, seed, **NO_TARGET) | {"tok_per_sec_median": None, "tok_per_sec": None, "avg_tok_per_sec": None}
+            for arm in ("control", "a") for seed in (1, 2)]
+    (_, right), = drawn(tmp_path, monkeypatch, rows)
+    assert not right.axison and [text.get_text() for text in right.texts] == ["not measured"]
+
+
+def test_speeds_that_nobody_measured_are_said_and_have_no_axis(tmp_path, monkeypatch):
+    rows = [make_row(arm, seed, **NO_TARGET) | {"tok_per_sec_median": None}
+            for arm in ("control", "a") for seed in (1, 2)]
+    (_, right), = drawn(tmp_path, monkeypatch, rows)
+    assert not right.axison and [text.get_text() for text in right.texts] == ["not measured"]

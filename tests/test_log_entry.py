@@ -11,8 +11,8 @@ from statistics import mean, stdev
 
 import pytest
 
+from nanochat.lab.report.advice import page_sentence
 from nanochat.lab.report.log_entry import log_entry
-from nanochat.lab.report.sentence import sentence
 from nanochat.lab.report.verdict_table import user_rows
 from tests.report_case import five_candidates, peeking, unbanked
 
@@ -41,7 +41,7 @@ def test_each_candidate_has_an_entry_in_the_format_of_the_style_guide(make):
         assert re.match(rf"## 2026-03-04: \S+ of {label}: \w.* \({verdict}\)\n", draft)
         assert re.findall("^" + BOLD, draft, re.MULTILINE) == PARTS
         assert draft.count("TODO") == 1 and "TODO: why (source)" in draft.split("**")[0]
-        said = sentence(entry, results.declaration, results.noise)
+        said = page_sentence(entry, results)
         assert f"**Did it help?** {said}" in draft and f"```\n{results.settings.command}\n```" in draft
 
 

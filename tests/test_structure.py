@@ -19,8 +19,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 # A module of nanochat/ imports only modules to its left; `layers` stands for the whole folder.
-ORDER = """streams common git machine code_identity ranks stage checks schedule options config_check config record
-    gpt_config manifest shards text_walk text_advice text_files corpus http_answers download dataset
+ORDER = """streams common git machine code_identity ranks stage checks schedule command_line options config_check config
+    record gpt_config manifest shards text_walk text_advice text_files corpus http_answers download dataset
     blank_runs tokenizer_files tokenizer
     device dataloader layers loss gpt muon optim cost vram checkpoint_manager engine loss_eval
     tree_logits tree_score run_facts run_setup run_save run_guard run_eval run_log trainer""".split()

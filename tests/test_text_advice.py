@@ -46,7 +46,7 @@ def test_marks_name_the_encoding(tmp_path, encoding, name):
 
 
 @pytest.mark.parametrize("content, message", [
-    ("good é\nraw half ".encode() + b"\xed\xa0\xbd here\n", "1 halves of surrogate pairs as bytes .* first in line 2"),
+    ("good é\nraw half ".encode() + b"\xed\xa0\xbd here\n", "1 half of a surrogate pair as bytes .* first in line 2"),
     (b"\xed\xa0\xbd\xed\xb8\x80", "2 halves of surrogate pairs as bytes"),
     ("été\nplain\n".encode() + b"caf\xe9\n", "Its other 2 characters beyond ASCII are UTF-8, .*: mend line 3"),
     ("plain words, then \u5929".encode()[:-1], "It ends inside a character, in line 1, so it may have been cut"),
@@ -54,6 +54,7 @@ def test_marks_name_the_encoding(tmp_path, encoding, name):
     (b"\xff\xd8\xff\xe0\x00\x10JFIF", "It holds control characters, so it may be no text at all"),
     (b"\xff\xfb\x90\x64 no mark of UTF-16", "Its encoding is not one of"),
     (b"\x89PNG\r\n\x1a\n\0\0\0", "It holds control characters"),
+    (random.Random(1).randbytes(3000) + b"\xed\xa0\xbd", "It holds control characters"),  # a half by chance
 ])
 def test_what_is_wrong_is_named_and_no_command_is_given(tmp_path, content, message):
     found = said(tmp_path, content)

@@ -283,4 +283,5 @@ def _is_finished(cycle, label) -> bool:
 
 def _promotion(cycle, call, say):
     todo = "; ".join(NEXT).format(label=miniseries.label_of(f"{cycle.label}_miniseries", cycle.depths[-1]))
-    cycle.note(5, PHASES[5], "open", f"{' '.join(cycle.accepted)} passed: {todo}", say)
+    passed = f"{' '.join(cycle.accepted)} passed" if cycle.accepted else "once a bundle has passed"
+    cycle.note(5, PHASES[5], "open", f"{passed}: {todo}", say)

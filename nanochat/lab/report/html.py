@@ -14,12 +14,12 @@ from nanochat.common import atomic_write
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.metrics import METRICS
 from nanochat.lab.report import svg
+from nanochat.lab.report.advice import page_sentence
 from nanochat.lab.report.curves import as_arrays
 from nanochat.lab.report.gains import pair_gains, primary_gate, shown
 from nanochat.lab.report.html_style import STYLE
 from nanochat.lab.report.promise import promise_lines
 from nanochat.lab.report.result_file import ResultFile
-from nanochat.lab.report.sentence import sentence
 from nanochat.lab.report.text import (
     bank_lines,
     checks,
@@ -63,6 +63,18 @@ def el(tag: str, *children, **attributes) -> Markup:
     shown = [child for child in children if child is not None]
     inner = "".join(child if isinstance(child, Markup) else escape(str(child)) for child in shown)
     return Markup(f"<{tag}{attributes}>{inner}</{tag}>")
+
+
+def with_code(text: str) -> Markup:
+    """A text whose parts in backticks are commands.
+
+    >>> with_code("run `make noise` & wait")
+    'run <code>make noise</code> &amp; wait'
+    """
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # a backtick of somebody's name
+        return Markup(escape(text))
+    return Markup("".join(el("code", part) if i % 2 else escape(part) for i, part in enumerate(parts)))
 
 
 def page(results: ResultFile, curves: dict) -> str:
@@ -122,8 +134,9 @@ def _verdicts(results: ResultFile) -> Markup:
 
 def _verdict(verdict: Verdict, results: ResultFile) -> Markup:
     word = verdict.verdict or "no verdict"
-    said = sentence(verdict, results.declaration, results.noise)
-    answer = el("p", el("span", word, cls="badge"), " ", el("b", verdict.candidate), ": " + said, cls="answer")
+    said = page_sentence(verdict, results)
+    answer = el("p", el("span", word, cls="badge"), " ", el("b", verdict.candidate), ": ", with_code(said),
+                cls="answer")
     rows = user_rows(verdict, results.declaration)
     return el("article", answer, _table(HEADER, rows, 1, RESULTS) if rows else None,
               cls=f"verdict {word.replace(' ', '-')}")

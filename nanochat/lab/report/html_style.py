@@ -4,6 +4,8 @@ The style of a report page. Colours are variables, so that charts and tables sui
 c0 is the colour of the control, c1 to c6 are those of the candidates. They are from Okabe & Ito (2008), as in plots.py;
 on a dark screen they have lighter colours of the same hues.
 
+On a phone a row of a verdict's table takes two lines: what and whether it is shown, and the numbers below.
+
 A backslash at the end of a line joins it with the next: the page gets one line.
 """
 
@@ -38,13 +40,15 @@ figure{{margin:6px 0}}figcaption{{color:var(--soft)}}figcaption b{{color:var(--i
 .swatch{{width:30px;height:8px;vertical-align:middle}}
 .wide{{overflow-x:auto}}
 table{{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:6px 0}}
-th,td{{padding:3px 8px;text-align:right;border-bottom:1px solid var(--rule)}}td{{white-space:nowrap}}
+th,td{{padding:3px 8px;text-align:right;border-bottom:1px solid var(--rule)}}td{{white-space:nowrap}}\
+td.t{{white-space:normal}}
 th{{color:var(--soft);font-weight:600;vertical-align:bottom}}
 .t{{text-align:left}}
 td.good{{color:var(--good);font-weight:600}}td.bad{{color:var(--bad);font-weight:600}}\
 td.open{{color:var(--open);font-weight:600}}
 dl{{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px;margin:6px 0}}
 dt{{color:var(--soft)}}dd{{margin:0;overflow-wrap:anywhere}}
+code{{background:var(--card);font-size:.9em;overflow-wrap:anywhere}}
 pre{{background:var(--card);border-radius:4px;padding:10px 12px;font-size:15px;\
 white-space:pre-wrap;overflow-wrap:anywhere}}
 figure>svg{{width:100%;max-width:480px;height:auto;display:block;font-size:15px}}
@@ -57,8 +61,11 @@ polyline{{fill:none;stroke:var(--c);stroke-linejoin:round}}.thin{{stroke-width:1
 .mean{{fill:var(--c);stroke:var(--bg);stroke-width:1.2}}
 .c0{{--c:var(--c0)}}.c1{{--c:var(--c1)}}.c2{{--c:var(--c2)}}.c3{{--c:var(--c3)}}\
 .c4{{--c:var(--c4)}}.c5{{--c:var(--c5)}}.c6{{--c:var(--c6)}}
-@media (max-width:600px){{main{{padding:14px 12px 40px}}th,td{{padding:3px 5px}}.verdict{{padding:8px 10px}}\
-.verdict td{{white-space:normal}}dl{{grid-template-columns:1fr}}dd{{margin-bottom:6px}}}}
+@media (max-width:600px){{main{{padding:14px 12px 40px}}th,td{{padding:3px 5px}}.verdict{{padding:8px}}\
+.verdict tr{{display:grid;grid-template-columns:2fr 3fr 3fr;border-bottom:1px solid var(--rule)}}\
+.verdict td,.verdict th{{white-space:normal;border:0;align-self:end;text-align:left}}\
+.verdict tr>:first-child{{grid-column:1/3;grid-row:1}}.verdict tr>:last-child{{grid-column:3;grid-row:1}}\
+dl{{grid-template-columns:1fr}}dd{{margin-bottom:6px}}}}
 @media print{{:root{{color-scheme:light;{LIGHT}}}article,figure,tr{{break-inside:avoid}}h2,h3{{break-after:avoid}}
 main{{max-width:none;padding:0}}.charts{{grid-template-columns:1fr 1fr}}
 .verdict,.badge,.swatch{{print-color-adjust:exact}}table{{font-size:9px}}th,td{{padding:2px 4px}}pre{{font-size:9px}}}}

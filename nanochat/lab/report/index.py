@@ -18,10 +18,10 @@ from urllib.parse import quote
 from nanochat.common import atomic_write, read_json
 from nanochat.lab.commands import RESULTS_DIR
 from nanochat.lab.ledger.experiments import NOISE
+from nanochat.lab.report.advice import page_sentence
 from nanochat.lab.report.fact_page import document, write_fact_page
-from nanochat.lab.report.html import Markup, el
+from nanochat.lab.report.html import Markup, el, with_code
 from nanochat.lab.report.result_file import read_results
-from nanochat.lab.report.sentence import sentence
 
 NAME = "index.html"
 SUFFIXES = {"_latest": "protocol", "_miniseries": "miniseries", "_cycle": "cycle", "_stats": "Lane B, statistics",
@@ -119,7 +119,7 @@ def _protocol(path: Path, label: str) -> Line:
     verdicts = [(str(verdict.verdict or "no verdict"), str(verdict.candidate)) for verdict in results.verdicts]
     seeds, ok = len({run.seed for run in results.runs}), sum(run.run_status == "ok" for run in results.runs)
     runs = f"{len(results.runs)} runs on {seeds} seeds, {ok} ok"
-    said = [sentence(verdict, results.declaration, results.noise) for verdict in results.verdicts if verdict.verdict]
+    said = [page_sentence(verdict, results) for verdict in results.verdicts if verdict.verdict]
     kind = "noise" if label == NOISE else "protocol"
     return Line(label, kind, date_of(results.timestamp, path), link, verdicts,
                 said[0] if len(said) == 1 else runs)
@@ -163,7 +163,7 @@ SAYS = {"miniseries": _miniseries, "cycle": _cycle, "Lane B, statistics": _stats
 
 STYLE = """ol{list-style:none;padding:0;margin:16px 0}li{padding:10px 0;border-bottom:1px solid var(--rule)}\
 li a{color:var(--c2);font-size:17px;font-weight:600;overflow-wrap:anywhere}li .soft{display:inline}\
-li .badge{margin-right:4px}.candidate{margin-right:10px;overflow-wrap:anywhere}"""
+.candidate+.candidate{margin-left:10px}"""
 
 
 def page(lines: list[Line], unread: list[tuple[str, str]]) -> str:
@@ -178,11 +178,12 @@ def page(lines: list[Line], unread: list[tuple[str, str]]) -> str:
 
 
 def _item(line: Line) -> Markup:
+    colon = ":" if len(line.verdicts) == 1 and line.sentence else ""
     badges = [el("span", el("span", el("span", word, cls="badge"), cls=word if word in BADGES else "no-verdict"),
-                 el("span", candidate, cls="candidate")) for word, candidate in line.verdicts]
+                 " ", el("b", candidate), colon, cls="candidate") for word, candidate in line.verdicts]
     head = el("div", el("a", line.label, href=f"./{quote(os.fsencode(line.link))}"), " ",
               el("span", f"{line.kind}, {line.date[:16].replace('T', ' ')}", cls="soft"))
-    return el("li", head, el("p", *badges, _short(line.sentence)))
+    return el("li", head, el("p", *badges, " " if badges else None, with_code(_short(line.sentence))))
 
 
 def _short(text: str) -> str:

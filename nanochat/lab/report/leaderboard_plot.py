@@ -68,6 +68,9 @@ def _panels(left, right, section: Section, shown: list[int]):
         right.invert_xaxis()
     _finish(right, [""] * len(entries), "time to the target (s), right is faster" if by_time else
             "tokens per second, right is faster")
+    if not right.lines:  # an axis without a point would look like a measurement of 0
+        right.set_axis_off()
+        right.text(0.5, 0.5, "not measured", ha="center", va="center", color="gray", transform=right.transAxes)
 
 
 def _line(ax, row: int, values: list[float], color, half: float | None = None):

@@ -8,9 +8,9 @@ import re
 from statistics import mean, stdev
 
 from nanochat.lab.arms import CONTROL
+from nanochat.lab.report.advice import page_sentence
 from nanochat.lab.report.gains import gain_text, primary_gate, shown_gain
 from nanochat.lab.report.result_file import ResultFile
-from nanochat.lab.report.sentence import sentence
 from nanochat.lab.report.text import basis_lines, seeds_text, tested_line
 from nanochat.lab.report.verdict_table import DETAIL_HEADER, HEADER, detail_rows, gate_notes, user_rows
 from nanochat.lab.runs import RunSummary
@@ -66,7 +66,7 @@ def _change(results: ResultFile, verdict: Verdict) -> str:
 
 
 def _did_it_help(results: ResultFile, verdict: Verdict) -> str:
-    said = sentence(verdict, results.declaration, results.noise)
+    said = page_sentence(verdict, results)
     return f"{said} (verdict: {verdict.verdict or 'none'})"
 
 

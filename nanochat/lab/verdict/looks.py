@@ -51,7 +51,8 @@ def declared_looks(nu: int, most: int = MAX_SEEDS) -> list[int]:
     first = FIRST_LOOK if nu else MIN_PAIRS_WITHOUT_BANK
     if most < first:
         raise ValueError(f"at most {most} seeds: "
-                         f"the first look {'with a bank' if nu else 'without a bank'} needs {first}")
+                         f"the first look {'with a bank' if nu else 'without a bank'} needs {first}; allow {first} or "
+                         f"more (MAX_SEEDS={first}){'' if nu else ', or bank noise first: `make noise SEEDS=8`'}")
     return list(range(first, most + 1))
 
 
