@@ -28,7 +28,7 @@ def clear(message: str) -> str:
     return re.sub(r"invalid (int|float) value: (.*)", lambda m: f"expected {WANTED[m[1]]}, got {m[2]}", message)
 
 
-class CommandParser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """An ArgumentParser for the scripts."""
 
     def error(self, message):

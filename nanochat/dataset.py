@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from nanochat.checks import cut
-from nanochat.command_line import CommandParser
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir, paste_setting, quote_word
 from nanochat.manifest import (
     DATA_FOLDER,
@@ -49,7 +49,7 @@ def lab_data_dir(name: str) -> Path:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = CommandParser(prog="python -m nanochat.dataset", allow_abbrev=False,
+    parser = Parser(prog="python -m nanochat.dataset", allow_abbrev=False,
                            description="Make or download the pretraining data.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("-n", "--num-files", type=int,

@@ -18,7 +18,7 @@ from bisect import bisect_left, bisect_right
 from functools import cache
 
 from nanochat.checks import MOST_CHANNELS, MOST_LAYERS, cut
-from nanochat.command_line import CommandParser, Defaults
+from nanochat.command_line import Defaults, Parser
 from nanochat.common import paste_command
 from nanochat.config import TrainConfig, validate
 from nanochat.options import flag, hyphenate, parse_options, to_argv
@@ -31,7 +31,7 @@ EXACT = 0.01  # a ratio is met when no part is further off than this share
 
 def build_parser() -> argparse.ArgumentParser:
     from nanochat.gpt import GPTConfig
-    parser = CommandParser(prog="arch", allow_abbrev=False,
+    parser = Parser(prog="arch", allow_abbrev=False,
                            description="Find shapes of a model for a budget of parameters. Flags of "
                                        "scripts.base_train that affect the model are flags here too, like "
                                        "--head-dim.",

@@ -14,7 +14,7 @@ import contextlib
 import io
 import sys
 
-from nanochat.command_line import CommandParser, Defaults
+from nanochat.command_line import Defaults, Parser
 from nanochat.options import hyphenate
 from nanochat.stage import BASE
 
@@ -22,7 +22,7 @@ GRAY, RESET = "\033[90m", "\033[0m"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = CommandParser(prog="base_complete", allow_abbrev=False,
+    parser = Parser(prog="base_complete", allow_abbrev=False,
                            description="Complete text with a base model, once or again and again.",
                            formatter_class=Defaults)
     parser.add_argument("-g", "--model-tag", help="folder of the checkpoint (default: the deepest d<N>)")

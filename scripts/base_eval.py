@@ -11,7 +11,7 @@ print the same bpb for a checkpoint. CORE is not here yet.
 import argparse
 import sys
 
-from nanochat.command_line import CommandParser, Defaults
+from nanochat.command_line import Defaults, Parser
 from nanochat.common import get_base_dir, get_dist_info, print0, write_json
 from nanochat.options import flag, hyphenate
 from nanochat.stage import BASE
@@ -20,7 +20,7 @@ MODES = ("core", "bpb", "sample")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = CommandParser(prog="base_eval", description="Evaluate a base model.", allow_abbrev=False,
+    parser = Parser(prog="base_eval", description="Evaluate a base model.", allow_abbrev=False,
                            formatter_class=Defaults)
     parser.add_argument("--eval", default="bpb,sample",
                         help=f"evaluations to run, of {','.join(MODES)} (core is not here yet)")

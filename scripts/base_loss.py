@@ -19,14 +19,14 @@ import math
 import sys
 from itertools import islice
 
-from nanochat.command_line import CommandParser, Defaults
+from nanochat.command_line import Defaults, Parser
 from nanochat.common import get_base_dir, get_dist_info, print0, write_json
 from nanochat.options import flag, hyphenate
 from nanochat.stage import BASE
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = CommandParser(prog="base_loss", allow_abbrev=False,
+    parser = Parser(prog="base_loss", allow_abbrev=False,
                            description="Measure the mean loss and the bits per byte of a base model.",
                            formatter_class=Defaults)
     parser.add_argument("--model-tag", help="folder of the checkpoint (default: the deepest d<N>)")

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nanochat.command_line import CommandParser
+from nanochat.command_line import Parser
 from nanochat.common import REPO_ROOT, child_environment, get_base_dir, write_json
 
 SHAPE = ["--depth=4", "--max-seq-len=512", "--window-pattern=L", "--eval-every=-1", "--core-metric-every=-1",
@@ -74,7 +74,7 @@ def measure(upstream: Path, base_dir: Path, cases: list[tuple], rounds: int) -> 
 
 
 def main() -> int:
-    parser = CommandParser(prog="bench_train",
+    parser = Parser(prog="bench_train",
                            description="Measure training speed against an upstream checkout.")
     parser.add_argument("--upstream", type=Path, required=True, help="folder of a checkout of karpathy/nanochat")
     parser.add_argument("--base-dir", type=Path, default=None,

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from nanochat.checks import MOST_RATIO, cut
-from nanochat.command_line import CommandParser
+from nanochat.command_line import Parser
 from nanochat.common import REPO_ROOT, get_base_dir
 from nanochat.lab.arms import NAME, parse_depths
 from nanochat.lab.commands import RESULTS_DIR, call
@@ -28,7 +28,7 @@ from nanochat.lab.protocol.runner import stop_on_signals
 
 
 def build_parser():
-    parser = CommandParser(prog="python -m scripts.cycle", allow_abbrev=False,
+    parser = Parser(prog="python -m scripts.cycle", allow_abbrev=False,
                            description="Run phases 0 to 5 of ideas/plan.md, as far as the verdicts allow.")
     parser.add_argument("--label", default="cycle1",
                         help="name of the cycle; each step adds _<template> (default: %(default)s)")

@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from nanochat.command_line import CommandParser
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir
 from nanochat.lab.commands import RESULTS_DIR, complete
 from nanochat.lab.cycle.rules import plateau
@@ -28,7 +28,7 @@ EXIT = {"promote": 0, "optional": 10, "inconclusive": 11, "reject": 12, None: 13
 
 
 def build_parser():
-    parser = CommandParser(prog="python -m scripts.gates", allow_abbrev=False,
+    parser = Parser(prog="python -m scripts.gates", allow_abbrev=False,
                            description="The verdict of a label, gate by gate.")
     parser.add_argument("--label", default="protocol", help="label of the protocol (default: %(default)s)")
     parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR,

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nanochat.checks import MOST_FLOPS, cut
-from nanochat.command_line import CommandParser
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir, read_json, write_json
 from nanochat.config import TrainConfig
 from nanochat.lab.arms import parse_arm, split_flags
@@ -42,7 +42,7 @@ INTERVALS = ("alpha_d_ci95", "h_inf_ci95_nats")  # two numbers each, or null
 
 
 def build_parser():
-    parser = CommandParser(prog="python -m scripts.lane_b_infer_ratio", allow_abbrev=False,
+    parser = Parser(prog="python -m scripts.lane_b_infer_ratio", allow_abbrev=False,
                            description="Infer a data:param ratio from the corpus' exponent and a few runs of "
                                        "different length.")
     source = parser.add_mutually_exclusive_group(required=True)

@@ -13,7 +13,7 @@ logged already, that has not ended, or that contradicts the inference.
 import sys
 from pathlib import Path
 
-from nanochat.command_line import CommandParser
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir, read_json
 from nanochat.lab.commands import EXIT_OK, exit_code
 from nanochat.lab.horizon import run_log
@@ -22,7 +22,7 @@ from nanochat.lab.protocol.results import tags_of
 
 
 def build_parser():
-    parser = CommandParser(prog="python -m scripts.lane_b_log_run", allow_abbrev=False,
+    parser = Parser(prog="python -m scripts.lane_b_log_run", allow_abbrev=False,
                            description="Append runs to the ledger of Lane B (make lane-b).")
     parser.add_argument("--inference", type=Path, required=True, metavar="FILE.json",
                         help="the file that scripts.lane_b_infer_ratio wrote")

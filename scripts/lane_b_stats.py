@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from nanochat.checks import cut
-from nanochat.command_line import CommandParser
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir, print0, read_json, to_paste, write_json
 from nanochat.lab.commands import EXIT_BAD_INPUT, EXIT_OK, exit_code, require_writable
 from nanochat.lab.horizon import correlation, decay, stats
@@ -45,7 +45,7 @@ OFTEN = 1e-4  # occurrences a token, from which split special tokens are seen in
 
 
 def build_parser():
-    parser = CommandParser(prog="python -m scripts.lane_b_stats", allow_abbrev=False,
+    parser = Parser(prog="python -m scripts.lane_b_stats", allow_abbrev=False,
                            description="Measure beta, gamma and alpha_D of a corpus, with intervals, or say "
                                        "why they cannot be measured.")
     source = parser.add_mutually_exclusive_group()

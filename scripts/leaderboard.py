@@ -13,7 +13,7 @@ that exists only the text between the markers is rewritten. Exit code: 0 done, 2
 import sys
 from pathlib import Path
 
-from nanochat.command_line import CommandParser
+from nanochat.command_line import Parser
 from nanochat.common import atomic_write
 from nanochat.lab.commands import RESULTS_DIR
 from nanochat.lab.ledger.experiments import LEDGER, from_reference, read_all
@@ -38,7 +38,7 @@ a test is a verdict of `make protocol`.
 
 
 def build_parser():
-    parser = CommandParser(prog="python -m scripts.leaderboard", allow_abbrev=False,
+    parser = Parser(prog="python -m scripts.leaderboard", allow_abbrev=False,
                            description="Write the leaderboard from the ledger.")
     parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH",
                         help="table of all runs (default: dev/ledger/experiments.csv and the project's reference.csv)")

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from nanochat import dataset, tokenizer
-from nanochat.command_line import CommandParser
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir
 from nanochat.lab import profiles
 from nanochat.lab.arms import NAME
@@ -36,7 +36,7 @@ HASH_LETTERS = 8
 
 
 def build_parser():
-    parser = CommandParser(prog="python -m scripts.ledger", allow_abbrev=False,
+    parser = Parser(prog="python -m scripts.ledger", allow_abbrev=False,
                            description="Look at the table of all runs, add a run to it, run a row again.")
     parser.add_argument("--where", action="append", default=[], metavar="CONDITION",
                         help="show only rows with column=value, column<value or column>value; without a value: "

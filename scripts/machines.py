@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from nanochat import dataset, tokenizer
-from nanochat.command_line import CommandParser
+from nanochat.command_line import Parser
 from nanochat.common import REPO_ROOT, child_environment, get_base_dir
 from nanochat.lab.commands import EXIT_OK, RESULTS_DIR, exit_code, module_command, now
 from nanochat.lab.csv_file import append_row, check_appendable, read_rows
@@ -105,7 +105,7 @@ def measure(args) -> int:
 
 
 def main(argv=None) -> int:
-    parser = CommandParser(prog="python -m scripts.machines", allow_abbrev=False,
+    parser = Parser(prog="python -m scripts.machines", allow_abbrev=False,
                            description="Train one run, and compare its curve with those of other machines.")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                         help="of the training (default: %(default)s)")

@@ -13,7 +13,7 @@ interrupted.
 import argparse
 import sys
 
-from nanochat.command_line import CommandParser
+from nanochat.command_line import Parser
 from nanochat.common import write_json
 from nanochat.lab.arms import NAME, parse_depths, parse_seeds
 from nanochat.lab.commands import EXIT_FAILED_CELL, RESULTS_DIR, call, module_command, now, paste
@@ -29,7 +29,7 @@ PASSED_ON = ("--candidate", "--seeds", "--until", "--max-seeds", "--noise", "--p
 
 
 def build_parser():
-    parser = CommandParser(prog="python -m scripts.miniseries", allow_abbrev=False,
+    parser = Parser(prog="python -m scripts.miniseries", allow_abbrev=False,
                            description="Compare a candidate with the control at several depths.",
                            epilog=f"These flags are passed on to scripts.protocol: {', '.join(PASSED_ON)}.")
     parser.add_argument("--label", default="miniseries",

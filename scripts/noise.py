@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from nanochat import dataset, tokenizer
-from nanochat.command_line import CommandParser
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir, write_json
 from nanochat.lab import profiles
 from nanochat.lab.arms import CONTROL, make_arms, split_flags
@@ -47,7 +47,7 @@ class NoiseProtocol(Protocol):
 
 
 def build_parser():
-    parser = CommandParser(prog="python -m scripts.noise", allow_abbrev=False,
+    parser = Parser(prog="python -m scripts.noise", allow_abbrev=False,
                            description="Train the control alone on several seeds, and say which gains a "
                                        "protocol can see above that noise.")
     parser.add_argument("--run", action="store_true", help="first train the runs that the bank lacks")

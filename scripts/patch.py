@@ -13,14 +13,14 @@ the work.
 
 import sys
 
-from nanochat.command_line import CommandParser
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir
 from nanochat.lab.trees import checkouts, patches
 from nanochat.lab.trees.patch_files import read_patch
 
 
 def build_parser():
-    parser = CommandParser(prog="python -m scripts.patch",
+    parser = Parser(prog="python -m scripts.patch",
                            description="Make a checkout of nanochat; check, apply or revert a patch on one.")
     commands = parser.add_subparsers(dest="command", required=True)
     upstream = commands.add_parser("upstream", help="clone or update a checkout; print its branch, commit and path")

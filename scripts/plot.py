@@ -11,7 +11,7 @@ ledger. A run that is still going on is drawn as far as it is. Exit code: 0, or 
 import sys
 from pathlib import Path
 
-from nanochat.command_line import CommandParser
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir
 from nanochat.lab.commands import EXIT_OK, RESULTS_DIR, exit_code, require_writable
 from nanochat.lab.ledger import experiments
@@ -20,7 +20,7 @@ from nanochat.lab.report.run_plot import AXES, draw_runs, readable
 
 
 def build_parser():
-    parser = CommandParser(prog="python -m scripts.plot", allow_abbrev=False,
+    parser = Parser(prog="python -m scripts.plot", allow_abbrev=False,
                            description="Draw the validation curves of any runs into one picture.")
     parser.add_argument("runs", nargs="+", metavar="RUN",
                         help="a tag, the path of a record or checkpoint, or 'row N' of the ledger")

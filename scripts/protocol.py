@@ -16,7 +16,7 @@ from pathlib import Path
 
 from nanochat import dataset, tokenizer
 from nanochat.checks import cut
-from nanochat.command_line import CommandParser
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir
 from nanochat.lab import profiles
 from nanochat.lab.arms import parse_seeds, refuse_equal, same_run, split_flags, without_the_control
@@ -36,7 +36,7 @@ TAKES_FLAGS = ("--candidate", "--flags", "--arm")
 
 
 def build_parser():
-    parser = CommandParser(prog="python -m scripts.protocol", allow_abbrev=False,
+    parser = Parser(prog="python -m scripts.protocol", allow_abbrev=False,
                            description="Compare candidates with a control on the same seeds, and give a "
                                        "verdict on each.")
     parser.add_argument("--label", default="", help="name of the comparison, of its result files and of its runs")

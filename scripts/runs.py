@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from nanochat.checks import MOST_SEC
-from nanochat.command_line import CommandParser
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir, to_paste
 from nanochat.lab.commands import EXIT_OK, RESULTS_DIR, exit_code
 from nanochat.lab.ledger import experiments
@@ -27,7 +27,7 @@ DAY_SEC = 86400
 
 
 def build_parser():
-    parser = CommandParser(prog="python -m scripts.runs", allow_abbrev=False,
+    parser = Parser(prog="python -m scripts.runs", allow_abbrev=False,
                            description="Disk use of runs, what refers to what, and what can go.")
     parser.add_argument("what", choices=("list", "prune"),
                         help="list: what is there; prune: what can go, and with --yes delete it")

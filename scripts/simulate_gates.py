@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from nanochat.checks import cut
-from nanochat.command_line import CommandParser
+from nanochat.command_line import Parser
 from nanochat.common import atomic_write
 from nanochat.lab.arms import MOST_SEED
 from nanochat.lab.simulation import labels, verdicts
@@ -45,7 +45,7 @@ MOST = 10 ** 7  # protocols: a thousand times the default takes days
 
 
 def build_parser():
-    parser = CommandParser(prog="python -m scripts.simulate_gates", allow_abbrev=False,
+    parser = Parser(prog="python -m scripts.simulate_gates", allow_abbrev=False,
                            description="Measure by simulation how often verdicts are wrong, and how often "
                                        "they see a gain.")
     parser.add_argument("--table", action="append", choices=list(TITLES),

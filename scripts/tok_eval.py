@@ -12,7 +12,7 @@ ours.
 import sys
 import threading
 
-from nanochat.command_line import CommandParser
+from nanochat.command_line import Parser
 from nanochat.manifest import split_paths
 from nanochat.shards import read_row_group
 from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
@@ -143,7 +143,7 @@ def format_table(texts, ours: dict[str, int], label=None, theirs=None, color=Fal
 
 
 def main(argv=None):
-    parser = CommandParser(prog="tok_eval", description="Measure bytes per token on several kinds of text.")
+    parser = Parser(prog="tok_eval", description="Measure bytes per token on several kinds of text.")
     parser.parse_args(argv)
     try:
         ours, texts = get_tokenizer(), load_texts()

@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from nanochat.checks import MOST_CHANNELS
-from nanochat.command_line import CommandParser, Defaults
+from nanochat.command_line import Defaults, Parser
 from nanochat.common import get_base_dir
 from nanochat.options import hyphenate, require
 from nanochat.tokenizer import get_tokenizer_dir, get_tokenizer_id, import_tokenizer, train_tokenizer
@@ -20,7 +20,7 @@ from nanochat.tokenizer_files import JSON_NAME, PICKLE_NAME, TOKEN_BYTES_NAME
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = CommandParser(prog="tok_train", allow_abbrev=False,
+    parser = Parser(prog="tok_train", allow_abbrev=False,
                            description="Train a byte-level BPE tokenizer on the training shards, or import "
                                        "upstream's.",
                            formatter_class=Defaults)

@@ -2,11 +2,11 @@
 
 import pytest
 
-from nanochat.command_line import CommandParser, Defaults
+from nanochat.command_line import Defaults, Parser
 
 
 def parser():
-    made = CommandParser(prog="demo", formatter_class=Defaults)
+    made = Parser(prog="demo", formatter_class=Defaults)
     made.add_argument("--seeds", type=int, default=8, help="number of runs")
     made.add_argument("--tag", help="a folder (default: the newest)")
     made.add_argument("--device", default="", help="empty = autodetect")
