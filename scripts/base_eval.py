@@ -11,6 +11,7 @@ print the same bpb for a checkpoint. CORE is not here yet.
 import argparse
 import sys
 
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir, get_dist_info, print0, write_json
 from nanochat.options import flag, hyphenate
 from nanochat.stage import BASE
@@ -19,8 +20,8 @@ MODES = ("core", "bpb", "sample")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="base_eval", description="Evaluate a base model.", allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="base_eval", description="Evaluate a base model.", allow_abbrev=False,
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--eval", default="bpb,sample",
                         help=f"evaluations to run, of {','.join(MODES)} (core is not here yet)")
     parser.add_argument("--model-tag", help="folder of the checkpoint (default: the deepest d<N>)")
@@ -135,7 +136,7 @@ def main(argv=None):
     try:
         run(args, check(args))
     except (ValueError, OSError) as e:
-        parser.exit(2, f"base_eval: error: {e}\n")
+        parser.error(e)
 
 
 if __name__ == "__main__":

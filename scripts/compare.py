@@ -10,10 +10,10 @@ are one seed each, so no verdict is given; the last line is the command of the c
 0, or 2 for bad input.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
+from nanochat.command_line import Parser
 from nanochat.common import REPO_ROOT, get_base_dir
 from nanochat.lab.commands import EXIT_OK, exit_code
 from nanochat.lab.ledger import experiments
@@ -22,8 +22,8 @@ from nanochat.lab.report.two_runs import page
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(prog="python -m scripts.compare", allow_abbrev=False,
-                                     description="Lay two runs that exist side by side, and say what can be concluded.")
+    parser = Parser(prog="python -m scripts.compare", allow_abbrev=False,
+                    description="Lay two runs that exist side by side, and say what can be concluded.")
     parser.add_argument("a", metavar="A", help="a tag, the path of a record or checkpoint, or 'row N' of the ledger")
     parser.add_argument("b", metavar="B", help="the other run; + means that B is better")
     parser.add_argument("--ledger", type=Path, default=experiments.LEDGER, metavar="PATH",

@@ -15,12 +15,12 @@ ratio, with the name of the reason; 2 bad input: no valid points, or points with
 --output-json holds the fallback and the reason, too.
 """
 
-import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from nanochat.checks import MOST_FLOPS, cut
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir, read_json, write_json
 from nanochat.config import TrainConfig
 from nanochat.lab.arms import parse_arm, split_flags
@@ -42,9 +42,9 @@ INTERVALS = ("alpha_d_ci95", "h_inf_ci95_nats")  # two numbers each, or null
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(prog="python -m scripts.lane_b_infer_ratio", allow_abbrev=False,
-                                     description="Infer a data:param ratio from the corpus' exponent and a few runs of "
-                                                 "different length.")
+    parser = Parser(prog="python -m scripts.lane_b_infer_ratio", allow_abbrev=False,
+                    description="Infer a data:param ratio from the corpus' exponent and a few runs of "
+                                "different length.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--stats", type=Path, metavar="FILE.json", help="the file that scripts.lane_b_stats wrote")
     source.add_argument("--alpha", type=float, help="the exponent, in place of --stats; --alpha-ci goes with it")

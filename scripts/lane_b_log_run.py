@@ -10,10 +10,10 @@ checked before the first row is written. Rows go to dev/ledger/lane_b.csv. Exit 
 logged already, that has not ended, or that contradicts the inference.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir, read_json
 from nanochat.lab.commands import EXIT_OK, exit_code
 from nanochat.lab.horizon import run_log
@@ -22,8 +22,8 @@ from nanochat.lab.protocol.results import tags_of
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(prog="python -m scripts.lane_b_log_run", allow_abbrev=False,
-                                     description="Append runs to the ledger of Lane B (make lane-b).")
+    parser = Parser(prog="python -m scripts.lane_b_log_run", allow_abbrev=False,
+                    description="Append runs to the ledger of Lane B (make lane-b).")
     parser.add_argument("--inference", type=Path, required=True, metavar="FILE.json",
                         help="the file that scripts.lane_b_infer_ratio wrote")
     parser.add_argument("--record", "--records", dest="records", nargs="+", action="extend", default=[], metavar="RUN",

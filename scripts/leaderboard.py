@@ -10,10 +10,10 @@ runs in results/*_latest.json give. A file or a row that no run can have left is
 that exists only the text between the markers is rewritten. Exit code: 0 done, 2 bad input.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
+from nanochat.command_line import Parser, say_error
 from nanochat.common import atomic_write
 from nanochat.lab.commands import RESULTS_DIR
 from nanochat.lab.ledger.experiments import LEDGER, from_reference, read_all
@@ -38,8 +38,8 @@ a test is a verdict of `make protocol`.
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(prog="python -m scripts.leaderboard", allow_abbrev=False,
-                                     description="Write the leaderboard from the ledger.")
+    parser = Parser(prog="python -m scripts.leaderboard", allow_abbrev=False,
+                    description="Write the leaderboard from the ledger.")
     parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH",
                         help="table of all runs (default: dev/ledger/experiments.csv and the project's reference.csv)")
     parser.add_argument("--page", type=Path, default=PAGE, metavar="PATH",
@@ -82,7 +82,7 @@ def main(argv=None) -> int:
         picture = args.page.with_name(args.page.stem.lower() + ".png")
         drawn = draw_leaderboard(picture, with_rivals(sections(rows, verdicts)))
     except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        say_error(e)
         return 2
     said = f", {picture}" if drawn else "; nothing to draw yet"
     shipped = sum(map(from_reference, rows))

@@ -12,13 +12,13 @@ Rows that came with the project are shown too, with an r before their number. No
 Exit code: 0 ok (with --run: the same val_bpb), 1 another val_bpb, 2 bad input, 130 interrupted.
 """
 
-import argparse
 import difflib
 import re
 import sys
 from pathlib import Path
 
 from nanochat import dataset, tokenizer
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir
 from nanochat.lab import profiles
 from nanochat.lab.arms import NAME
@@ -36,8 +36,8 @@ HASH_LETTERS = 8
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(prog="python -m scripts.ledger", allow_abbrev=False,
-                                     description="Look at the table of all runs, add a run to it, run a row again.")
+    parser = Parser(prog="python -m scripts.ledger", allow_abbrev=False,
+                    description="Look at the table of all runs, add a run to it, run a row again.")
     parser.add_argument("--where", action="append", default=[], metavar="CONDITION",
                         help="show only rows with column=value, column<value or column>value; without a value: "
                              "rows with an empty cell; repeat for more conditions")

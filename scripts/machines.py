@@ -10,13 +10,13 @@ Those that came with the project are in dev/machines_reference.csv. In float32 t
 1e-4 bits per byte of each other. Exit code: 0 the run ended, 2 it failed or bad input.
 """
 
-import argparse
 import platform
 import subprocess
 import sys
 from pathlib import Path
 
 from nanochat import dataset, tokenizer
+from nanochat.command_line import Parser
 from nanochat.common import REPO_ROOT, child_environment, get_base_dir
 from nanochat.lab.commands import EXIT_OK, RESULTS_DIR, exit_code, module_command, now
 from nanochat.lab.csv_file import append_row, check_appendable, read_rows
@@ -105,8 +105,8 @@ def measure(args) -> int:
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scripts.machines", allow_abbrev=False,
-                                     description="Train one run, and compare its curve with those of other machines.")
+    parser = Parser(prog="python -m scripts.machines", allow_abbrev=False,
+                    description="Train one run, and compare its curve with those of other machines.")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                         help="of the training (default: %(default)s)")
     parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH",

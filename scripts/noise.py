@@ -11,13 +11,13 @@ Rows go to dev/ledger/experiments.csv. Exit code: 0 ok, 1 some run failed, 2 bad
 with the same command).
 """
 
-import argparse
 import os
 import shlex
 import sys
 from pathlib import Path
 
 from nanochat import dataset, tokenizer
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir, write_json
 from nanochat.lab import profiles
 from nanochat.lab.arms import CONTROL, make_arms, split_flags
@@ -47,9 +47,9 @@ class NoiseProtocol(Protocol):
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(prog="python -m scripts.noise", allow_abbrev=False,
-                                     description="Train the control alone on several seeds, and say which gains a "
-                                                 "protocol can see above that noise.")
+    parser = Parser(prog="python -m scripts.noise", allow_abbrev=False,
+                    description="Train the control alone on several seeds, and say which gains a "
+                                "protocol can see above that noise.")
     parser.add_argument("--run", action="store_true", help="first train the runs that the bank lacks")
     parser.add_argument("--seeds", type=int, default=8, metavar="N",
                         help="number of runs in the bank (default: %(default)s)")

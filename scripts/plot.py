@@ -8,10 +8,10 @@ A run is a tag in the base directory, the path of a record or of a checkpoint fo
 ledger. A run that is still going on is drawn as far as it is. Exit code: 0, or 2 for bad input.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir
 from nanochat.lab.commands import EXIT_OK, RESULTS_DIR, exit_code, require_writable
 from nanochat.lab.ledger import experiments
@@ -20,8 +20,8 @@ from nanochat.lab.report.run_plot import AXES, draw_runs, readable
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(prog="python -m scripts.plot", allow_abbrev=False,
-                                     description="Draw the validation curves of any runs into one picture.")
+    parser = Parser(prog="python -m scripts.plot", allow_abbrev=False,
+                    description="Draw the validation curves of any runs into one picture.")
     parser.add_argument("runs", nargs="+", metavar="RUN",
                         help="a tag, the path of a record or checkpoint, or 'row N' of the ledger")
     parser.add_argument("--out", type=Path, default=RESULTS_DIR / "runs.png", metavar="FILE.png",

@@ -10,13 +10,13 @@ Complete runs are reused, and stopped runs are resumed. Writes results/<label>_l
 failed, 2 bad input, 130 interrupted (the same command goes on).
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
 from nanochat import dataset, tokenizer
 from nanochat.checks import cut
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir
 from nanochat.lab import profiles
 from nanochat.lab.arms import parse_seeds, refuse_equal, same_run, split_flags, without_the_control
@@ -36,9 +36,9 @@ TAKES_FLAGS = ("--candidate", "--flags", "--arm")
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(prog="python -m scripts.protocol", allow_abbrev=False,
-                                     description="Compare candidates with a control on the same seeds, and give a "
-                                                 "verdict on each.")
+    parser = Parser(prog="python -m scripts.protocol", allow_abbrev=False,
+                    description="Compare candidates with a control on the same seeds, and give a "
+                                "verdict on each.")
     parser.add_argument("--label", default="", help="name of the comparison, of its result files and of its runs")
     parser.add_argument("--seeds", nargs="+", action="extend", metavar="SEED",
                         help=f"whole numbers, the same for every arm (default: {' '.join(DEFAULT_SEEDS)})")

@@ -11,13 +11,13 @@ before, and the same `make protocol` reuses every run. Runs that have not ended,
 and tokenizers are never touched. Exit code: 0, or 2 for bad input.
 """
 
-import argparse
 import math
 import shlex
 import sys
 from pathlib import Path
 
 from nanochat.checks import MOST_SEC
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir, to_paste
 from nanochat.lab.commands import EXIT_OK, RESULTS_DIR, exit_code
 from nanochat.lab.ledger import experiments
@@ -27,8 +27,8 @@ DAY_SEC = 86400
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(prog="python -m scripts.runs", allow_abbrev=False,
-                                     description="Disk use of runs, what refers to what, and what can go.")
+    parser = Parser(prog="python -m scripts.runs", allow_abbrev=False,
+                    description="Disk use of runs, what refers to what, and what can go.")
     parser.add_argument("what", choices=("list", "prune"),
                         help="list: what is there; prune: what can go, and with --yes delete it")
     parser.add_argument("--yes", action="store_true", help="with prune: delete")

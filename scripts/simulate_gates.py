@@ -14,7 +14,6 @@ ideas/verdict_targets.csv. Writes results/simulate_gates.png in the working dire
 outside, 2 bad input.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from nanochat.checks import cut
+from nanochat.command_line import Parser
 from nanochat.common import atomic_write
 from nanochat.lab.arms import MOST_SEED
 from nanochat.lab.simulation import labels, verdicts
@@ -45,8 +45,8 @@ MOST = 10 ** 7  # protocols: a thousand times the default takes days
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(prog="python -m scripts.simulate_gates", allow_abbrev=False,
-                                     description="Measure by simulation how often verdicts are wrong, and how often "
+    parser = Parser(prog="python -m scripts.simulate_gates", allow_abbrev=False,
+                    description="Measure by simulation how often verdicts are wrong, and how often "
                                                  "they see a gain.")
     parser.add_argument("--table", action="append", choices=list(TITLES),
                         help="simulate this table; repeat for more (default: every table)")

@@ -9,10 +9,10 @@ decoded again and must come back unchanged. tiktoken downloads the published voc
 ours.
 """
 
-import argparse
 import sys
 import threading
 
+from nanochat.command_line import Parser
 from nanochat.manifest import split_paths
 from nanochat.shards import read_row_group
 from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
@@ -143,12 +143,12 @@ def format_table(texts, ours: dict[str, int], label=None, theirs=None, color=Fal
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="tok_eval", description="Measure bytes per token on several kinds of text.")
+    parser = Parser(prog="tok_eval", description="Measure bytes per token on several kinds of text.")
     parser.parse_args(argv)
     try:
         ours, texts = get_tokenizer(), load_texts()
     except (ValueError, OSError) as e:
-        parser.exit(2, f"tok_eval: error: {e}\n")
+        parser.error(e)
     published = load_published()
     print("\nVocab sizes:")
     for label, tokenizer in {**published, "Ours": ours}.items():

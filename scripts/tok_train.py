@@ -12,6 +12,7 @@ import argparse
 import sys
 
 from nanochat.checks import MOST_CHANNELS
+from nanochat.command_line import Parser
 from nanochat.common import get_base_dir
 from nanochat.options import hyphenate, require
 from nanochat.tokenizer import get_tokenizer_dir, get_tokenizer_id, import_tokenizer, train_tokenizer
@@ -19,8 +20,8 @@ from nanochat.tokenizer_files import JSON_NAME, PICKLE_NAME, TOKEN_BYTES_NAME
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tok_train", allow_abbrev=False,
-                                     description="Train a byte-level BPE tokenizer on the training shards, or import "
+    parser = Parser(prog="tok_train", allow_abbrev=False,
+                    description="Train a byte-level BPE tokenizer on the training shards, or import "
                                                  "upstream's.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--max-chars", type=int, default=2_000_000_000, help="train on this many characters at most")
@@ -51,7 +52,7 @@ def main(argv=None):
     try:
         run(args)
     except (ValueError, OSError) as e:
-        parser.exit(2, f"tok_train: error: {e}\n")
+        parser.error(e)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ as another seed does, and another machine gives another result. Exit code: 0, or
 `bash runs/quiet_start.sh` has an example.
 """
 
-import argparse
 import statistics
 import sys
 
+from nanochat.command_line import Parser
 from nanochat.lab.arms import CONTROL
 from nanochat.lab.commands import EXIT_OK, exit_code
 from nanochat.lab.report.result_file import ResultFile, path_of, read_results
@@ -53,8 +53,8 @@ def show(labels) -> int:
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scripts.twins", allow_abbrev=False,
-                                     description="How much of a run's noise is rounding: each run against its twin, "
+    parser = Parser(prog="python -m scripts.twins", allow_abbrev=False,
+                    description="How much of a run's noise is rounding: each run against its twin, "
                                                  "which starts from an embedding changed by 1e-7.")
     parser.add_argument("labels", nargs="+", metavar="LABEL",
                         help="of a finished protocol with --candidate='twin: --perturb=1e-7'")

@@ -1,0 +1,49 @@
+"""
+What a command says of bad input: exit code 2 and one line of text, whatever was typed or stands in a file.
+
+    $ python -m scripts.gates --label=$'a\\nb'
+    error: results/a b_latest.json is missing: ...
+
+A value that is typed or read goes into messages. It may have a million letters, line breaks, or letters that steer a
+terminal. `one_line` is applied where a message is printed, so that no message has to think of it. Torch-free.
+"""
+
+import argparse
+import sys
+
+MOST = 2000  # letters of a message; the longest of ours hold a command to paste
+TAIL = 500  # of them after the cut: the end of a message says what to do
+
+
+def one_line(message) -> str:
+    """The message as one line of printable text. What is too long is cut in its middle.
+
+    >>> one_line("a\\n b\\x1b[31m"), len(one_line("9" * 100_000))
+    ('a  b\\\\x1b[31m', 2000)
+    """
+    text = str(message)
+    if len(text) > MOST:
+        text = f"{text[:MOST - TAIL - 5]} ... {text[-TAIL:]}"
+    text = text.strip().replace("\n", " ")
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= MOST else one_line(text)
+
+
+def say_error(error, prog: str = ""):
+    """Print the line of an error to stderr. prog: the command, where its line begins with that."""
+    print(f"{prog}{': ' * bool(prog)}error: {one_line(error)}", file=sys.stderr)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose error is one line, without the usage, and ends the command with exit code 2."""
+
+    def error(self, message):
+        say_error(message, self.prog)
+        self.exit(2)
+
+    def parse_known_args(self, args=None, namespace=None):
+        for word in sys.argv[1:] if args is None else args:
+            if word.startswith("-") and word.endswith("=--"):  # until Python 3.13 argparse makes an empty list of it
+                self.error(f"{word[:-2]}: expected a value in place of --")
+        return super().parse_known_args(args, namespace)
