@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from nanochat.command_line import Parser, say_error
-from nanochat.common import atomic_write
+from nanochat.common import atomic_write, read_regular
 from nanochat.lab.commands import RESULTS_DIR
 from nanochat.lab.ledger.experiments import LEDGER, from_reference, read_all
 from nanochat.lab.ledger.row_check import kept_rows
@@ -67,7 +67,7 @@ def all_results(folder) -> list[ResultFile]:
 
 def page_text(path: Path) -> str:
     """The page as it is. The default page is begun where it is missing; any other has to be there."""
-    return NEW_PAGE if path == PAGE and not path.exists() else path.read_text(encoding="utf-8")
+    return NEW_PAGE if path == PAGE and not path.exists() else read_regular(path).decode("utf-8").replace("\r\n", "\n")
 
 
 def main(argv=None) -> int:
