@@ -1,13 +1,41 @@
 """
-The parser of a command: bad input is refused in one line, and --help states each default once.
+What a command says of bad input: exit code 2 and one line of text, whatever was typed or stands in a file. And its
+--help, which states each default once.
 
-argparse prints the whole usage before an error, which are 20 lines where a reader needs one. Torch-free.
+    $ python -m scripts.gates --label=$'a\\nb'
+    error: results/a b_latest.json is missing: ...
+
+A value that is typed or read goes into messages. It may have a million letters, line breaks, or letters that steer a
+terminal. `one_line` is applied where a message is printed, so that no message has to think of it. Torch-free.
 """
 
 import argparse
 import re
+import sys
 
+MOST = 2000  # letters of a message; the longest of ours hold a command to paste
+TAIL = 500  # of them after the cut: the end of a message says what to do
 WANTED = {"int": "a whole number", "float": "a number"}
+
+
+def one_line(message) -> str:
+    """The message as one line of printable text. What is too long is cut in its middle.
+
+    >>> one_line("a\\n b\\x1b[31m"), len(one_line("9" * 100_000))
+    ('a  b\\\\x1b[31m', 2000)
+    """
+    text = str(message)
+    if len(text) > MOST:
+        text = f"{text[:MOST - TAIL - 5]} ... {text[-TAIL:]}"
+    text = text.strip().replace("\n", " ")
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= MOST else one_line(text)
+
+
+def say_error(error, prog: str = ""):
+    """Print the line of an error to stderr. prog: the command, where its line begins with that."""
+    print(f"{prog}{': ' * bool(prog)}error: {one_line(error)}", file=sys.stderr)
 
 
 class Defaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -29,7 +57,14 @@ def clear(message: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser for the scripts."""
+    """A parser whose error is one line, without the usage, and ends the command with exit code 2."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {clear(message)} (--help lists the options)\n")
+        say_error(f"{clear(message)} (--help lists the options)", self.prog)
+        self.exit(2)
+
+    def parse_known_args(self, args=None, namespace=None):
+        for word in sys.argv[1:] if args is None else args:
+            if word.startswith("-") and word.endswith("=--"):  # until Python 3.13 argparse makes an empty list of it
+                self.error(f"{word[:-2]}: expected a value in place of --")
+        return super().parse_known_args(args, namespace)

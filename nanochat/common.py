@@ -19,6 +19,7 @@ from pathlib import Path
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 WINDOWS = os.name == "nt"
+MOST_BYTES = 2 ** 26  # of a file that is read whole: no JSON, page or patch of ours comes near 64 MiB
 VENV_PYTHON = r".venv\Scripts\python" if WINDOWS else ".venv/bin/python"  # as it is typed in REPO_ROOT
 
 
@@ -210,7 +211,7 @@ def read_json(path) -> dict:
     FileNotFoundError: there is no such file. Other OSErrors: it cannot be opened. ValueError, one line that names the
     file: it is there and is damaged (no regular file, no UTF-8, no JSON, no object). So "damaged" is never "missing".
     """
-    raw = _read_regular(path)
+    raw = read_regular(path)
     try:
         text = raw.decode("utf-8-sig")
         found = json.loads(text, parse_constant=_refuse_constant, parse_int=_whole_number)
@@ -239,14 +240,22 @@ def _whole_number(digits: str) -> int:
     return int(digits)
 
 
-def _read_regular(path) -> bytes:
-    """The bytes of a regular file. A pipe is refused and not waited for, a folder and a device too."""
+def read_regular(path, most: int = MOST_BYTES) -> bytes:
+    """The bytes of a regular file. Raises ValueError for one of more than `most` bytes, which would fill the memory,
+    and for a pipe (it is not waited for), a folder or a device."""
+    with open_regular(path) as f:
+        if (size := os.fstat(f.fileno()).st_size) > most:
+            raise ValueError(f"{path} is damaged: it has {size:,} bytes, expected at most {most:,}")
+        return f.read(most)
+
+
+def open_regular(path):
+    """A regular file, opened to read bytes; raises as read_regular."""
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise ValueError(f"{path} is damaged: expected a regular file")
-    with open(fd, "rb") as f:
-        return f.read()
+    return open(fd, "rb")
 
 
 # -----------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from nanochat.checks import cut
-from nanochat.command_line import Parser
+from nanochat.command_line import Parser, say_error
 from nanochat.common import get_base_dir, paste_setting, quote_word
 from nanochat.manifest import (
     DATA_FOLDER,
@@ -50,7 +50,7 @@ def lab_data_dir(name: str) -> Path:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m nanochat.dataset", allow_abbrev=False,
-                           description="Make or download the pretraining data.")
+                    description="Make or download the pretraining data.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("-n", "--num-files", type=int,
                       help="download this many training shards and the validation shard (-1 = all)")
@@ -120,7 +120,7 @@ def main(argv=None) -> int:
     try:
         return _build(args) if args.num_files is None else _download(args)
     except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        say_error(e)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on (downloads keep what they have)", file=sys.stderr)

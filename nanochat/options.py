@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.checks import Check, cut
-from nanochat.command_line import Defaults
+from nanochat.command_line import Parser, say_error
 
 ROLES = {
     "workload": "belongs to the profile and to its hash: rows that differ in it are never compared as equals",
@@ -194,7 +194,7 @@ def to_argv(config) -> list[str]:
     return argv
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     """Raises ValueError where argparse would print and exit; an unknown flag names its nearest neighbour."""
 
     def error(self, message):
@@ -246,7 +246,8 @@ def parse_command(cls, argv=None, prog=None, description=None, validate=None):
             parser.parse_args(hyphenate(argv))
         return parse_options(cls, argv, validate)
     except ValueError as e:
-        parser.exit(2, f"{parser.prog}: error: {e}\n")
+        say_error(e, parser.prog)
+        parser.exit(2)
 
 
 # -----------------------------------------------------------------------------

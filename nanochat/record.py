@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import NoneType
 
-from nanochat.common import atomic_write, paste_command, read_json, write_json
+from nanochat.common import atomic_write, open_regular, paste_command, read_json, read_regular, write_json
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "diverged", "oom", "crash", "timeout", "interrupted")
@@ -30,6 +30,7 @@ PARTS = ("config", "resolved", "clocks", "results", "device", "versions")  # obj
 WORDS = ("run_id", "status", "config_hash", "profile_hash", "dataset_id", "tokenizer_id", "tree_hash", "command",
          "started_at", "error")
 LARGEST = 1e300  # no measured value comes near; nan and infinity compare as false
+MOST_METRICS = 2 ** 29  # bytes of a metrics.jsonl: more than a million steps
 CLOCKS = ("total_training_time", "total_training_flops")  # measured values of a metrics line whose key has no "/"
 PACKAGES = ("torch", "numpy", "tiktoken", "pyarrow")  # a record states their versions
 
@@ -84,7 +85,7 @@ def read_metrics(path) -> list[dict]:
     which names the file and the line, for any other line that no run writes.
     """
     try:
-        lines = Path(path).read_bytes().split(b"\n")
+        lines = read_regular(path, MOST_METRICS).split(b"\n")
     except FileNotFoundError:
         return []
     rows = [_metrics_row(line) for line in lines[:-1]]  # after the last newline there is nothing, or a torn line
@@ -100,7 +101,7 @@ def read_metrics(path) -> list[dict]:
 def last_metrics_row(path, window=4096) -> dict | None:
     """The last line that is whole, read from the end: cheap however long the run is."""
     try:
-        with open(path, "rb") as f:
+        with open_regular(path) as f:
             size = f.seek(0, os.SEEK_END)
             while True:
                 f.seek(max(0, size - window))

@@ -12,13 +12,14 @@ The content of a tokenizer is {"pattern": regex, "ranks": tokens in base64, plac
 
 import base64
 import contextlib
+import io
 import json
 import pickle
 from pathlib import Path
 
 import tiktoken
 
-from nanochat.common import atomic_writer, hash_json, paste_command, read_json, to_paste
+from nanochat.common import atomic_writer, hash_json, paste_command, read_json, read_regular, to_paste
 
 SCHEMA_VERSION = 1
 JSON_NAME, PICKLE_NAME, TOKEN_BYTES_NAME = "tokenizer.json", "tokenizer.pkl", "token_bytes.pt"
@@ -120,11 +121,11 @@ class _EncodingUnpickler(pickle.Unpickler):
 
 def read_pickle(path) -> tiktoken.Encoding:
     """The Encoding in upstream's tokenizer.pkl. No code of the file is run; any other object in it is a ValueError."""
-    with open(path, "rb") as f:
-        try:
-            loaded = _EncodingUnpickler(f).load()
-        except Exception as e:  # a made-up pickle can raise anything, see the pickle module
-            raise ValueError(f"{path}: refused as a pickled tokenizer: {e or type(e).__name__}") from e
+    raw = read_regular(path)
+    try:
+        loaded = _EncodingUnpickler(io.BytesIO(raw)).load()
+    except Exception as e:  # a made-up pickle can raise anything, see the pickle module
+        raise ValueError(f"{path}: refused as a pickled tokenizer: {e or type(e).__name__}") from e
     if not isinstance(loaded, _EncodingState):
         raise ValueError(f"{path}: expected a pickled tiktoken.Encoding, got {type(loaded).__name__}")
     return _encoding_from_state(loaded.state, path)

@@ -18,7 +18,7 @@ from bisect import bisect_left, bisect_right
 from functools import cache
 
 from nanochat.checks import MOST_CHANNELS, MOST_LAYERS, cut
-from nanochat.command_line import Defaults, Parser
+from nanochat.command_line import Defaults, Parser, say_error
 from nanochat.common import paste_command
 from nanochat.config import TrainConfig, validate
 from nanochat.options import flag, hyphenate, parse_options, to_argv
@@ -32,10 +32,10 @@ EXACT = 0.01  # a ratio is met when no part is further off than this share
 def build_parser() -> argparse.ArgumentParser:
     from nanochat.gpt import GPTConfig
     parser = Parser(prog="arch", allow_abbrev=False,
-                           description="Find shapes of a model for a budget of parameters. Flags of "
-                                       "scripts.base_train that affect the model are flags here too, like "
-                                       "--head-dim.",
-                           formatter_class=Defaults)
+                    description="Find shapes of a model for a budget of parameters. Flags of "
+                                "scripts.base_train that affect the model are flags here too, like "
+                                "--head-dim.",
+                    formatter_class=Defaults)
     search = parser.add_mutually_exclusive_group()
     search.add_argument("--budget", type=float, help="parameters in wte, matrices and lm_head together")
     search.add_argument("--ratio", metavar="A:B:A",
@@ -179,7 +179,7 @@ def main(argv=None):
         else:
             shapes = [Shape(args, depth, None) for depth in depths]
     except ValueError as e:
-        print(f"arch: error: {e}", file=sys.stderr)
+        say_error(e, "arch")
         sys.exit(2)
     print(format_table(shapes, ratio, ratio_text))
     print(f"\n* wte : matrices : lm_head = {ratio_text}. plain = wte + matrices + lm_head; "

@@ -23,8 +23,8 @@ GRAY, RESET = "\033[90m", "\033[0m"
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="base_complete", allow_abbrev=False,
-                           description="Complete text with a base model, once or again and again.",
-                           formatter_class=Defaults)
+                    description="Complete text with a base model, once or again and again.",
+                    formatter_class=Defaults)
     parser.add_argument("-g", "--model-tag", help="folder of the checkpoint (default: the deepest d<N>)")
     parser.add_argument("-s", "--step", type=int, help="step of the checkpoint (default: the newest whole one)")
     parser.add_argument("-p", "--prompt", help="complete this text, then end")
@@ -162,7 +162,7 @@ def main(argv=None) -> int:
         elif not show(completer, args.prompt):
             return 130
     except (ValueError, OSError) as e:
-        parser.exit(2, f"base_complete: error: {e}\n")
+        parser.error(e)
     except KeyboardInterrupt:
         return 130
     return 0

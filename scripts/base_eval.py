@@ -21,7 +21,7 @@ MODES = ("core", "bpb", "sample")
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="base_eval", description="Evaluate a base model.", allow_abbrev=False,
-                           formatter_class=Defaults)
+                    formatter_class=Defaults)
     parser.add_argument("--eval", default="bpb,sample",
                         help=f"evaluations to run, of {','.join(MODES)} (core is not here yet)")
     parser.add_argument("--model-tag", help="folder of the checkpoint (default: the deepest d<N>)")
@@ -136,7 +136,7 @@ def main(argv=None):
     try:
         run(args, check(args))
     except (ValueError, OSError) as e:
-        parser.exit(2, f"base_eval: error: {e}\n")
+        parser.error(e)
 
 
 if __name__ == "__main__":

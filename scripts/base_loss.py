@@ -27,8 +27,8 @@ from nanochat.stage import BASE
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="base_loss", allow_abbrev=False,
-                           description="Measure the mean loss and the bits per byte of a base model.",
-                           formatter_class=Defaults)
+                    description="Measure the mean loss and the bits per byte of a base model.",
+                    formatter_class=Defaults)
     parser.add_argument("--model-tag", help="folder of the checkpoint (default: the deepest d<N>)")
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest whole one)")
     parser.add_argument("--split", choices=("train", "val", "both"), default="both", help="documents to read")
@@ -159,7 +159,7 @@ def main(argv=None):
         check(args)
         run(args)
     except (ValueError, OSError) as e:
-        parser.exit(2, f"base_loss: error: {e}\n")
+        parser.error(e)
 
 
 if __name__ == "__main__":

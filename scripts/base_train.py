@@ -15,6 +15,7 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 # times slower. A short spin costs nothing on a quiet machine (dev/LOG.md, 2026-11-21).
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
+from nanochat.command_line import say_error
 from nanochat.config import parse  # noqa: E402
 from nanochat.record import EXIT_CODES  # noqa: E402
 
@@ -27,10 +28,10 @@ def main() -> int:
     try:
         facts = train(config, sys.argv[1:])
     except (ValueError, OSError) as e:
-        print(f"base_train: error: {e}", file=sys.stderr)
+        say_error(e, "base_train")
         return 2
     except MemoryError as e:
-        print(f"base_train: error: {e}", file=sys.stderr)
+        say_error(e, "base_train")
         return EXIT_CODES["oom"]
     with undisturbed():
         if facts["status"] == "ok":  # else the reason is the last line

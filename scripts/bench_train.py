@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nanochat.command_line import Parser
+from nanochat.command_line import Parser, say_error
 from nanochat.common import REPO_ROOT, child_environment, get_base_dir, write_json
 
 SHAPE = ["--depth=4", "--max-seq-len=512", "--window-pattern=L", "--eval-every=-1", "--core-metric-every=-1",
@@ -75,7 +75,7 @@ def measure(upstream: Path, base_dir: Path, cases: list[tuple], rounds: int) -> 
 
 def main() -> int:
     parser = Parser(prog="bench_train",
-                           description="Measure training speed against an upstream checkout.")
+                    description="Measure training speed against an upstream checkout.")
     parser.add_argument("--upstream", type=Path, required=True, help="folder of a checkout of karpathy/nanochat")
     parser.add_argument("--base-dir", type=Path, default=None,
                         help="base dir with the shards and the tokenizer (default: the smoke-cpu profile's)")
@@ -92,7 +92,7 @@ def main() -> int:
     try:
         rows = measure(args.upstream.resolve(), base_dir.resolve(), cases, args.rounds)
     except ValueError as e:
-        print(f"bench_train: error: {e}", file=sys.stderr)
+        say_error(e, "bench_train")
         return 1
     if args.output_json:
         write_json(args.output_json, rows)

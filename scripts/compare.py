@@ -23,7 +23,7 @@ from nanochat.lab.report.two_runs import page
 
 def build_parser():
     parser = Parser(prog="python -m scripts.compare", allow_abbrev=False,
-                           description="Lay two runs that exist side by side, and say what can be concluded.")
+                    description="Lay two runs that exist side by side, and say what can be concluded.")
     parser.add_argument("a", metavar="A", help="a tag, the path of a record or checkpoint, or 'row N' of the ledger")
     parser.add_argument("b", metavar="B", help="the other run; + means that B is better")
     parser.add_argument("--ledger", type=Path, default=experiments.LEDGER, metavar="PATH",

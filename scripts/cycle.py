@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from nanochat.checks import MOST_RATIO, cut
-from nanochat.command_line import Parser
+from nanochat.command_line import Parser, say_error
 from nanochat.common import REPO_ROOT, get_base_dir
 from nanochat.lab.arms import NAME, parse_depths
 from nanochat.lab.commands import RESULTS_DIR, call
@@ -29,7 +29,7 @@ from nanochat.lab.protocol.runner import stop_on_signals
 
 def build_parser():
     parser = Parser(prog="python -m scripts.cycle", allow_abbrev=False,
-                           description="Run phases 0 to 5 of ideas/plan.md, as far as the verdicts allow.")
+                    description="Run phases 0 to 5 of ideas/plan.md, as far as the verdicts allow.")
     parser.add_argument("--label", default="cycle1",
                         help="name of the cycle; each step adds _<template> (default: %(default)s)")
     parser.add_argument("--profile", choices=list(PROFILES), help="the workload (default: as scripts.protocol)")
@@ -79,7 +79,7 @@ def main(argv=None) -> int:
         record = walk(cycle, call)
         print(plateau(read_cycles(RESULTS_DIR))[1])
     except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        say_error(e)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)

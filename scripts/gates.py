@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from nanochat.command_line import Parser
+from nanochat.command_line import Parser, say_error
 from nanochat.common import get_base_dir
 from nanochat.lab.commands import RESULTS_DIR, complete
 from nanochat.lab.cycle.rules import plateau
@@ -29,7 +29,7 @@ EXIT = {"promote": 0, "optional": 10, "inconclusive": 11, "reject": 12, None: 13
 
 def build_parser():
     parser = Parser(prog="python -m scripts.gates", allow_abbrev=False,
-                           description="The verdict of a label, gate by gate.")
+                    description="The verdict of a label, gate by gate.")
     parser.add_argument("--label", default="protocol", help="label of the protocol (default: %(default)s)")
     parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR,
                         help="folder that the protocol wrote to (default: %(default)s)")
@@ -68,14 +68,14 @@ def base_of(settings) -> dict:
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
-    if args.plateau:
-        reached, why = plateau(read_cycles(args.results_dir))
-        print(f"plateau: {'yes' if reached else 'no'}; {why}")
-        return 0
     try:
+        if args.plateau:
+            reached, why = plateau(read_cycles(args.results_dir))
+            print(f"plateau: {'yes' if reached else 'no'}; {why}")
+            return 0
         results = read_label(args.results_dir, args.label)
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
+    except (ValueError, OSError) as e:
+        say_error(e)
         return 2
     if args.json:
         print(json.dumps([verdict.to_json() for verdict in results.verdicts], indent=1, allow_nan=False))

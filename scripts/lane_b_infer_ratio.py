@@ -43,8 +43,8 @@ INTERVALS = ("alpha_d_ci95", "h_inf_ci95_nats")  # two numbers each, or null
 
 def build_parser():
     parser = Parser(prog="python -m scripts.lane_b_infer_ratio", allow_abbrev=False,
-                           description="Infer a data:param ratio from the corpus' exponent and a few runs of "
-                                       "different length.")
+                    description="Infer a data:param ratio from the corpus' exponent and a few runs of "
+                                "different length.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--stats", type=Path, metavar="FILE.json", help="the file that scripts.lane_b_stats wrote")
     source.add_argument("--alpha", type=float, help="the exponent, in place of --stats; --alpha-ci goes with it")

@@ -23,7 +23,7 @@ from nanochat.lab.protocol.results import tags_of
 
 def build_parser():
     parser = Parser(prog="python -m scripts.lane_b_log_run", allow_abbrev=False,
-                           description="Append runs to the ledger of Lane B (make lane-b).")
+                    description="Append runs to the ledger of Lane B (make lane-b).")
     parser.add_argument("--inference", type=Path, required=True, metavar="FILE.json",
                         help="the file that scripts.lane_b_infer_ratio wrote")
     parser.add_argument("--record", "--records", dest="records", nargs="+", action="extend", default=[], metavar="RUN",

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from nanochat.checks import cut
-from nanochat.command_line import Parser
+from nanochat.command_line import Parser, say_error
 from nanochat.common import get_base_dir, print0, read_json, to_paste, write_json
 from nanochat.lab.commands import EXIT_BAD_INPUT, EXIT_OK, exit_code, require_writable
 from nanochat.lab.horizon import correlation, decay, stats
@@ -46,8 +46,7 @@ OFTEN = 1e-4  # occurrences a token, from which split special tokens are seen in
 
 def build_parser():
     parser = Parser(prog="python -m scripts.lane_b_stats", allow_abbrev=False,
-                           description="Measure beta, gamma and alpha_D of a corpus, with intervals, or say "
-                                       "why they cannot be measured.")
+                    description="Measure beta, gamma and alpha_D of a corpus, or say why they cannot be measured.")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--tokens", type=Path, metavar="FILE.npy",
                         help="read a stream of token ids instead of the dataset")
@@ -288,7 +287,7 @@ def run(args) -> int:
     index_for(args.output_json)
     print(describe(facts))
     if facts["error"]:
-        print(f"error: {facts['error']['message']}", file=sys.stderr)
+        say_error(facts["error"]["message"])
     return EXIT_BAD_INPUT if facts["error"] else EXIT_OK
 
 

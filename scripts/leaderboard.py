@@ -13,8 +13,8 @@ that exists only the text between the markers is rewritten. Exit code: 0 done, 2
 import sys
 from pathlib import Path
 
-from nanochat.command_line import Parser
-from nanochat.common import atomic_write
+from nanochat.command_line import Parser, say_error
+from nanochat.common import atomic_write, read_regular
 from nanochat.lab.commands import RESULTS_DIR
 from nanochat.lab.ledger.experiments import LEDGER, from_reference, read_all
 from nanochat.lab.ledger.row_check import kept_rows
@@ -39,7 +39,7 @@ a test is a verdict of `make protocol`.
 
 def build_parser():
     parser = Parser(prog="python -m scripts.leaderboard", allow_abbrev=False,
-                           description="Write the leaderboard from the ledger.")
+                    description="Write the leaderboard from the ledger.")
     parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH",
                         help="table of all runs (default: dev/ledger/experiments.csv and the project's reference.csv)")
     parser.add_argument("--page", type=Path, default=PAGE, metavar="PATH",
@@ -67,7 +67,7 @@ def all_results(folder) -> list[ResultFile]:
 
 def page_text(path: Path) -> str:
     """The page as it is. The default page is begun where it is missing; any other has to be there."""
-    return NEW_PAGE if path == PAGE and not path.exists() else path.read_text(encoding="utf-8")
+    return NEW_PAGE if path == PAGE and not path.exists() else read_regular(path).decode("utf-8").replace("\r\n", "\n")
 
 
 def main(argv=None) -> int:
@@ -82,7 +82,7 @@ def main(argv=None) -> int:
         picture = args.page.with_name(args.page.stem.lower() + ".png")
         drawn = draw_leaderboard(picture, with_rivals(sections(rows, verdicts)))
     except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        say_error(e)
         return 2
     said = f", {picture}" if drawn else "; nothing to draw yet"
     shipped = sum(map(from_reference, rows))

@@ -37,7 +37,7 @@ HASH_LETTERS = 8
 
 def build_parser():
     parser = Parser(prog="python -m scripts.ledger", allow_abbrev=False,
-                           description="Look at the table of all runs, add a run to it, run a row again.")
+                    description="Look at the table of all runs, add a run to it, run a row again.")
     parser.add_argument("--where", action="append", default=[], metavar="CONDITION",
                         help="show only rows with column=value, column<value or column>value; without a value: "
                              "rows with an empty cell; repeat for more conditions")

@@ -106,7 +106,7 @@ def measure(args) -> int:
 
 def main(argv=None) -> int:
     parser = Parser(prog="python -m scripts.machines", allow_abbrev=False,
-                           description="Train one run, and compare its curve with those of other machines.")
+                    description="Train one run, and compare its curve with those of other machines.")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                         help="of the training (default: %(default)s)")
     parser.add_argument("--ledger", type=Path, default=LEDGER, metavar="PATH",

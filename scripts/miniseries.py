@@ -10,10 +10,9 @@ is decided. Writes results/<label>_miniseries.json. Exit code: 0 judged, 2 bad i
 interrupted.
 """
 
-import argparse
 import sys
 
-from nanochat.command_line import Parser
+from nanochat.command_line import Parser, say_error
 from nanochat.common import write_json
 from nanochat.lab.arms import NAME, parse_depths, parse_seeds
 from nanochat.lab.commands import EXIT_FAILED_CELL, RESULTS_DIR, call, module_command, now, paste
@@ -30,8 +29,8 @@ PASSED_ON = ("--candidate", "--seeds", "--until", "--max-seeds", "--noise", "--p
 
 def build_parser():
     parser = Parser(prog="python -m scripts.miniseries", allow_abbrev=False,
-                           description="Compare a candidate with the control at several depths.",
-                           epilog=f"These flags are passed on to scripts.protocol: {', '.join(PASSED_ON)}.")
+                    description="Compare a candidate with the control at several depths.",
+                    epilog=f"These flags are passed on to scripts.protocol: {', '.join(PASSED_ON)}.")
     parser.add_argument("--label", default="miniseries",
                         help="name of the result files; each depth adds _d<depth> (default: %(default)s)")
     parser.add_argument("--depths", nargs="+", action="extend", metavar="DEPTH",
@@ -88,7 +87,7 @@ def commands(args, depths, rest) -> list[list[str]]:
 
 def plan_line(args, depths, rest) -> str:
     """How many cells there are at most; --seeds and --candidate are read by the parser of scripts.protocol alone."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = Parser(add_help=False)
     parser.add_argument("--candidate", action="append")
     parser.add_argument("--seeds", nargs="+", action="extend")
     parser.add_argument("--max-seeds", type=int, default=MAX_SEEDS)
@@ -140,7 +139,7 @@ def main(argv=None) -> int:
         code = 0 if args.judge else run(args, depths, rest)
         return code or (0 if args.dry_run else judge(args, depths))
     except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        say_error(e)
         return 2
 
 

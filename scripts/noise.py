@@ -48,8 +48,8 @@ class NoiseProtocol(Protocol):
 
 def build_parser():
     parser = Parser(prog="python -m scripts.noise", allow_abbrev=False,
-                           description="Train the control alone on several seeds, and say which gains a "
-                                       "protocol can see above that noise.")
+                    description="Train the control alone on several seeds, and say which gains a "
+                                "protocol can see above that noise.")
     parser.add_argument("--run", action="store_true", help="first train the runs that the bank lacks")
     parser.add_argument("--seeds", type=int, default=8, metavar="N",
                         help="number of runs in the bank (default: %(default)s)")

@@ -13,7 +13,7 @@ the work.
 
 import sys
 
-from nanochat.command_line import Parser
+from nanochat.command_line import Parser, say_error
 from nanochat.common import get_base_dir
 from nanochat.lab.trees import checkouts, patches
 from nanochat.lab.trees.patch_files import read_patch
@@ -21,7 +21,7 @@ from nanochat.lab.trees.patch_files import read_patch
 
 def build_parser():
     parser = Parser(prog="python -m scripts.patch",
-                           description="Make a checkout of nanochat; check, apply or revert a patch on one.")
+                    description="Make a checkout of nanochat; check, apply or revert a patch on one.")
     commands = parser.add_subparsers(dest="command", required=True)
     upstream = commands.add_parser("upstream", help="clone or update a checkout; print its branch, commit and path")
     upstream.add_argument("--remote", help="URL or path to clone from "
@@ -61,7 +61,7 @@ def main(argv=None) -> int:
             note = patches.revert(args.tree, args.patch)
             print(f"{note['patch']} taken back from {args.tree}; everything else is as it was")
     except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        say_error(e)
         return 2
     return 0
 

@@ -21,7 +21,7 @@ from nanochat.lab.report.run_plot import AXES, draw_runs, readable
 
 def build_parser():
     parser = Parser(prog="python -m scripts.plot", allow_abbrev=False,
-                           description="Draw the validation curves of any runs into one picture.")
+                    description="Draw the validation curves of any runs into one picture.")
     parser.add_argument("runs", nargs="+", metavar="RUN",
                         help="a tag, the path of a record or checkpoint, or 'row N' of the ledger")
     parser.add_argument("--out", type=Path, default=RESULTS_DIR / "runs.png", metavar="FILE.png",

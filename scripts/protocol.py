@@ -37,8 +37,8 @@ TAKES_FLAGS = ("--candidate", "--flags", "--arm")
 
 def build_parser():
     parser = Parser(prog="python -m scripts.protocol", allow_abbrev=False,
-                           description="Compare candidates with a control on the same seeds, and give a "
-                                       "verdict on each.")
+                    description="Compare candidates with a control on the same seeds, and give a "
+                                "verdict on each.")
     parser.add_argument("--label", default="", help="name of the comparison, of its result files and of its runs")
     parser.add_argument("--seeds", nargs="+", action="extend", metavar="SEED",
                         help=f"whole numbers, the same for every arm (default: {' '.join(DEFAULT_SEEDS)})")

@@ -28,7 +28,7 @@ DAY_SEC = 86400
 
 def build_parser():
     parser = Parser(prog="python -m scripts.runs", allow_abbrev=False,
-                           description="Disk use of runs, what refers to what, and what can go.")
+                    description="Disk use of runs, what refers to what, and what can go.")
     parser.add_argument("what", choices=("list", "prune"),
                         help="list: what is there; prune: what can go, and with --yes delete it")
     parser.add_argument("--yes", action="store_true", help="with prune: delete")

@@ -46,8 +46,8 @@ MOST = 10 ** 7  # protocols: a thousand times the default takes days
 
 def build_parser():
     parser = Parser(prog="python -m scripts.simulate_gates", allow_abbrev=False,
-                           description="Measure by simulation how often verdicts are wrong, and how often "
-                                       "they see a gain.")
+                    description="Measure by simulation how often verdicts are wrong, and how often "
+                                                 "they see a gain.")
     parser.add_argument("--table", action="append", choices=list(TITLES),
                         help="simulate this table; repeat for more (default: every table)")
     parser.add_argument("--labels", action="store_true",

@@ -148,7 +148,7 @@ def main(argv=None):
     try:
         ours, texts = get_tokenizer(), load_texts()
     except (ValueError, OSError) as e:
-        parser.exit(2, f"tok_eval: error: {e}\n")
+        parser.error(e)
     published = load_published()
     print("\nVocab sizes:")
     for label, tokenizer in {**published, "Ours": ours}.items():

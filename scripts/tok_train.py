@@ -21,9 +21,9 @@ from nanochat.tokenizer_files import JSON_NAME, PICKLE_NAME, TOKEN_BYTES_NAME
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="tok_train", allow_abbrev=False,
-                           description="Train a byte-level BPE tokenizer on the training shards, or import "
-                                       "upstream's.",
-                           formatter_class=Defaults)
+                    description="Train a byte-level BPE tokenizer on the training shards, or import "
+                                                 "upstream's.",
+                                     formatter_class=Defaults)
     parser.add_argument("--max-chars", type=int, default=2_000_000_000, help="train on this many characters at most")
     parser.add_argument("--doc-cap", type=int, default=10_000, help="use this many characters of a document at most")
     parser.add_argument("--vocab-size", type=int, default=32768, help="number of tokens, special tokens included")
@@ -52,7 +52,7 @@ def main(argv=None):
     try:
         run(args)
     except (ValueError, OSError) as e:
-        parser.exit(2, f"tok_train: error: {e}\n")
+        parser.error(e)
 
 
 if __name__ == "__main__":

@@ -54,8 +54,8 @@ def show(labels) -> int:
 
 def main(argv=None) -> int:
     parser = Parser(prog="python -m scripts.twins", allow_abbrev=False,
-                           description="How much of a run's noise is rounding: each run against its twin, "
-                                       "which starts from an embedding changed by 1e-7.")
+                    description="How much of a run's noise is rounding: each run against its twin, "
+                                                 "which starts from an embedding changed by 1e-7.")
     parser.add_argument("labels", nargs="+", metavar="LABEL",
                         help="of a finished protocol with --candidate='twin: --perturb=1e-7'")
     args = parser.parse_args(argv)

@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass, replace
 
 from nanochat.checks import MOST_CHANNELS, positive
+from nanochat.command_line import say_error
 from nanochat.config import TrainConfig, validate
 from nanochat.options import option, parse_command
 
@@ -73,7 +74,7 @@ def main(argv=None):
     try:  # with one row a micro-batch every total batch divides: here it is only to be known
         resolved = resolve(replace(config, device_batch_size=1), vocab_size)
     except ValueError as e:
-        print(f"vram: error: {e}", file=sys.stderr)
+        say_error(e, "vram")
         sys.exit(2)
     found = estimate(gpt_config(config, vocab_size), dtype, config.compile, config.matrix_optimizer)
     print(f"Training depth {config.depth}, {resolved.n_embd} wide, {resolved.n_head} heads, "

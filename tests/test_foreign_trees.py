@@ -4,12 +4,15 @@ Trees that are not quite nanochat: flags under other names, output in any encodi
 python -m pytest tests/test_foreign_trees.py -q
 """
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from nanochat.lab.protocol.protocol import run
+from nanochat.lab.trees import flags
 from nanochat.lab.trees.flags import known_flags
 from nanochat.lab.trees.tree_arms import split_spec
 from tests.tree_case import COMMON, FILES, arms_of, commit, enter_with_tree, make, make_repo, record_of, write
@@ -115,6 +118,31 @@ def test_trainer_that_fails_at_help_shows_its_last_line():
         arms_of("x: tree=other")
     assert "its last line: ModuleNotFoundError: No module named 'no_such_package'" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("edit, why", [("while True: print('x' * 65536)", "prints more than 4 MiB"),
+                                       ("time.sleep(600)", "took longer than 3 s")])
+def test_trainer_whose_help_never_ends_is_ended(edit, why, monkeypatch):
+    monkeypatch.setattr(flags, "HELP_SEC", 3 if "sleep" in edit else 60)
+    tree = other_tree(("parser = argparse", f"{edit}\nparser = argparse"))
+    with pytest.raises(ValueError, match=f"--help of {tree} {why}; run it by hand"):
+        known_flags(tree, edit)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+def test_process_that_a_trainer_leaves_behind_at_help_is_not_waited_for_and_ends(tmp_path):
+    pid = tmp_path / "pid"
+    tree = other_tree(("parser = argparse", "if os.fork() == 0:\n    time.sleep(600)\n"
+                       f"open({str(pid)!r}, 'w').write(str(os.getpid()))\nparser = argparse"))
+    started = time.monotonic()
+    assert "--depth" in known_flags(tree, "forks") and time.monotonic() - started < 60
+    for _ in range(200):
+        try:
+            os.killpg(int(pid.read_text()), 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the process lives on")
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])

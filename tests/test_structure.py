@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 # A module of nanochat/ imports only modules to its left; `layers` stands for the whole folder.
-ORDER = """streams common git machine code_identity ranks stage checks schedule command_line options config_check config
+ORDER = """streams common git machine code_identity ranks stage checks command_line schedule options config_check config
     record gpt_config manifest shards text_walk text_advice text_files corpus http_answers download dataset
     blank_runs tokenizer_files tokenizer
     device dataloader layers loss gpt muon optim cost vram checkpoint_manager engine loss_eval
@@ -28,8 +28,8 @@ TORCH_FREE = ORDER[:ORDER.index("device")]
 # A folder of nanochat/lab/ imports only from itself and from folders to its left; `ground` is the files in lab/ itself.
 ROOMS = "ground verdict trees ledger report protocol simulation cycle horizon".split()
 LAB_MAY_IMPORT = {"numpy", "scipy", "matplotlib", "filelock", *sys.stdlib_module_names}
-LAB_MAY_IMPORT_OF_OURS = set("""common git machine code_identity checks config options schedule stage record
-                             manifest""".split())
+LAB_MAY_IMPORT_OF_OURS = set("""common git machine code_identity checks command_line config options schedule stage
+                             record manifest""".split())
 BARE_PYTHON = ("scripts.setup", "scripts.smoke")  # run before any package is installed
 
 

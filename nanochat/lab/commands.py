@@ -17,6 +17,7 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
+from nanochat.command_line import say_error
 from nanochat.common import REPO_ROOT, VENV_PYTHON, child_environment, paste_command
 
 RESULTS_DIR = Path("results")  # in the working directory; git ignores it
@@ -36,7 +37,7 @@ def exit_code(work, stopped: str = "stopped; the same command goes on") -> int:
     try:
         return work()
     except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        say_error(e)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)

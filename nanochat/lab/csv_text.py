@@ -16,6 +16,9 @@ import json
 import re
 from pathlib import Path
 
+from nanochat.common import read_regular
+
+MOST_CSV = 2 ** 28  # bytes of a file: 100,000 runs and more
 BOM, UTF16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 ALL_DIGITS = 15  # a float that has so many differs from the one that was measured by nothing that matters
 HASH = re.compile(r"[0-9a-f]{32,}")
@@ -40,7 +43,7 @@ def read_bytes(path) -> bytes:
         return b""
     if not path.is_file():
         raise ValueError(f"{path} is no regular file: expected a CSV file; move it away")
-    return path.read_bytes().removeprefix(BOM)
+    return read_regular(path, MOST_CSV).removeprefix(BOM)
 
 
 def whole_size(raw: bytes, columns: int) -> int:

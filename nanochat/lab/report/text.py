@@ -8,7 +8,6 @@ import math
 import os
 import textwrap
 import time
-from pathlib import Path
 
 from nanochat.lab.ledger.bank import reference_lines
 from nanochat.lab.metrics import METRICS
@@ -25,6 +24,7 @@ from nanochat.lab.verdict.stats import ALPHA, smallest_gain
 from nanochat.machine import usable_cores
 
 WIDTH = 100  # of a printed paragraph
+END_OF_LOG = 2 ** 20  # bytes that are read of a failed cell's log: a tree may print without end
 
 
 def run_line(run: RunSummary, elapsed_sec: float) -> str:
@@ -46,7 +46,9 @@ def failure(run: RunSummary, log, lines: int = 5) -> str:
     why = run.error or "no reason recorded"
     if run.run_status == "interrupted":
         return f"  {why}; log: {log}"
-    text = Path(log).read_text(encoding="utf-8", errors="replace")
+    with open(log, "rb") as f:
+        f.seek(max(0, f.seek(0, os.SEEK_END) - END_OF_LOG))
+        text = f.read().decode("utf-8", "replace")
     said = [line for line in text.splitlines() if line.strip() and why not in line]
     counted = [(line, len(list(same))) for line, same in itertools.groupby(said)][-lines:]
     return "\n".join([f"  {run.run_status}: {why}; {log} ends:",

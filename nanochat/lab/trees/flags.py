@@ -10,22 +10,27 @@ change that the tree tries. Some options of ours may have no flag in the tree's 
 - Any other is refused, with a message that names the flag.
 """
 
+import contextlib
 import difflib
 import functools
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanochat.common import child_environment
+from nanochat.common import child_environment, temporary_folder
 from nanochat.config import FIELDS, TrainConfig, read_config
 from nanochat.options import Option, flag, hyphenate, named_in, said_once, said_twice, spellings, tagged, to_argv
 from nanochat.stage import BASE
 
 CELLS_OWN = tagged(FIELDS, "cell", "tree_cell")  # set for each cell, by trees/orders.py
 HELP_SEC = 300  # torch may need minutes to start from a slow disk
+MOST_HELP = 1 << 22  # bytes of an answer; ours has 20 kB
+POLL_SEC = 0.05
 
 
 @dataclass(frozen=True)
@@ -68,15 +73,46 @@ def trainer_environment(changes: dict) -> dict:
 
 
 def ask(tree: Path, argv) -> subprocess.CompletedProcess:
-    """The --help of the tree's trainer. Its parser reads `argv` first, so a bad value shows as an error instead."""
+    """The --help of the tree's trainer. Its parser reads `argv` first, so a bad value shows as an error instead.
+
+    Its output goes to files and not through pipes: a process that it leaves behind would hold a pipe open, and an
+    endless print would fill the memory. Whatever it started ends here too.
+    """
     env = trainer_environment({"COLUMNS": "200", "PYTHON_COLORS": "0"})
-    try:
-        return subprocess.run([sys.executable, "-m", BASE.command, *argv, "--help"], cwd=tree, env=env,
-                              stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace",
-                              timeout=HELP_SEC)
-    except subprocess.TimeoutExpired:
-        raise ValueError(f"{BASE.command} --help of {tree} took longer than {HELP_SEC} s; "
-                         "run it by hand and see") from None
+    with temporary_folder("help_") as folder, open(folder / "out", "w+b") as out, open(folder / "err", "w+b") as err:
+        child = subprocess.Popen([sys.executable, "-m", BASE.command, *argv, "--help"], cwd=tree, env=env,
+                                 stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=os.name != "nt")
+        try:
+            if why := _excess(child, out, err):
+                raise ValueError(f"{BASE.command} --help of {tree} {why}; run it by hand and see")
+        finally:
+            _end(child)
+        texts = [(folder / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err")]
+    return subprocess.CompletedProcess(child.args, child.returncode, *texts)
+
+
+def _excess(child, *files) -> str | None:
+    """Waits for the child. What it did too much of, or None."""
+    started = time.monotonic()
+    while True:
+        ended = child.poll() is not None
+        if any(os.fstat(f.fileno()).st_size > MOST_HELP for f in files):
+            return f"prints more than {MOST_HELP >> 20} MiB"
+        if ended:
+            return None
+        if time.monotonic() - started > HELP_SEC:
+            return f"took longer than {HELP_SEC} s"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(POLL_SEC)
+
+
+def _end(child):
+    if os.name == "nt":
+        child.kill()
+    else:
+        with contextlib.suppress(ProcessLookupError):  # nothing of its session is left
+            os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import is_zipfile
 
+from nanochat.common import read_regular
 from nanochat.record import EMA_BETA, LARGEST
 
 
@@ -57,7 +58,7 @@ def read_meta(path: Path) -> Meta | None:
     Upstream's files may hold a bare Infinity or NaN, which Python's json can read.
     """
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = json.loads(read_regular(path))
         loop = said.get("loop_state") or {}
         meta = Meta(said.get("step"), said.get("val_bpb"), loop.get("min_val_bpb"), loop.get("smooth_train_loss"),
                     loop.get("total_training_time"), said.get("total_batch_size"), said.get("user_config") or {},

@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.common import atomic_writer, quote_word, temporary_folder
+from nanochat.common import atomic_writer, quote_word, read_regular, temporary_folder
 from nanochat.git import run_git
 
 PLAIN, EXECUTABLE, LINK = "100644", "100755", "120000"  # modes as git writes them
@@ -43,9 +43,10 @@ def read_patch(path) -> Patch:
     try:
         if path.exists() and not path.is_file():
             raise OSError(0, "it is no regular file")
-        raw = path.read_bytes()
-    except OSError as e:
-        raise ValueError(f"patch {path} cannot be read ({e.strerror}); give the path of a git diff") from e
+        raw = read_regular(path)
+    except (OSError, ValueError) as e:
+        raise ValueError(f"patch {path} cannot be read ({getattr(e, 'strerror', None) or e}); give the path of a git "
+                         "diff") from e
     text = raw.decode("utf-8", "replace")  # only to look at: git gets the bytes
     start = re.search(r"^(diff --git |--- )", text, re.MULTILINE)
     if not start:
