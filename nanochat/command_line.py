@@ -53,7 +53,8 @@ def clear(message: str) -> str:
     >>> clear("argument --seeds: invalid int value: 'abc'")
     "argument --seeds: expected a whole number, got 'abc'"
     """
-    return re.sub(r"invalid (int|float) value: (.*)", lambda m: f"expected {WANTED[m[1]]}, got {m[2]}", message)
+    return re.sub(r"invalid (int|float) value: (.*)", lambda m: f"expected {WANTED[m[1]]}, got {m[2]}",
+                  str(message))
 
 
 class Parser(argparse.ArgumentParser):

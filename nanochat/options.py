@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.checks import Check, cut
-from nanochat.command_line import Parser, say_error
+from nanochat.command_line import Defaults, Parser, say_error
 
 ROLES = {
     "workload": "belongs to the profile and to its hash: rows that differ in it are never compared as equals",
