@@ -142,14 +142,20 @@ class RunRecord:
         self.facts = {"schema_version": SCHEMA_VERSION, "run_id": run_id, "status": "running", **facts}
         self.held, self.waiting = held, b""  # lines of metrics that are not written yet
         if not held:
-            self.dir.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
 
     def release(self, step: int):
         """Begin to write. The lines from `step` on are dropped, because a run resumed there writes them again."""
         self.held = False
-        self.dir.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         self.cut_back(step)
         self.update()
+
+    def _make_folder(self):
+        """The folder of the record, without what a killed write left. The caller holds the lock of the tag."""
+        self.dir.mkdir(parents=True, exist_ok=True)
+        for left in self.dir.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
 
     def cut_back(self, step: int):
         """Drop metrics from `step` on: a run resumed there writes them again."""

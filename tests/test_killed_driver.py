@@ -232,6 +232,15 @@ def test_books_that_cannot_be_written_stop_a_protocol_before_its_first_run(how):
     assert not (make().home / "records").exists(), "nothing was trained"
 
 
+@pytest.mark.parametrize("spoil", [lambda: Path("results").write_text(""), lambda: Path("results").symlink_to("none"),
+                                   lambda: Path("results/.t.lock").mkdir(parents=True)])
+def test_results_that_cannot_be_written_are_named_with_the_next_step(spoil):
+    spoil()
+    with pytest.raises(OSError, match="results cannot be written: .*; results go there: make it writable, or start "):
+        run(make(seeds=[1], ledger=LEDGER))
+    assert not (make().home / "records").exists(), "nothing was trained"
+
+
 # -----------------------------------------------------------------------------
 # Damage
 

@@ -201,3 +201,12 @@ def test_row_is_one_line_of_json(record):
     record.log({"step": 1, "train/loss": 0.1})
     text = record.metrics_path.read_text()
     assert text.count("\n") == 1 and json.loads(text) == {"step": 1, "train/loss": 0.1}
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_what_a_killed_write_left_goes_when_the_run_begins_again(record, tmp_path, held):
+    record.update()
+    for name in (".run.json.9.tmp", ".metrics.jsonl.9.tmp"):
+        (record.dir / name).write_text("{")
+    RunRecord(tmp_path, "tag", {}, held=held).release(0)
+    assert sorted(path.name for path in record.dir.iterdir()) == ["metrics.jsonl", "run.json"]

@@ -241,15 +241,18 @@ def _only_one(protocol: Protocol, say):
     It may be the child of a miniseries that was killed, or the same command typed twice.
     """
     folder = Path(protocol.results_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".{protocol.name}.lock"
     lock = FileLock(path, timeout=0)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         say(f"protocol {protocol.name} is already running here (it holds {path}): its end is waited for, then its runs "
             "are taken over. Ctrl-C stops the waiting only; another --label would not wait")
         lock.acquire(timeout=-1, poll_interval=POLL_SEC)
+    except OSError as e:
+        raise OSError(f"{folder} cannot be written: {e.strerror}; results go there: make it writable, or start from "
+                      "another working directory") from e
     try:
         protocol.results.sweep()
         yield
