@@ -19,6 +19,7 @@ MOST_RATIO = 1e6  # training tokens per parameter
 MOST_RATE = 1e6  # learning rates, decay, and factors on them: finite in every dtype, beside any scale of the laws
 MOST_SEC = 1e10  # 300 years
 MOST_SEEDS = 10_000  # runs of one comparison or of one bank
+MOST_JOBS = 1_024  # cells side by side
 MOST_LETTERS = 200  # of a name that becomes a folder: file systems end at 255, and .1 or .lock is added
 
 

@@ -13,7 +13,10 @@ import argparse
 import re
 import sys
 
+from nanochat.checks import cut
+
 MOST = 2000  # letters of a message; the longest of ours hold a command to paste
+TOO_LARGE = 10 ** 19  # no count or seed is larger, and a float may not hold it
 TAIL = 500  # of them after the cut: the end of a message says what to do
 WANTED = {"int": "a whole number", "float": "a number"}
 
@@ -68,4 +71,8 @@ class Parser(argparse.ArgumentParser):
         for word in sys.argv[1:] if args is None else args:
             if word.startswith("-") and word.endswith("=--"):  # until Python 3.13 argparse makes an empty list of it
                 self.error(f"{word[:-2]}: expected a value in place of --")
-        return super().parse_known_args(args, namespace)
+        found, rest = super().parse_known_args(args, namespace)
+        for name, value in vars(found).items():
+            if isinstance(value, int) and abs(value) >= TOO_LARGE:
+                self.error(f"--{name.replace('_', '-')}={cut(value)}: expected a number of at most 19 digits")
+        return found, rest

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from nanochat.checks import MOST_CHANNELS
 from nanochat.common import child_environment, read_json, write_json
 from nanochat.dataloader import DataLoader
 from nanochat.loss_eval import evaluate_bpb
@@ -31,6 +32,7 @@ from nanochat.tokenizer import get_token_bytes, get_tokenizer
 
 SERVER = Path(__file__).with_name("tree_logits.py")
 CHUNK_LOGITS = 2 ** 25  # of a request: 128 MiB
+MOST_LINE = 2 ** 16  # bytes of the first answer
 CAUSAL_ROWS = 8
 CAUSAL_ROUNDS = 2
 
@@ -41,13 +43,18 @@ class TreeModel:
     def __init__(self, tree, folder, step: int, device: str, dtype: str):
         self.child = subprocess.Popen([sys.executable, str(SERVER), str(folder), str(step), device, dtype], cwd=tree,
                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment())
-        self.dtype = json.loads(self._whole(self.child.stdout.readline()))["dtype"]
+        try:
+            self.dtype = json.loads(self._whole(self.child.stdout.readline(MOST_LINE)))["dtype"]
+        except (KeyError, TypeError, RecursionError):
+            raise ValueError("the tree's model does not say its dtype: what it prints may go to descriptor 1") from None
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
         for numbers in (torch.tensor(ids.shape), ids.contiguous()):
             self.child.stdin.write(numbers.numpy().tobytes())
         self.child.stdin.flush()
         vocab = int.from_bytes(self._read(8), sys.byteorder)
+        if not 0 < vocab <= MOST_CHANNELS:
+            raise ValueError(f"the tree's model gave logits of {vocab} tokens, expected at most {MOST_CHANNELS:,}")
         return torch.frombuffer(bytearray(self._read(4 * ids.numel() * vocab)), dtype=torch.float32).view(
             *ids.shape, vocab)
 

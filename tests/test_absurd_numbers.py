@@ -29,6 +29,8 @@ CASES = [
     (protocol, [*SMALL, "--candidate=--depth=1000000000"], "arm candidate: --depth=1000000000"),
     (noise, ["--run", *SMALL, "--seeds=10000000000"], "--seeds=10000000000: expected at most"),
     (noise, ["--run", *SMALL, "--seeds=-1"], "--seeds=-1: expected 2 or more"),
+    (noise, ["--run", *SMALL, "--jobs=1" + "0" * 400], "--jobs=10000"),
+    (protocol, [*SMALL, "--seeds", "1", "2", "--jobs=10000000000"], "--jobs=10000000000: expected 1 or more, at most"),
     (miniseries, ["--dry-run", "--depths=1000000000"], "--depths 1000000000"),
     (miniseries, ["--dry-run", "--noise-seeds=10000000000"], "--seeds=10000000000"),
     (cycle, ["--dry-run", *SMALL, "--noise-seeds=-5"], "--seeds=-5"),

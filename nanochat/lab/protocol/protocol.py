@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from nanochat.checks import MOST_JOBS
 from nanochat.code_identity import tree_hash
 from nanochat.config import profile_hash
 from nanochat.lab.arms import NAME, Arm, Cell, Inputs, make_cells
@@ -72,8 +73,8 @@ class Protocol:
                              "it names files and folders")
         if self.timeout_sec is not None and not self.timeout_sec > 0:
             raise ValueError(f"--timeout-minutes={self.timeout_sec / 60:g}: expected minutes above 0")
-        if self.jobs < 1:
-            raise ValueError(f"--jobs={self.jobs}: expected 1 or more")
+        if not 1 <= self.jobs <= MOST_JOBS:
+            raise ValueError(f"--jobs={self.jobs}: expected 1 or more, at most {MOST_JOBS:,}")
         device_type = self.arms[0].config.device_type
         if self.jobs > 1 and device_type != "cpu":
             raise ValueError(f"--jobs={self.jobs}: cells share cores, not a {device_type or 'device'}; leave it at 1")
