@@ -214,6 +214,9 @@ def test_runs_count_where_their_declaration_is_not_known(decided):
     os.remove(DECLARATIONS)
     with pytest.raises(ValueError, match="on seeds 2 4 under label t"):
         run(protocol(seeds=[2, 4], label="again"))
+    os.remove(LATEST)
+    with pytest.raises(ValueError, match="or restore the row of label t in declarations.csv, which is missing"):
+        run(protocol([GATE, RATE]))
 
 
 def test_labels_of_a_candidate_share_one_level_until_a_new_hypothesis(decided, monkeypatch, capsys):

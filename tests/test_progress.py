@@ -76,6 +76,10 @@ def test_cells_side_by_side_are_named_with_their_steps():
     assert "control s1 step 22/60; gate s1 step 18/60" in progress.line()
 
 
+def test_line_between_two_cells_has_no_empty_place():
+    assert Progress(n_cells=2, n_to_run=1, out=Terminal(), clock=Clock()).line().startswith("[1/2 done] 0:00 so far, ")
+
+
 def test_arms_of_different_length_have_their_own_totals():
     clock = Clock()
     progress = Progress(n_cells=2, n_to_run=2, out=Terminal(), clock=clock)

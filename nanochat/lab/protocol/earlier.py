@@ -151,6 +151,8 @@ class Earlier:
                 where, way_on = f"label {use.label}", f", or go on with label {use.label} as it was declared"
                 if self._came_with_the_project(use.label, name):
                     where, way_on = f"{where} (rows that came with the project, {experiments.REFERENCE})", ""
+                elif use.label == self.protocol.name and self.last() is None:
+                    way_on = f", or restore the row of label {use.label} in {self.path}, which is missing"
                 raise ValueError(f"candidate {name} was declared or run on seeds {' '.join(map(str, both))} under "
                                  f"{where}: seeds that were seen cannot be declared again; give new ones "
                                  f"(--seeds {fresh}){way_on}")

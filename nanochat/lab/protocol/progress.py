@@ -107,7 +107,8 @@ class Progress:
                  for name, cell in self.running.items()]
         left = ", time to go unknown yet" if eta is None else f", about {format_time(eta)} left"
         done = self.n_cells - self.n_to_run + self.done_cells
-        return f"[{done}/{self.n_cells} done] {'; '.join(where)}; {format_time(self.clock() - self.begun)} so far{left}"
+        told = [*where, f"{format_time(self.clock() - self.begun)} so far{left}"]
+        return f"[{done}/{self.n_cells} done] {'; '.join(told)}"
 
     def eta_sec(self) -> float | None:
         """Seconds left for all cells; None before enough steps were timed to say so."""
