@@ -24,15 +24,17 @@ WANTED = {"int": "a whole number", "float": "a number"}
 def one_line(message) -> str:
     """The message as one line of printable text. What is too long is cut in its middle.
 
+    A command to paste stays on a line of its own, where the message sets it there with two blanks before it.
+
     >>> one_line("a\\n b\\x1b[31m"), len(one_line("9" * 100_000))
     ('a  b\\\\x1b[31m', 2000)
     """
     text = str(message)
     if len(text) > MOST:
         text = f"{text[:MOST - TAIL - 5]} ... {text[-TAIL:]}"
-    text = text.strip().replace("\n", " ")
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    text = "\n  ".join(part.replace("\n", " ") for part in text.strip().split("\n  "))
+    if not text.replace("\n  ", "").isprintable():
+        text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
     return text if len(text) <= MOST else one_line(text)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from nanochat.checks import MOST_RATIO, cut
 from nanochat.command_line import Parser, say_error
 from nanochat.common import REPO_ROOT, get_base_dir
-from nanochat.lab.arms import NAME, parse_depths
+from nanochat.lab.arms import parse_depths, require_label
 from nanochat.lab.commands import RESULTS_DIR, call
 from nanochat.lab.cycle.rules import PHASES, plateau
 from nanochat.lab.cycle.walk import Cycle, read_cycles, walk
@@ -59,8 +59,7 @@ def require_ratio(text: str):
 
 
 def make_cycle(args) -> Cycle:
-    if not NAME.fullmatch(args.label):
-        raise ValueError(f"--label={args.label}: expected letters, digits, '.', '_' and '-'; it names files")
+    require_label(args.label)
     noise_seeds(args.noise_seeds)  # refuses a number that is no number of runs
     for ratio in args.ratios:
         require_ratio(ratio)

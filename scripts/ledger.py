@@ -147,6 +147,9 @@ def rerun(args) -> int:
 def work(args) -> int:
     if args.run and args.rerun is None:
         raise ValueError("--run goes with --rerun ROW")
+    for name in ("label", "arm"):
+        if getattr(args, name) is not None and args.import_run is None:
+            raise ValueError(f"--{name} goes with --import RUN; to show some rows: --where {name}=...")
     if args.import_run is not None:
         import_run(args)
     elif args.rerun is not None:

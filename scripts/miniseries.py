@@ -14,7 +14,7 @@ import sys
 
 from nanochat.command_line import Parser, say_error
 from nanochat.common import write_json
-from nanochat.lab.arms import NAME, parse_depths, parse_seeds
+from nanochat.lab.arms import parse_depths, parse_seeds, require_label
 from nanochat.lab.commands import EXIT_FAILED_CELL, RESULTS_DIR, call, module_command, now, paste
 from nanochat.lab.cycle import miniseries
 from nanochat.lab.ledger.bank import noise_seeds
@@ -130,8 +130,7 @@ def judge(args, depths) -> int:
 def main(argv=None) -> int:
     args, rest = build_parser().parse_known_args(join_values(sys.argv[1:] if argv is None else argv))
     try:
-        if not NAME.fullmatch(args.label):
-            raise ValueError(f"--label={args.label}: expected letters, digits, '.', '_' and '-'; it names files")
+        require_label(args.label)
         depths = parse_depths(args.depths or ["8 12 16"])
         refuse_unknown(rest)
         if args.noise_seeds:

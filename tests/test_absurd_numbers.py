@@ -33,6 +33,8 @@ CASES = [
     (protocol, [*SMALL, "--seeds", "1", "2", "--jobs=10000000000"], "--jobs=10000000000: expected 1 or more, at most"),
     (miniseries, ["--dry-run", "--depths=1000000000"], "--depths 1000000000"),
     (miniseries, ["--dry-run", "--noise-seeds=10000000000"], "--seeds=10000000000"),
+    (cycle, ["--dry-run", *SMALL, "--label=" + "x" * 260], "expected at most 100 letters"),
+    (miniseries, ["--dry-run", *SMALL, "--label=" + "x" * 260], "expected at most 100 letters"),
     (cycle, ["--dry-run", *SMALL, "--noise-seeds=-5"], "--seeds=-5"),
     (cycle, ["--dry-run", *SMALL, "--depths", "0"], "at least one layer"),
     (cycle, ["--dry-run", *SMALL, "--ratios", "nan"], "--ratios: 'nan'"),

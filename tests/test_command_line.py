@@ -48,6 +48,7 @@ def test_two_hyphens_are_no_value(capsys, command, flag):
 def test_end_of_a_long_message_stays():
     line = one_line("x" * 5000 + "; do that")
     assert len(line) == MOST and line.startswith("xxx") and line.endswith("; do that") and " ... " in line
+    assert one_line("paste:\n  make x\n\n") == "paste:\n  make x"
     assert one_line("\n  a\nb ") == "a b" and one_line("ä 日本") == "ä 日本" and len(one_line("\x1b" * 5000)) <= MOST
 
 

@@ -71,6 +71,8 @@ def test_all_columns_can_be_shown(ledger, capsys):
     (["--where", "val_bbp<2"], "did you mean val_bpb?"), (["--where", "seed"], "expected column=value"),
     (["--where", "seed=two"], "expected a whole number"), (["--columns", "sed"], "did you mean seed?"),
     (["--last=0"], "expected 1 or more"), (["--run"], "--run goes with --rerun"),
+    (["--label=a"], "--label goes with --import RUN; to show some rows: --where label=..."),
+    (["--arm=a", "--rerun=1"], "--arm goes with --import"),
     (["--rerun=1"], "expected a row from 1 to 0"), (["--import", "nobody"], "no such path"),
     (["--import", "x", "--label=noise"], "never by picking runs"),
     (["--import", "x", "--arm=a b"], "expected letters")])

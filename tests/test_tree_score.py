@@ -4,9 +4,12 @@ The control's evaluator on models of other trees: the honest one, one that count
 python -m pytest tests/test_tree_score.py -q
 """
 
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +21,7 @@ from nanochat.lab.runs import RunSummary, judged_bpb
 from nanochat.lab.trees.score import add_score, fault, is_scored
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.tokenizer import get_token_bytes
-from nanochat.tree_score import causality, score
+from nanochat.tree_score import TreeModel, causality, score
 from tests.tiny_base import STEP, TAG, make_tiny_base
 
 B, T, EVAL_TOKENS = 4, 32, 512
@@ -143,3 +146,12 @@ def test_a_run_of_an_earlier_version_waits_for_its_score():
     assert is_scored({"status": "ok", "results": {"val_bpb": None}}, eval_every=-1)
     assert is_scored({"status": "ok", "results": {"evaluator": "own"}}, eval_every=10)
     assert is_scored({"status": "diverged", "results": {}}, eval_every=10)
+
+
+@pytest.mark.parametrize("vocab", [0, 2 ** 40])
+def test_logits_of_no_vocabulary_are_refused_before_they_are_read(vocab):
+    model = TreeModel.__new__(TreeModel)
+    read, write = io.BytesIO(vocab.to_bytes(8, sys.byteorder)), io.BytesIO()
+    model.child = SimpleNamespace(stdin=write, stdout=read)
+    with pytest.raises(ValueError, match=f"gave logits of {vocab} tokens, expected at most"):
+        model.logits(torch.zeros(1, 2, dtype=torch.int64))

@@ -9,7 +9,7 @@ import re
 import shlex
 from dataclasses import asdict, dataclass, replace
 
-from nanochat.checks import MOST_LAYERS, cut
+from nanochat.checks import MOST_LAYERS, MOST_LETTERS, cut
 from nanochat.common import WINDOWS
 from nanochat.config import FIELDS, TrainConfig, config_hash, hashed_options, read_config
 from nanochat.options import flag, hyphenate, tagged, to_argv, with_role
@@ -124,6 +124,13 @@ def make_arms(candidates: list[str], common: list[str]) -> list[Arm]:
                              "--candidate='NAME: FLAGS'")
         arms.append(parse_arm(name, flags, common))
     return arms
+
+
+def require_label(label: str):
+    """Raise ValueError for a label that cannot begin the names of files: each step adds a suffix to it."""
+    if not NAME.fullmatch(label) or len(label) > MOST_LETTERS // 2:
+        raise ValueError(f"--label={cut(label)}: expected at most {MOST_LETTERS // 2} letters, digits, '.', '_' and "
+                         "'-'; it names files")
 
 
 def parse_seeds(words) -> list[int]:
