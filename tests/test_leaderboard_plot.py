@@ -69,13 +69,6 @@ def test_time_to_target_runs_to_the_left_so_that_right_is_faster(tmp_path, monke
 
 
 def test_speeds_that_nobody_measured_are_said_and_have_no_axis(tmp_path, monkeypatch):
-    rows = [make_row(arm, seed, **NO_TARGET) | {"tok_per_sec_median": None, "tok_per_sec": None, "avg_tok_per_sec": None}
-            for arm in ("control", "a") for seed in (1, 2)]
-    (_, right), = drawn(tmp_path, monkeypatch, rows)
-    assert not right.axison and [text.get_text() for text in right.texts] == ["not measured"]
-
-
-def test_speeds_that_nobody_measured_are_said_and_have_no_axis(tmp_path, monkeypatch):
     rows = [make_row(arm, seed, **NO_TARGET) | {"tok_per_sec_median": None}
             for arm in ("control", "a") for seed in (1, 2)]
     (_, right), = drawn(tmp_path, monkeypatch, rows)
