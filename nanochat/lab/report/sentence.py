@@ -212,7 +212,8 @@ def _doubt(case: Case) -> list[str]:
         return []
     gate = min(open_ones, key=lambda gate: _headroom(gate))
     if gate.mean is None:
-        return [f"Its {METRICS[gate.metric].name} was not measured in every run, so the {_limit(gate)} that you allow "
+        name = "speed" if gate.metric == "tok_per_sec" else METRICS[gate.metric].name
+        return [f"Its {name} was not measured in every run, so the {_limit(gate)} that you allow "
                 "cannot be checked."]
     if gate.result == "fail":
         return [f"It {_change(case, gate)}, more than the {_limit(gate)} that you allow."]
