@@ -149,7 +149,8 @@ def show(rows, profile_hash, say=print):
     except ValueError as e:
         say(f"no target from the bank: {e}\n")
     say(bank.describe(bank.measure(rows, profile_hash)))
-    if others := bank.other_profiles(rows, profile_hash):
+    own = [row for row in rows if row["profile_hash"] == profile_hash or not experiments.from_reference(row)]
+    if others := bank.other_profiles(own, profile_hash):  # those that came with the project are in the leaderboard
         say("\n" + others)
 
 

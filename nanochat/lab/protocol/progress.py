@@ -105,7 +105,8 @@ class Progress:
         eta = self.eta_sec()
         where = [name + (" starting" if cell.step is None else f" step {cell.step}/{cell.total or '?'}")
                  for name, cell in self.running.items()]
-        left = ", time to go unknown yet" if eta is None else f", about {format_time(eta)} left"
+        left = ", time to go unknown yet" if eta is None else f", about {format_time(eta)} left" if eta >= 1 else \
+            ", validating" if self.running else ""
         done = self.n_cells - self.n_to_run + self.done_cells
         told = [*where, f"{format_time(self.clock() - self.begun)} so far{left}"]
         return f"[{done}/{self.n_cells} done] {'; '.join(told)}"
