@@ -153,7 +153,7 @@ def test_bank_of_other_data_does_not_count_and_it_is_said(stand_in, base_dir, ca
     assert protocol.main(["--profile=smoke-cpu", "--data=mine", "--label=x", "--seeds=1 2", ledger]) in (0, 1)
     out = capsys.readouterr().out
     assert "the 3 banked runs of smoke-cpu do not count" in out and "dataset data -> other" in out
-    assert "noise from no bank yet" in out
+    assert "noise from no source, because none is banked yet" in out
     monkeypatch.setattr(profiles, "prepare", lambda *args: ("third", "tok"))
     assert protocol.main(["--profile=smoke-cpu", "--data=mine", "--label=x", "--seeds=1 2", ledger]) in (0, 1)
     assert "was a comparison on other data (dataset_id other da) and is replaced" in capsys.readouterr().out

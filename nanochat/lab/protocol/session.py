@@ -114,7 +114,7 @@ class Session:
         p = self.protocol
         if p.plan.noise != "bank" or self.declaration.noise_source != "none" or not (p.bank or p.ledger):
             return None
-        rows = [row for row in experiments.read_all(p.bank or p.ledger, label=experiments.NOISE)
+        rows = [row for row in experiments.read(p.bank or p.ledger, label=experiments.NOISE)
                 if row["profile"] == p.profile.name]
         others = [row for row in rows if row["profile_hash"] not in (None, p.profile_hash)]
         if not others or len(others) < len(rows):

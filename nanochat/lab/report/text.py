@@ -183,7 +183,7 @@ def _bound(value, missing: str, form: str, unit: str = "") -> str:
 SEEDS_SHOWN = (2, 3, 5, 8, 12)
 
 NOISE_FROM = {"bank": "the noise bank", "own": "the differences themselves",
-              "none": "no bank yet, so nothing is decided"}
+              "none": "no source, because none is banked yet: nothing is decided"}
 
 
 def basis_lines(results: ResultFile) -> list[str]:
