@@ -13,11 +13,13 @@ interrupted.
 import sys
 
 from nanochat.command_line import Parser, say_error
-from nanochat.common import write_json
+from nanochat.common import get_base_dir, write_json
+from nanochat.lab import own_data
 from nanochat.lab.arms import parse_depths, parse_seeds, require_label
 from nanochat.lab.commands import EXIT_FAILED_CELL, RESULTS_DIR, call, module_command, now, paste
 from nanochat.lab.cycle import miniseries
 from nanochat.lab.ledger.bank import noise_seeds
+from nanochat.lab.profiles import get_profile
 from nanochat.lab.protocol.runner import stop_on_signals
 from nanochat.lab.report.index import index_for
 from nanochat.lab.verdict.looks import MAX_SEEDS
@@ -133,6 +135,10 @@ def main(argv=None) -> int:
         require_label(args.label)
         depths = parse_depths(args.depths or ["8 12 16"])
         refuse_unknown(rest)
+        if args.profile:
+            get_profile(args.profile)
+        if args.data:
+            own_data.find(args.data, get_base_dir())
         if args.noise_seeds:
             noise_seeds(args.noise_seeds)  # refuses a number that is no number of runs
         code = 0 if args.judge else run(args, depths, rest)

@@ -233,7 +233,8 @@ def test_bad_input_is_refused_before_anything_runs(monkeypatch, capsys):
     monkeypatch.setattr(script, "call", lambda command: pytest.fail("nothing may run"))
     for argv, named in ((["--depths=2 2"], "repeated"), (["--depths=x"], "--depths x"),
                         (["--depths=0"], "at least one layer"), (["--label=a/b"], "--label=a/b"),
-                        (["--dephts=3"], "unknown flag --dephts")):
+                        (["--dephts=3"], "unknown flag --dephts"), (["--profile=nobody", "--dry-run"], "nobody"),
+                        (["--data=nobody", "--dry-run"], "no corpus of this name")):
         assert script.main(argv) == 2
         assert named in capsys.readouterr().err
 
