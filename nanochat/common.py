@@ -106,9 +106,9 @@ def paste_command(words, env: dict | None = None, windows: bool = WINDOWS, pytho
     python: what stands for the Python that runs now.
     With variables the Windows form is that of cmd.exe.
 
-    >>> paste_command(["python", "-m", "scripts.x", "--a=b c"], {"LABEL": "it is"}, windows=False)
+    >>> paste_command(["python", "-m", "scripts.x", "--a=b c"], {"LABEL": "it is"}, windows=False, python="python")
     "LABEL='it is' python -m scripts.x '--a=b c'"
-    >>> paste_command("python -m scripts.x '--a=b c'", {"LABEL": "it is"}, windows=True)
+    >>> paste_command("python -m scripts.x '--a=b c'", {"LABEL": "it is"}, windows=True, python="python")
     'set "LABEL=it is" && python -m scripts.x "--a=b c"'
     """
     words = shlex.split(words) if isinstance(words, str) else list(map(str, words))
