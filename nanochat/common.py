@@ -176,8 +176,10 @@ def fsync_dir(path: Path):
 
 @contextlib.contextmanager
 def atomic_writer(path):
-    """A binary file object whose content appears under `path` whole, or not at all."""
+    """A binary file object whose content appears under `path` whole, or not at all. Only a regular file is replaced."""
     path = Path(path)
+    if path.exists() and not path.is_file():  # as root, --output-json=/dev/null would replace the device for everyone
+        raise OSError(f"{path} is no regular file, and is not replaced; give another name")
     made = [p for p in (path.parent, *path.parents[1:]) if not p.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     for folder in made:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.common import MOST_BYTES, read_json, read_regular
-from nanochat.lab.csv_file import read_rows
+from nanochat.common import MOST_BYTES, atomic_write, read_json, read_regular
+from nanochat.lab.commands import require_writable
+from nanochat.lab.csv_file import check_header, read_rows
 from nanochat.lab.csv_text import MOST_CSV
+from nanochat.lab.ledger import experiments
 from nanochat.lab.trees.metas import read_meta
 from nanochat.lab.trees.patch_files import read_patch
 from nanochat.record import MOST_METRICS, last_metrics_row, read_metrics
@@ -59,3 +61,31 @@ def test_file_of_the_largest_size_is_read(tmp_path):
     assert read_regular(tmp_path / "x", 5) == b"12345"
     with pytest.raises(ValueError, match="has 5 bytes, expected at most 4"):
         read_regular(tmp_path / "x", 4)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes that have a name")
+def test_only_a_regular_file_is_replaced_by_one_that_is_written(tmp_path):
+    """As root, --output-json=/dev/null would have replaced the device of the whole machine."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/full")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/full")):
+        before = os.lstat(path)
+        with pytest.raises(OSError, match="no regular file"):
+            atomic_write(path, "x")
+        with pytest.raises(ValueError, match="cannot be written"):
+            require_writable(path)
+        assert os.path.samestat(before, os.lstat(path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "pipe"]
+
+
+def test_first_line_of_a_million_letters_is_another_header(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"[" * 1_000_000 + b"\n1,2\n")
+    with pytest.raises(ValueError, match="has other columns") as caught:
+        check_header(tmp_path / "x.csv", ["seed", "val_bpb"])
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+def test_ledger_that_is_a_link_to_itself_is_no_traceback(tmp_path):
+    (tmp_path / "l.csv").symlink_to(tmp_path / "l.csv")
+    assert experiments.read_all(tmp_path / "l.csv") == []

@@ -49,7 +49,7 @@ def require_writable(*paths):
     skipped."""
     for path in filter(None, paths):
         folder = next(p for p in path.absolute().parents if p.exists())
-        if path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
+        if (path.exists() and not path.is_file()) or not (folder.is_dir() and os.access(folder, os.W_OK)):
             raise ValueError(f"{path} cannot be written: expected the name of a file in a folder that may be written "
                              "to")
 

@@ -133,6 +133,9 @@ def parse_rows(path, raw: bytes) -> list[dict]:
             found.append(dict(zip(header, cells)))
 
 
+MOST_SHOWN = 10_000  # letters of a first line that is none of ours: csv refuses a cell of 131,073
+
+
 def other_header(path, line: bytes, schema: list[str]) -> ValueError:
     """The error for a first line that is not the schema."""
     cure = "restore it (git checkout, a copy), or move it away: a new one is begun"
@@ -144,7 +147,7 @@ def other_header(path, line: bytes, schema: list[str]) -> ValueError:
         if [cell.strip('"') for cell in text.split(mark)] == schema:
             return ValueError(f"{path}, line 1: its cells are separated by {name}, as some spreadsheets save them; "
                               f"expected commas: save it with commas, {cure}")
-    found = next(csv.reader([text]), [])
+    found = next(csv.reader([text[:MOST_SHOWN]]), [])
     lacks, has = [name for name in schema if name not in found], [name for name in found if name not in schema]
     differs = "; ".join(filter(None, [f"it lacks {', '.join(lacks)}" * bool(lacks), f"it has {', '.join(has)[:200]}"
                                       * bool(has)])) or "they have another order"

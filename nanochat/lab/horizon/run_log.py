@@ -11,6 +11,7 @@ dev/ledger/lane_b_reference.csv, and no command writes there. A run that is in e
 """
 
 import math
+import os
 from pathlib import Path
 from types import NoneType
 
@@ -99,7 +100,7 @@ def identity(row) -> tuple[str, str]:
 
 def logged(path) -> list[tuple]:
     """Runs of the ledger, and those that came with the project. Raises ValueError for another header."""
-    files = [*([REFERENCE] if Path(path).resolve() == LEDGER.resolve() else []), path]
+    files = [*([REFERENCE] if os.path.realpath(path) == os.path.realpath(LEDGER) else []), path]
     for file in files:
         check_header(file, schema())
     return [identity(row) for file in files for row in read_rows(file)]

@@ -218,7 +218,7 @@ def read(path, where=(), last: int | None = None, **filters) -> list[dict]:
 
 def reference_of(path) -> Path | None:
     """The file of the project's rows that are read with a ledger: REFERENCE with OWN, none with any other ledger."""
-    return REFERENCE if Path(path).resolve() == OWN.resolve() else None
+    return REFERENCE if os.path.realpath(path) == os.path.realpath(OWN) else None  # resolve() raises at a loop of links
 
 
 def read_all(path, where=(), last: int | None = None, **filters) -> list[dict]:
