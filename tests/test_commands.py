@@ -6,6 +6,7 @@ python -m pytest tests/test_commands.py -q
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def test_interrupt_lets_the_child_save(tmp_path, shell):
     script.write_text(SAVES)
     command = [sys.executable, str(script), str(note)]
     if shell:
-        (tmp_path / "t.sh").write_text(f"set -e\n{' '.join(command)}\necho not reached > {note}\n")
+        (tmp_path / "t.sh").write_text(f"set -e\n{shlex.join(command)}\necho not reached > {shlex.quote(str(note))}\n")
         command = ["bash", str(tmp_path / "t.sh")]
     parent = subprocess.Popen([sys.executable, "-c",
                                f"import sys\nfrom nanochat.lab.commands import call\nsys.exit(call({command!r}))"],

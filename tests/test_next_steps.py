@@ -54,7 +54,7 @@ def test_bank_is_advised_with_make_where_make_is_and_with_python_elsewhere(monke
     assert noise_line(8, options) == python
     monkeypatch.setattr(sys, "prefix", "/elsewhere")
     monkeypatch.setattr(commands.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert noise_line(2, []) == f"make noise SEEDS=2 SKIP_SETUP=1 PYTHON={sys.executable}"
+    assert noise_line(2, []) == f"make noise SEEDS=2 SKIP_SETUP=1 PYTHON={shlex.quote(sys.executable)}"
 
 
 @pytest.mark.parametrize("text, seeds", [

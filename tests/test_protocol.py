@@ -222,7 +222,7 @@ def test_printed_command_has_the_python_that_runs_and_the_stored_one_is_neutral(
     assert stored.startswith("python -m ")
     before, found, after = printed.strip().partition(" -m ")
     assert found + after == stored.removeprefix("python").replace("1 2", "1 2 3 4 5")
-    *environment, python = before.split()
+    *environment, python = shlex.split(before)
     assert environment == [f"{name}={os.environ[name]}" for name in ("NANOCHAT_BASE_DIR", "NANOCHAT_LEDGER")]
     assert shutil.which(python) and python != VENV_PYTHON, "a path that the repository's root has"
 

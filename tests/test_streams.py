@@ -5,6 +5,7 @@ python -m pytest tests/test_streams.py -q
 """
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -44,7 +45,7 @@ def test_a_full_disk_under_stdout_is_one_line():
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX closes the descriptor")
 def test_a_command_without_any_stdout_runs():
-    command = f"{sys.executable} -m scripts.patch --help >&-"
+    command = f"{shlex.quote(sys.executable)} -m scripts.patch --help >&-"
     result = subprocess.run(command, shell=True, cwd=REPO_ROOT, stderr=subprocess.PIPE, text=True)
     assert result.returncode == 0 and result.stderr == ""
 
