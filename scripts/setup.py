@@ -195,6 +195,8 @@ def main(argv=None):
                         help=f"take torch from this folder of {TORCH_INDEX}, like cpu, cu126 or rocm6.4; remembered in "
                              ".venv (default: chosen by the hardware)")
     args = parser.parse_args(argv)
+    if args.torch_build and not re.fullmatch(r"[a-z]{2,8}[0-9.]{0,8}", args.torch_build):
+        parser.error(f"--torch-build={args.torch_build[:40]!r}: expected a name like cpu, cu126 or rocm6.4")
 
     version = ensure_venv()
     done = read_stamp()

@@ -219,3 +219,11 @@ def test_damaged_stamp_installs_again(venv, content):
     setup.STAMP.write_bytes(content)
     setup.main([])
     assert len(pip_calls(venv)) == 1
+
+
+@pytest.mark.parametrize("build", ["../x", "a" * 1000, "1_000", "cpu;id", "\x1b[31m"])
+def test_a_build_that_cannot_be_is_refused_before_anything_is_made(build, monkeypatch, capsys):
+    monkeypatch.setattr(setup, "ensure_venv", lambda: pytest.fail("nothing may be made"))
+    with pytest.raises(SystemExit) as stop:
+        setup.main([f"--torch-build={build}"])
+    assert stop.value.code == 2 and "expected a name like cpu" in capsys.readouterr().err
