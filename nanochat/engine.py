@@ -20,7 +20,7 @@ def sample_next_token(logits, rng, temperature=1.0, top_k=None):
     """logits [B,V] -> ids [B,1]. Temperature 0 takes the largest; top_k None or 0 keeps the whole vocabulary."""
     if temperature < 0:
         raise ValueError(f"temperature={temperature}: expected 0 (greedy) or more")
-    if temperature == 0:
+    if temperature < 1e-30:  # such as 0; logits divided by less are not finite in fp32
         return logits.argmax(dim=-1, keepdim=True)
     if not top_k:
         return torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=rng)

@@ -238,3 +238,9 @@ def test_decoding_goes_past_the_training_context_up_to_the_rotary_table():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         engine_of(make_model()).generate_batch(**{"tokens": [1], **arguments})
+
+
+def test_a_temperature_that_fp32_cannot_divide_by_is_greedy():
+    logits = torch.tensor([[0.1, 3.0, 2.0]])
+    for temperature in (0, 1e-320, 1e-40):
+        assert sample_next_token(logits, None, temperature).tolist() == [[1]]
