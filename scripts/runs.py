@@ -12,16 +12,16 @@ and tokenizers are never touched. Exit code: 0, or 2 for bad input.
 """
 
 import math
-import shlex
 import sys
 from pathlib import Path
 
 from nanochat.checks import MOST_SEC
 from nanochat.command_line import Parser
-from nanochat.common import get_base_dir, to_paste
+from nanochat.common import get_base_dir, paste_command
 from nanochat.lab.commands import EXIT_OK, RESULTS_DIR, exit_code
 from nanochat.lab.ledger import experiments
 from nanochat.lab.protocol import disk, prune
+from nanochat.lab.table import format_size
 
 DAY_SEC = 86400
 
@@ -63,18 +63,17 @@ def work(args) -> int:
         return EXIT_OK
     decisions = prune.decide(items, args.label, args.older_than)
     print(f"{base_dir}\n\n{prune.text(decisions)}\n")
-    size = disk.human(sum(d.item.bytes for d in decisions if d.goes))
+    size = format_size(sum(d.item.bytes for d in decisions if d.goes))
     if args.yes:
-        print(f"deleted: {disk.human(prune.delete(decisions))} of {size}")
+        print(f"deleted: {format_size(prune.delete(decisions))} of {size}")
     else:
-        print(f"{size} can be freed. Nothing was deleted; this does it:\n  {to_paste(command(args))}")
+        print(f"{size} can be freed. Nothing was deleted; this does it:\n  {paste_command(command(args))}")
     return EXIT_OK
 
 
-def command(args) -> str:
-    words = ["python", "-m", "scripts.runs", "prune", *([f"--label={args.label}"] if args.label else []),
-             *([f"--older-than={args.older_than:g}"] if args.older_than else []), "--yes"]
-    return shlex.join(words)
+def command(args) -> list[str]:
+    return ["python", "-m", "scripts.runs", "prune", *([f"--label={args.label}"] if args.label else []),
+            *([f"--older-than={args.older_than:g}"] if args.older_than else []), "--yes"]
 
 
 def main(argv=None) -> int:

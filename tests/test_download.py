@@ -9,12 +9,12 @@ import hashlib
 import http.server
 import random
 import re
-import threading
 
 import pytest
 
 from nanochat import dataset, download, http_answers, shards
 from nanochat.manifest import DATA_FOLDER, SOURCES, read_manifest, shard_name, split_paths
+from tests.server_case import serving
 
 LAST = 3  # index of the validation shard in these tests
 NAMES = [shard_name(i) for i in range(LAST + 1)]
@@ -94,16 +94,9 @@ def content(tmp_path_factory):
 
 @pytest.fixture
 def server(content, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setitem(SOURCES, "climbmix", (DATA_FOLDER, LAST, "http://nowhere.invalid"))
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.content, httpd.todo, httpd.log, httpd.options = dict(content), {}, [], set()
-    thread = threading.Thread(target=httpd.serve_forever, kwargs=dict(poll_interval=0.01), daemon=True)
-    thread.start()
-    yield httpd
-    httpd.shutdown()
-    httpd.server_close()
-    thread.join()
+    with serving(Handler, monkeypatch, content=dict(content), todo={}, log=[], options=set()) as httpd:
+        yield httpd
 
 
 def get(server, data_dir, num_files=2, **options):

@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import http.server
 import random
-import threading
 import time
 from types import SimpleNamespace
 
@@ -17,6 +16,7 @@ import pytest
 
 from nanochat import download, http_answers, shards
 from nanochat.manifest import DATA_FOLDER, SOURCES, read_manifest, shard_name
+from tests.server_case import serving
 
 NAME = shard_name(0)  # of the validation shard, the only shard of these tests
 
@@ -55,16 +55,9 @@ def body(tmp_path_factory):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setitem(SOURCES, "climbmix", (DATA_FOLDER, 0, "http://nowhere.invalid"))
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.log, httpd.daemon_threads = [], True
-    thread = threading.Thread(target=httpd.serve_forever, kwargs=dict(poll_interval=0.01), daemon=True)
-    thread.start()
-    yield httpd
-    httpd.shutdown()
-    httpd.server_close()
-    thread.join()
+    with serving(Handler, monkeypatch, log=[]) as httpd:
+        yield httpd
 
 
 def fetch(server, data_dir, url=None):

@@ -81,15 +81,20 @@ def end(driver) -> str:
     return out
 
 
-BOTH = [("control", "ok"), ("gate", "ok")]
-
-
-def test_cells_of_a_killed_driver_are_waited_for_and_get_their_rows(monkeypatch):
+def kill_the_driver_of_two_cells(monkeypatch):
+    """Both cells have begun, and wait for the file go_on."""
     behave(monkeypatch, control_s1="slow", gate_s1="slow")
     driver = start()
     wait_until(lambda: steps("control") and steps("gate"), driver)
     driver.kill()
     driver.wait()
+
+
+BOTH = [("control", "ok"), ("gate", "ok")]
+
+
+def test_cells_of_a_killed_driver_are_waited_for_and_get_their_rows(monkeypatch):
+    kill_the_driver_of_two_cells(monkeypatch)
     second = start()
     out = read_until(second, "control s1 is still running", "gate s1 is still running")
     Path("go_on").touch()
@@ -117,11 +122,7 @@ def test_a_cell_that_had_not_taken_its_lock_when_its_driver_was_killed_is_traine
 
 
 def test_cells_that_end_while_nobody_watches_get_their_rows_on_reuse(monkeypatch):
-    behave(monkeypatch, control_s1="slow", gate_s1="slow")
-    driver = start()
-    wait_until(lambda: steps("control") and steps("gate"), driver)
-    driver.kill()
-    driver.wait()
+    kill_the_driver_of_two_cells(monkeypatch)
     Path("go_on").touch()
     tags = ["nc_t_d4_control_s1", "nc_t_d4_gate_s1"]
     wait_until(lambda: [read_record(make().home, tag)["status"] for tag in tags] == ["ok", "ok"])
@@ -149,11 +150,7 @@ def test_two_drivers_of_one_label_train_each_cell_once(monkeypatch):
 
 
 def test_a_driver_that_is_stopped_leaves_a_cell_that_it_only_waits_for(monkeypatch):
-    behave(monkeypatch, control_s1="slow", gate_s1="slow")
-    driver = start()
-    wait_until(lambda: steps("control") and steps("gate"), driver)
-    driver.kill()
-    driver.wait()
+    kill_the_driver_of_two_cells(monkeypatch)
     second = start()
     read_until(second, "control s1 is still running", "gate s1 is still running")
     second.send_signal(signal.SIGINT)

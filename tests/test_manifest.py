@@ -9,7 +9,7 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from folder_case import add_manifest, make_shard
+from folder_case import add_manifest, make_shard, make_three_shards
 
 from nanochat.manifest import (
     DATA_FOLDER,
@@ -30,10 +30,7 @@ from nanochat.shards import iter_texts, read_row_group, row_groups
 def folder(tmp_path, monkeypatch):
     """A base dir with three shards as upstream leaves them: no manifest."""
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
-    path = tmp_path / DATA_FOLDER
-    for i in range(3):
-        make_shard(path / shard_name(i), [f"shard {i} document {j}" for j in range(5)])
-    return path
+    return make_three_shards(tmp_path)
 
 
 def test_without_manifest_the_last_shard_validates(folder):

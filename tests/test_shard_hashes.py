@@ -9,21 +9,18 @@ import os
 import shutil
 
 import pytest
-from folder_case import add_manifest, make_shard
+from folder_case import add_manifest, make_three_shards
 
 from nanochat import manifest
 from nanochat.common import sha256_file
-from nanochat.manifest import DATA_FOLDER, MANIFEST, get_dataset_id, shard_name, split_paths
+from nanochat.manifest import MANIFEST, get_dataset_id, shard_name, split_paths
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A base dir with three shards and no manifest."""
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
-    path = tmp_path / DATA_FOLDER
-    for i in range(3):
-        make_shard(path / shard_name(i), [f"shard {i} document {j}" for j in range(5)])
-    return path
+    return make_three_shards(tmp_path)
 
 
 def flip_a_bit(path):

@@ -22,20 +22,12 @@ from nanochat.lab.report import conclusions as conclude
 from nanochat.lab.report import two_runs
 from nanochat.lab.report.conclusions import conclusions
 from scripts import compare
-from tests.two_runs_case import bank, put, put_upstream
-
-MIX = ("--symplectic-gate", "--symplectic-gate-mix=0.05")
+from tests.two_runs_case import MIX, bank, pair, put, put_upstream
 
 
 @pytest.fixture
 def ledger(tmp_path):
     return tmp_path / "ledger.csv"
-
-
-def pair(base, ledger, *flags, a=None, b=None):
-    put(base, 1, run_id="a", **(a or {}))
-    put(base, 1, *flags, run_id="b", **(b or {}))
-    return find("a", base, ledger), find("b", base, ledger)
 
 
 def said(a, b, ledger) -> str:

@@ -16,20 +16,12 @@ from nanochat.lab.profiles import PROFILES
 from nanochat.lab.report.conclusions import conclusions, next_lines, protocol_command
 from scripts import protocol
 from tests.ledger_case import record
-from tests.two_runs_case import bank, put
-
-MIX = ("--symplectic-gate", "--symplectic-gate-mix=0.05")
+from tests.two_runs_case import MIX, bank, pair, put
 
 
 @pytest.fixture
 def ledger(tmp_path):
     return tmp_path / "ledger.csv"
-
-
-def pair(base, ledger, *flags, a=None, b=None):
-    put(base, 1, run_id="a", **(a or {}))
-    put(base, 1, *flags, run_id="b", **(b or {}))
-    return find("a", base, ledger), find("b", base, ledger)
 
 
 def test_command_is_a_protocol_of_just_this_difference_on_new_seeds(base_dir, ledger):

@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+from nanochat.lab.ledger.any_run import find
 from nanochat.lab.ledger.experiments import append, row_of_record
 from tests.ledger_case import metrics, record
+
+MIX = ("--symplectic-gate", "--symplectic-gate-mix=0.05")
 
 
 def put(base, seed, *flags, values=(3.0, 2.8, 2.6), every=20, run_id=None, change=None, **options) -> Path:
@@ -47,3 +50,10 @@ def checkpoint(home, tag, step=60, size=1000, **meta) -> Path:
         (folder / name).write_bytes(b"w" * size)
     (folder / f"meta_{step:06d}.json").write_text(json.dumps({"run_id": tag, "step": step, **meta}))
     return folder
+
+
+def pair(base, ledger, *flags, a=None, b=None):
+    """Runs "a" and "b" on seed 1; flags are those of b. a, b: more of put for each."""
+    put(base, 1, run_id="a", **(a or {}))
+    put(base, 1, *flags, run_id="b", **(b or {}))
+    return find("a", base, ledger), find("b", base, ledger)

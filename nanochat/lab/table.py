@@ -31,6 +31,15 @@ def format_time(sec: float) -> str:
     return f"{hours}:{minutes:02d}:{sec:02d}" if hours else f"{minutes}:{sec:02d}"
 
 
+def format_size(size: float) -> str:
+    """Bytes, in units of 10^6 or 10^9.
+
+    >>> [format_size(n) for n in (0, 9.4e6, 75e6, 2.2e9)]
+    ['0 MB', '9 MB', '75 MB', '2.2 GB']
+    """
+    return f"{size / 1e9:,.1f} GB" if size >= 999.5e6 else f"{size / 1e6:.0f} MB"
+
+
 def looks_text(looks: list[int]) -> str:
     """
     >>> looks_text([5]), looks_text([2, 3, 4, 5]), looks_text([2, 5, 8])

@@ -18,7 +18,7 @@ from pathlib import Path
 from nanochat.common import read_json
 from nanochat.lab.ledger import declarations, experiments
 from nanochat.lab.report.result_file import path_of
-from nanochat.lab.table import table
+from nanochat.lab.table import format_size, table
 from nanochat.record import read_record
 from nanochat.stage import STAGES
 
@@ -170,19 +170,11 @@ def _record(home: Path, tag: str) -> dict:
 # -----------------------------------------------------------------------------
 # As text
 
-def human(size: float) -> str:
-    """
-    >>> [human(n) for n in (0, 2000, 75e6, 2.2e9)]
-    ['0 MB', '0 MB', '75 MB', '2.2 GB']
-    """
-    return f"{size / 1e9:.1f} GB" if size >= 999.5e6 else f"{size / 1e6:.0f} MB"
-
-
 def listing(items: list[Item], ledger: Path, results: Path) -> str:
     """Disk use by kind, then the comparisons with what refers to each of them, then other checkpoints."""
-    by_kind = [[KINDS[kind], str(len(mine)), human(sum(item.bytes for item in mine))]
+    by_kind = [[KINDS[kind], str(len(mine)), format_size(sum(item.bytes for item in mine))]
                for kind in KINDS if (mine := [item for item in items if item.kind == kind])]
-    total = ["in all", str(len(items)), human(sum(item.bytes for item in items))]
+    total = ["in all", str(len(items)), format_size(sum(item.bytes for item in items))]
     parts = [table(["what", "number", "disk"], [*by_kind, total])]
     parts += [text for text in (_labels_text(items, ledger, results), _own_text(items), _compiled_text()) if text]
     return "\n\n".join(parts)
@@ -196,7 +188,7 @@ def _labels_text(items: list[Item], ledger: Path, results: Path) -> str:
     declared = {d.label for d in declarations.read(declarations.beside(ledger))} if groups else set()
     rows = [[label, str(len({i.tag for i in mine})), str(sum(i.kind == "record" for i in mine)),
              str(len({i.tag for i in mine if i.has_row})), _ends(label, declared, results),
-             human(sum(i.bytes for i in mine))] for label, mine in sorted(groups.items())]
+             format_size(sum(i.bytes for i in mine))] for label, mine in sorted(groups.items())]
     header = ["comparison", "runs", "records", "rows in the ledger", "referred to by", "disk"]
     return table(header, rows) if rows else ""
 
@@ -210,7 +202,7 @@ def _ends(label: str, declared: set, results: Path) -> str:
 
 
 def _own_text(items: list[Item]) -> str:
-    rows = [[item.path.name, str(item.home), "yes" if item.status else "no", item.status or "", human(item.bytes)]
+    rows = [[item.path.name, str(item.home), "yes" if item.status else "no", item.status or "", format_size(item.bytes)]
             for item in items if item.kind in ("checkpoint", "aside") and not item.is_of_a_cell]
     return table(["other checkpoint", "in", "record", "status", "disk"], rows, left=2) if rows else ""
 
@@ -219,5 +211,5 @@ def _compiled_text() -> str:
     """torch keeps compiled code outside the base directory, for all programs of a user."""
     folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR")
                   or Path(tempfile.gettempdir()) / f"torchinductor_{os.environ.get('USER', 'root')}")
-    return f"torch's cache of compiled code, used by other programs too: {folder}, {human(size_of(folder)[0])}" \
+    return f"torch's cache of compiled code, used by other programs too: {folder}, {format_size(size_of(folder)[0])}" \
         if folder.is_dir() else ""

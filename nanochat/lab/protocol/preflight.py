@@ -18,7 +18,7 @@ from nanochat.lab import own_data
 from nanochat.lab.ledger import experiments
 from nanochat.lab.ledger.workload import options_of
 from nanochat.lab.protocol.progress import last_end
-from nanochat.lab.table import format_time
+from nanochat.lab.table import format_size, format_time
 from nanochat.stage import BASE
 
 BYTES_A_PARAMETER = 12  # of a checkpoint, at most: weights and two moments in float32
@@ -111,11 +111,12 @@ def disk_lines(session, reused, to_run, first: int) -> list[str]:
     if size is None:
         return []
     free = shutil.disk_usage(next(p for p in (protocol.home, *protocol.home.absolute().parents) if p.exists())).free
-    if size * min(len(to_run), first) > MANY_BYTES * free:
-        raise ValueError(f"{min(len(to_run), first)} cells leave about {_gb(size * min(len(to_run), first))} of "
-                         f"checkpoints in {protocol.home}, and {_gb(free)} are free there: free some, or set "
-                         "NANOCHAT_BASE_DIR to a larger disk")
-    return [f"disk: {_gb(size * len(to_run))} for the checkpoints of {len(to_run)} cells, {_gb(free)} are free"]
+    cells = min(len(to_run), first)
+    if size * cells > MANY_BYTES * free:
+        raise ValueError(f"{cells} cells leave about {format_size(size * cells)} of checkpoints in {protocol.home}, "
+                         f"and {format_size(free)} are free there: free some, or set NANOCHAT_BASE_DIR to a larger one")
+    return [f"disk: {format_size(size * len(to_run))} for the checkpoints of {len(to_run)} cells, {format_size(free)} "
+            "are free"]
 
 
 def cell_bytes(protocol, reused) -> int | None:
@@ -126,10 +127,6 @@ def cell_bytes(protocol, reused) -> int | None:
             return found
     control = protocol.arms[0].config
     return protocol.cost and BYTES_A_PARAMETER * protocol.cost(control).num_params * max(1, control.keep_last)
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 5e7 else f"{size / 1e6:,.1f} MB"
 
 
 def repeat_lines(protocol) -> list[str]:

@@ -20,9 +20,9 @@ from filelock import FileLock, Timeout
 from nanochat.code_identity import tree_hash
 from nanochat.common import read_json
 from nanochat.git import run_git
-from nanochat.lab.protocol.disk import KINDS, TEMPORARY, Item, human
+from nanochat.lab.protocol.disk import KINDS, TEMPORARY, Item
 from nanochat.lab.protocol.runner import COMPLETE
-from nanochat.lab.table import table
+from nanochat.lab.table import format_size, table
 from nanochat.lab.trees.score import is_scored
 from nanochat.record import read_record
 from nanochat.stage import BASE
@@ -198,6 +198,6 @@ def _group(title: str, decisions: list[Decision]) -> str:
     for d in decisions:
         whose = d.item.comparison if d.item.is_of_a_cell else d.item.tag
         groups[KINDS[d.item.kind], "" if d.item.kind == "lock" else whose, d.why].append(d.item)
-    rows = [[kind, whose, why, str(len(items)), human(sum(item.bytes for item in items))]
+    rows = [[kind, whose, why, str(len(items)), format_size(sum(item.bytes for item in items))]
             for (kind, whose, why), items in groups.items()]
     return f"{title}\n" + table(["what", "of", "why", "number", "disk"], rows, left=3) if rows else ""
