@@ -17,7 +17,7 @@ from nanochat.lab.table import plain
 DEEPEST = 4  # levels of objects in objects that get a heading; further ones are shown as text
 MOST_ROWS, MOST_LETTERS = 200, 2000  # of a table; of a cell
 STYLE_HERE = """td.t{white-space:normal;max-width:32em}\
-@media (max-width:600px){dl{grid-template-columns:1fr}dt{margin-top:6px}}"""
+@media (max-width:600px){dl{grid-template-columns:1fr}dt{margin-top:6px}td{overflow-wrap:anywhere}}"""
 
 
 def document(title: str, *parts, style: str = "") -> str:
