@@ -6,7 +6,7 @@ reader goes away (`python -m scripts.arch | head -1`, a terminal that is closed)
 Python answers each with an exception in the middle of the work.
 
 Here a character that cannot be encoded becomes a question mark. A reader that went away ends a command quietly, as
-Ctrl-C does. A training goes on without its output (`undisturbed`): its weights are worth more than its lines.
+Ctrl-C does. A training goes on without its output (`undisturbed`), so that no print can end it.
 """
 
 import contextlib
